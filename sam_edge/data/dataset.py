@@ -1,0 +1,57 @@
+"""Reading many files of which a few may be broken: one behaviour for every kind of dataset."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from sam_edge.errors import DataError
+
+Item = TypeVar("Item")
+
+
+class Dataset(ABC, Generic[Item]):
+    """A sized, indexable collection whose files may turn out to be unreadable.
+
+    Indexing is strict and raises `DataError` for a broken file. Iterating yields the readable items in order:
+    broken ones are left out, counted in `skipped`, and reported by one warning when the pass ends. With
+    `strict=True` iteration raises at the first broken file instead.
+    """
+
+    strict: bool = False
+    skipped: int = 0
+    """Files left out by the latest (or current) pass of iteration."""
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """File names, in the order of the items; relative to the root, with forward slashes."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Item:
+        """Item `index`. Raises DataError if its file is broken, IndexError if there is no such item."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Item]:
+        self.skipped = 0
+        first_offender: DataError | None = None
+        try:
+            for index in range(len(self)):
+                try:
+                    item = self[index]
+                except DataError as error:
+                    if self.strict:
+                        raise
+                    self.skipped += 1
+                    first_offender = first_offender or error
+                    continue
+                yield item
+        finally:
+            # In `finally`, so that a caller who stops early still learns of what was skipped up to there.
+            if first_offender is not None:
+                warnings.warn(
+                    f"skipped {self.skipped} of {len(self)} unreadable files, the first: {first_offender}",
+                    stacklevel=2,
+                )

@@ -1,0 +1,66 @@
+"""One image file to RGB bytes, whatever the camera, scanner or drawing program wrote."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from sam_edge.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""File name endings (lower case) that are taken for images."""
+
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture as it is meant to be looked at: upright by its EXIF tag, opaque, 8-bit RGB.
+
+    Raises DataError, with the path, for a file that is missing, truncated, broken or no image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such image file; check the path.")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(_upright(image))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:
+        # Wide on purpose: broken bytes make the decoders raise almost anything (OSError, SyntaxError,
+        # struct.error, zlib.error, IndexError, ...), and each of them means the same to the user.
+        raise DataError(f"{path}: not a readable image ({error}); replace or remove it.") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # A damaged EXIF block (cameras and editors write many) is no reason to refuse intact pixels.
+        return image
+
+
+def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        return np.repeat(_sixteen_to_eight_bit(image)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise DataError("floating-point pixels have no agreed white; convert the image to 8 or 16 bit.")
+    if image.has_transparency_data:
+        # The colour under transparent pixels is arbitrary (often black, or leftovers of an edit), so alpha
+        # cannot just be dropped; white is the page that such cut-outs are made for.
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    # np.array and not asarray: torch and OpenCV want memory that they may write to.
+    return np.array(image.convert("RGB"))
+
+
+def _sixteen_to_eight_bit(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Scales 0..65535 to 0..255; Pillow's own conversion would clip at 255 and leave a white picture."""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise DataError(
+            f"grey values {grey.min()} to {grey.max()} exceed 16 bits; convert the image to 16 bit."
+        )
+    return np.round(grey / 257).astype(np.uint8)

@@ -1,0 +1,87 @@
+"""What people may write after `--data`: a folder, a COCO file, or `synthetic`."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sam_edge.data.coco import CocoInstances
+from sam_edge.data.dataset import Dataset
+from sam_edge.data.folder import ImageFolder
+from sam_edge.data.sa1b import Sa1bFolder
+from sam_edge.data.sample import LabelledDataset
+from sam_edge.data.split import Split
+from sam_edge.data.synthetic import SyntheticScenes
+from sam_edge.errors import DataError
+
+DEFAULT_SCENES = 1000
+"""Scenes that `synthetic` stands for when it names no count."""
+
+
+def open_labelled(spec: str | Path, split: Split = "all", strict: bool = False) -> LabelledDataset:
+    """Images with masks, by what `spec` is.
+
+    A folder of image and JSON pairs opens as SA-1B; a `.json` file, or a folder with `instances*.json` or
+    `annotations/instances*.json`, as COCO; `synthetic`, `synthetic:COUNT` and `synthetic:COUNT:SEED` are
+    generated scenes. Raises DataError for anything else.
+    """
+    scenes = _synthetic(spec, split)
+    if scenes is not None:
+        return scenes
+    path = Path(spec)
+    if path.is_file() and path.suffix.lower() == ".json":
+        return CocoInstances(path, split=split, strict=strict)
+    if not path.is_dir():
+        raise DataError(
+            f"{spec}: no such data; allowed are a folder of image and JSON pairs (SA-1B), a COCO instances .json "
+            "or its folder, and synthetic[:COUNT[:SEED]]."
+        )
+    found = sorted(path.glob("instances*.json")) + sorted(path.glob("annotations/instances*.json"))
+    if len(found) > 1:
+        # Guessing train or val for the user would quietly measure on the wrong one.
+        raise DataError(f"{spec}: holds {', '.join(file.name for file in found)}; name the one to use.")
+    return CocoInstances(found[0], split=split, strict=strict) if found else Sa1bFolder(path, split, strict)
+
+
+def open_images(
+    spec: str | Path, strict: bool = False, limit: int | None = None
+) -> Dataset[tuple[str, UInt8[np.ndarray, "h w 3"]]]:
+    """Images without labels, as (name, RGB): a folder, or the pictures of `synthetic[:COUNT[:SEED]]`.
+
+    `limit` keeps the first so many. Raises DataError for anything else.
+    """
+    scenes = _synthetic(spec, "all")
+    return ImageFolder(spec, strict, limit) if scenes is None else _PicturesOnly(scenes, limit)
+
+
+class _PicturesOnly(Dataset[tuple[str, UInt8[np.ndarray, "h w 3"]]]):
+    """A labelled dataset seen as an unlabelled one."""
+
+    def __init__(self, labelled: LabelledDataset, limit: int | None) -> None:
+        if limit is not None and limit < 1:
+            raise DataError(f"limit must be at least 1, got {limit}.")
+        self._labelled = labelled
+        self._names = labelled.names[:limit]
+
+    @property
+    def names(self) -> list[str]:
+        return self._names
+
+    def __getitem__(self, index: int) -> tuple[str, UInt8[np.ndarray, "h w 3"]]:
+        # Through the range, so that a negative index counts from the limited end.
+        sample = self._labelled[range(len(self._names))[index]]
+        return sample.name, sample.image
+
+
+def _synthetic(spec: str | Path, split: Split) -> SyntheticScenes | None:
+    """The scenes that `spec` asks for; None if it is about files."""
+    word, *numbers = str(spec).split(":")
+    if word != "synthetic":
+        return None
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+        raise DataError(
+            f"{spec}: expected synthetic, synthetic:COUNT or synthetic:COUNT:SEED in whole numbers."
+        )
+    count = int(numbers[0]) if numbers else DEFAULT_SCENES
+    seed = int(numbers[1]) if len(numbers) == 2 else 0
+    return SyntheticScenes(count, seed, split=split)

@@ -1,0 +1,67 @@
+"""The layout of SA-1B (Segment Anything, 2023): NAME.jpg beside NAME.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sam_edge.data.folder import list_images
+from sam_edge.data.image import read_image
+from sam_edge.data.rle import to_rle
+from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
+from sam_edge.data.split import Split, select
+from sam_edge.errors import DataError
+
+
+class Sa1bFolder(LabelledDataset):
+    """The images of a folder (and its subfolders) that have a JSON file of the same stem beside them.
+
+    Images without one are not part of the dataset. Raises DataError at construction if no pair is found or
+    the split is empty, and on access for a broken image or JSON.
+    """
+
+    def __init__(self, root: str | Path, split: Split = "all", strict: bool = False) -> None:
+        self.root = Path(root)
+        self.strict = strict
+        pairs = [name for name in list_images(self.root) if (self.root / name).with_suffix(".json").is_file()]
+        if not pairs:
+            raise DataError(
+                f"{self.root}: no image has a .json file of the same name beside it (SA-1B layout)."
+            )
+        self._names = select(pairs, split)
+
+    @property
+    def names(self) -> list[str]:
+        return self._names
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        name = self._names[index]
+        image = read_image(self.root / name)
+        height, width = image.shape[:2]
+        annotations = read_sa1b_json((self.root / name).with_suffix(".json"), height, width)
+        return LabelledImage(name=name, image=image, annotations=annotations)
+
+
+def read_sa1b_json(path: Path, height: int, width: int) -> tuple[Annotation, ...]:
+    """The annotations of one SA-1B JSON file, for an image of `height` x `width` pixels.
+
+    Raises DataError, naming the file, if it is not JSON, lacks a key, or has a mask of another size.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(_annotation(entry, height, width) for entry in content["annotations"])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise DataError(f"{path}: lacks the key {error}; expected SA-1B annotations.") from error
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{path}: not SA-1B annotations ({error}); replace or remove it.") from error
+
+
+def _annotation(entry: dict[str, Any], height: int, width: int) -> Annotation:
+    left, top, box_width, box_height = (float(value) for value in entry["bbox"])
+    x, y = (float(value) for value in entry["point_coords"][0])
+    return Annotation(
+        rle=to_rle(entry["segmentation"], height, width),
+        bbox_xywh=(left, top, box_width, box_height),
+        point_xy=(x, y),
+    )

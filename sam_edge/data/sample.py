@@ -1,0 +1,79 @@
+"""What labelled data looks like to the rest of sam-edge: an image and its instance masks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+from pycocotools import mask as coco_mask
+
+from sam_edge.data.dataset import Dataset
+from sam_edge.data.rle import decode_mask, encode_mask
+from sam_edge.errors import DataError
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One instance: its mask, kept compressed, and the two prompts that ask for it."""
+
+    rle: dict[str, Any]
+    """COCO compressed RLE: {"size": [h, w], "counts": str or bytes}."""
+    bbox_xywh: tuple[float, float, float, float]
+    """Box in pixels: left, top, width, height."""
+    point_xy: tuple[float, float]
+    """A point of the object, in pixels: column, row."""
+
+    @classmethod
+    def from_mask(cls, mask: Bool[np.ndarray, "h w"]) -> "Annotation":
+        """The annotation of a mask: tight box, most interior point. Raises DataError if it is empty."""
+        return cls.from_rle(encode_mask(mask), mask)
+
+    @classmethod
+    def from_rle(
+        cls,
+        rle: dict[str, Any],
+        mask: Bool[np.ndarray, "h w"] | None = None,
+        bbox_xywh: tuple[float, float, float, float] | None = None,
+    ) -> "Annotation":
+        """Like `from_mask`, for a mask that is already encoded; `mask` and `bbox_xywh` where known."""
+        pixels = decode_mask(rle) if mask is None else mask
+        left, top, width, height = (int(side) for side in coco_mask.toBbox(rle))
+        if width == 0 or height == 0:
+            raise DataError("an annotation's mask is empty: leave such annotations out.")
+        column, row = most_interior_point(pixels[top : top + height, left : left + width])
+        box = bbox_xywh or (float(left), float(top), float(width), float(height))
+        return cls(rle=rle, bbox_xywh=box, point_xy=(float(left + column), float(top + row)))
+
+    def mask(self) -> Bool[np.ndarray, "h w"]:
+        """The mask, decoded anew at each call."""
+        return decode_mask(self.rle)
+
+    @property
+    def area(self) -> int:
+        """Pixels of the mask."""
+        return int(coco_mask.area(self.rle))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """An image with the instances known in it."""
+
+    name: str
+    """File name, by which the data is split into train and val."""
+    image: UInt8[np.ndarray, "h w 3"]
+    """RGB."""
+    annotations: tuple[Annotation, ...]
+
+
+class LabelledDataset(Dataset[LabelledImage]):
+    """A dataset of `LabelledImage`s; see `Dataset` for what happens to broken files."""
+
+
+def most_interior_point(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
+    """Column and row of the pixel farthest from the outside of a non-empty mask, in pixels."""
+    # The picture's border counts as outside: a point on the very edge is a poor prompt.
+    padded = np.pad(mask.astype(np.uint8), 1)
+    distance_px = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)
+    row, column = np.unravel_index(int(distance_px.argmax()), distance_px.shape)
+    return int(column) - 1, int(row) - 1

@@ -1,0 +1,130 @@
+"""Checkpoint folders (`config.json` + `model.safetensors`) and other people's checkpoint files."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sam_edge.errors import CheckpointError
+from sam_edge.files import atomic_folder
+from sam_edge.models.config import ModelConfig
+from sam_edge.models.sam import EdgeSam
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -> Path:
+    """Write a checkpoint folder, whole or not at all; `half` stores floats as fp16.
+
+    Raises:
+        SamEdgeError: the folder cannot be written, or holds something else.
+    """
+    tensors = {
+        name: _stored(value, half) for name, value in model.state_dict().items() if name not in _shared(model)
+    }
+    with atomic_folder(folder) as work:
+        (work / CONFIG).write_text(model.config.to_json())
+        save_file(tensors, work / WEIGHTS)
+    return Path(folder)
+
+
+def _stored(value: Tensor, half: bool) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.half() if half and value.is_floating_point() else value
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Second names of tensors that modules share; safetensors stores each once."""
+    seen: set[int] = set()
+    second: set[str] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in seen:
+            second.add(name)
+        seen.add(id(value))
+    return second
+
+
+def load_checkpoint(folder: str | Path) -> EdgeSam:
+    """Build the model that a checkpoint folder describes, in float32, quantized where its config says so.
+
+    Raises:
+        CheckpointError: a missing or broken file, or weights that do not fit the config.
+    """
+    folder = Path(folder)
+    config = ModelConfig.read(folder / CONFIG)
+    model = EdgeSam(config)
+    if config.quantization is not None:
+        from sam_edge.models.quantized import insert_quantized_layers
+
+        insert_quantized_layers(model, config.quantization)
+    load_weights(model, read_state_dict(folder / WEIGHTS), folder)
+    return model
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Load a state dict strictly; float weights become float32.
+
+    Raises:
+        CheckpointError: missing, unexpected or misshapen tensors, the first few named.
+    """
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    wanted = model.state_dict()
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if wanted[name].shape != state[name].shape
+    ]
+    problems = [
+        *(f"{name} is missing" for name in missing),
+        *(f"{name} is unexpected" for name in extra),
+        *shapes,
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{source} does not fit this model: {'; '.join(problems[:3])}{more}.")
+    model.load_state_dict(state)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors`, `.pth` or `.pt` file; wrappers such as {"model": ...} are opened.
+
+    Pickles are read with `weights_only=True`: nothing in them is executed.
+
+    Raises:
+        CheckpointError: missing, truncated, no state dict, or a pickle that would need to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: give a checkpoint file or folder, or a known model name.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "Weights only" in str(error):
+            raise CheckpointError(
+                f"{path} is a pickle of objects, not of weights, and loading it would run its code: in the program "
+                "that made it, save `model.state_dict()` to a .pth or .safetensors file instead."
+            ) from error
+        raise CheckpointError(f"{path} is not a checkpoint, or was cut short.") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint, or was cut short: {_first_line(error)}.") from error
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{path} holds no state dict: save `model.state_dict()` instead.")
+    return loaded
+
+
+def is_checkpoint_folder(path: str | Path) -> bool:
+    """True for a folder that sam-edge wrote a checkpoint into."""
+    return (Path(path) / CONFIG).is_file() and (Path(path) / WEIGHTS).is_file()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

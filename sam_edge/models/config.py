@@ -1,0 +1,199 @@
+"""What a SAM is made of, as data: `config.json` of a checkpoint folder.
+
+Widths are channels, sizes are pixels, windows are tokens per side (0 means global attention).
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sam_edge.errors import CheckpointError, ModelError
+
+SCHEMA = 1
+Arch = Literal["vit", "slim_vit", "tiny_vit"]
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One transformer block of a ViT encoder."""
+
+    embed: int
+    """Width of the residual stream."""
+    qk: int
+    """Width of the query and key projections, all heads together."""
+    v: int
+    """Width of the value projection, all heads together."""
+    mlp: int
+    """Hidden width of the MLP."""
+    heads: int
+    """Attention heads; divides `qk` and `v`."""
+    window: int
+    """Window side in tokens; 0 attends globally."""
+    rel_pos: bool = True
+    """Whether the block carries decomposed relative positions."""
+
+    @property
+    def uniform(self) -> bool:
+        """True when segment-anything's own fused block can express it."""
+        return self.qk == self.v == self.embed
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a TinyViT encoder; the first is made of MBConv blocks and has no heads."""
+
+    embed: int
+    """Width of the stage."""
+    depth: int
+    """Blocks in the stage."""
+    heads: int
+    """Attention heads; 0 in the convolutional first stage."""
+    window: int
+    """Window side in tokens; 0 in the convolutional first stage."""
+    stride: int
+    """Down-sampling at the stage's entry: 1 or 2."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The prompt encoder and the two-way mask decoder."""
+
+    dim: int = 256
+    """Width of image embedding, prompt embedding and decoder tokens."""
+    depth: int = 2
+    """Two-way attention blocks."""
+    heads: int = 8
+    """Attention heads."""
+    mlp: int = 2048
+    """Hidden width of the decoder's MLPs."""
+    mask_channels: int = 16
+    """Hidden channels of the mask prompt's down-scaling."""
+    iou_hidden: int = 256
+    """Hidden width of the head that predicts IoU."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What everything mode filters with; they belong to the model."""
+
+    pred_iou: float = 0.88
+    """Smallest predicted IoU kept."""
+    stability: float = 0.95
+    """Smallest stability score kept."""
+    tau: float | None = None
+    """Logit above which hierarchical everything mode takes a pixel as done; None until calibrated."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that is needed to build a model and to use it, but for its weights."""
+
+    arch: Arch
+    """`vit` (segment-anything's own blocks), `slim_vit` (split q, k, v of any width) or `tiny_vit`."""
+    image_size: int
+    """Side of the square input, in pixels."""
+    blocks: tuple[BlockConfig, ...] = ()
+    """The ViT's blocks, in order; empty for `tiny_vit`."""
+    stages: tuple[StageConfig, ...] = ()
+    """TinyViT's stages; empty for the ViTs."""
+    patch_size: int = 16
+    """Pixels per token side."""
+    decoder: DecoderConfig = DecoderConfig()
+    """Prompt encoder and mask decoder."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from RGB values in 0..255."""
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Divides RGB values after the mean is subtracted."""
+    thresholds: Thresholds = Thresholds()
+    """Everything mode's filters."""
+    quantization: dict[str, dict[str, Any]] | None = None
+    """Per quantized layer: bits, activation_bits, scale, zero_point, axis, split; None for a float model."""
+    lineage: tuple[dict[str, Any], ...] = field(default=())
+    """What was done to the model, oldest first: step, settings, seed, parent_sha256, data, date."""
+    schema: int = SCHEMA
+    """Version of this layout."""
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ModelError(
+                f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}."
+            )
+        if (self.arch == "tiny_vit") != bool(self.stages) or (self.arch != "tiny_vit") != bool(self.blocks):
+            raise ModelError("a ViT is described by blocks, a tiny_vit by stages: config.json has them mixed.")
+        for index, block in enumerate(self.blocks):
+            if block.qk % block.heads or block.v % block.heads:
+                raise ModelError(f"block {index}: {block.heads} heads must divide qk {block.qk} and v {block.v}.")
+            if self.arch == "vit" and not (block.uniform and block.embed == self.blocks[0].embed):
+                raise ModelError(f"block {index}: arch 'vit' needs embed = qk = v; use 'slim_vit'.")
+
+    @property
+    def grid(self) -> int:
+        """Tokens per side of the image embedding."""
+        return self.image_size // self.patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution mask logits, in cells."""
+        return 4 * self.grid
+
+    def replace(self, **changes: Any) -> "ModelConfig":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def with_step(self, step: dict[str, Any]) -> "ModelConfig":
+        """A copy whose lineage ends with `step`."""
+        return self.replace(lineage=(*self.lineage, step))
+
+    def to_json(self) -> str:
+        """The text of `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """The config that `dataclasses.asdict` described; unknown keys are refused.
+
+        Raises:
+            CheckpointError: an unknown schema or key, or a missing one.
+        """
+        values = dict(values)
+        if values.get("schema") != SCHEMA:
+            raise CheckpointError(
+                f"config schema {values.get('schema')!r} is not {SCHEMA}: written by another version of sam-edge."
+            )
+        try:
+            values["blocks"] = tuple(BlockConfig(**block) for block in values.get("blocks", ()))
+            values["stages"] = tuple(StageConfig(**stage) for stage in values.get("stages", ()))
+            values["decoder"] = DecoderConfig(**values.get("decoder", {}))
+            values["thresholds"] = Thresholds(**values.get("thresholds", {}))
+            for key in ("pixel_mean", "pixel_std", "lineage"):
+                if key in values:
+                    values[key] = tuple(values[key])
+            return cls(**values)
+        except TypeError as error:
+            raise CheckpointError(f"config.json does not describe a model: {error}.") from error
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelConfig":
+        """Read `config.json`.
+
+        Raises:
+            CheckpointError: missing, not JSON, or not a model's config.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not a model's config.json: {error}.") from error
+
+
+def uniform_blocks(
+    depth: int, embed: int, heads: int, global_at: tuple[int, ...], *, window: int, mlp: int | None = None
+) -> tuple[BlockConfig, ...]:
+    """Blocks of one width, windowed but for those at `global_at`."""
+    return tuple(
+        BlockConfig(embed, embed, embed, mlp or 4 * embed, heads, 0 if index in global_at else window)
+        for index in range(depth)
+    )

@@ -1,0 +1,40 @@
+"""The same SAM at another image size: resolution as an axis of compression, and a cheap first stage of training."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from sam_edge.errors import ModelError
+from sam_edge.models.sam import EdgeSam
+
+
+def resized(model: EdgeSam, image_size: int) -> EdgeSam:
+    """A copy of a ViT SAM for `image_size`: positions interpolated, every other weight as it is.
+
+    Position embeddings are resampled bicubically; relative positions of global blocks linearly, as
+    segment-anything itself does when a table does not fit. Windowed blocks keep their tables.
+
+    Raises:
+        ModelError: not a ViT, or a size that the patches do not divide.
+    """
+    if model.config.arch == "tiny_vit":
+        raise ModelError("tiny_vit cannot be resized: its attention windows are tied to the image size.")
+    config = model.config.replace(image_size=image_size)
+    other = EdgeSam(config)
+    state = model.state_dict()
+    for name, wanted in other.state_dict().items():
+        if state[name].shape != wanted.shape:
+            resample = _resample_grid if name.endswith("pos_embed") else _resample_table
+            state[name] = resample(state[name], wanted.shape)
+    other.load_state_dict(state)
+    return other.to(next(model.parameters()).device)
+
+
+def _resample_grid(grid: Float[Tensor, "1 g g c"], shape: torch.Size) -> Float[Tensor, "1 h h c"]:
+    size = (shape[1], shape[2])
+    return F.interpolate(grid.permute(0, 3, 1, 2), size, mode="bicubic", antialias=True).permute(0, 2, 3, 1)
+
+
+def _resample_table(table: Float[Tensor, "rows d"], shape: torch.Size) -> Float[Tensor, "rows2 d"]:
+    return F.interpolate(table.T[None], shape[0], mode="linear")[0].T

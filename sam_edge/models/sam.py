@@ -1,0 +1,83 @@
+"""A SAM of any of our architectures: segment-anything's `Sam`, built from a config."""
+
+import torch
+from jaxtyping import Float
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+from sam_edge.models.config import ModelConfig
+from sam_edge.models.decoder import PromptableDecoder
+from sam_edge.models.vit import build_vit
+
+
+class EdgeSam(Sam):
+    """segment-anything's `Sam` that knows its config, and decodes in batches through `decoder`.
+
+    Being a `Sam`, it works wherever one does: `SamPredictor`, `SamAutomaticMaskGenerator`, other people's code.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        dim, grid = config.decoder.dim, (config.grid, config.grid)
+        super().__init__(
+            image_encoder=build_encoder(config),  # type: ignore[arg-type]
+            prompt_encoder=PromptEncoder(
+                embed_dim=dim,
+                image_embedding_size=grid,
+                input_image_size=(config.image_size, config.image_size),
+                mask_in_chans=config.decoder.mask_channels,
+            ),
+            mask_decoder=MaskDecoder(
+                transformer_dim=dim,
+                transformer=TwoWayTransformer(
+                    depth=config.decoder.depth,
+                    embedding_dim=dim,
+                    num_heads=config.decoder.heads,
+                    mlp_dim=config.decoder.mlp,
+                ),
+                iou_head_hidden_dim=config.decoder.iou_hidden,
+            ),
+            pixel_mean=list(config.pixel_mean),
+            pixel_std=list(config.pixel_std),
+        )
+        self.config = config
+        self.eval()
+
+    @property
+    def decoder(self) -> PromptableDecoder:
+        """The prompt encoder and mask decoder as one batched module; it shares this model's weights."""
+        return PromptableDecoder(self.prompt_encoder, self.mask_decoder).train(self.training)
+
+    def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
+        """Image embedding of normalised, padded pixels."""
+        return self.image_encoder(pixels)
+
+
+def build_encoder(config: ModelConfig) -> nn.Module:
+    """The image encoder that `config` describes, randomly initialised."""
+    if config.arch == "tiny_vit":
+        from sam_edge.models.tiny_vit import build_tiny_vit
+
+        return build_tiny_vit(config)
+    return build_vit(config)
+
+
+def initialise(model: EdgeSam, seed: int) -> None:
+    """Random weights for training from scratch: truncated normals of width 0.02, as ViTs are usually started."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+        positions = getattr(model.image_encoder, "pos_embed", None)
+        if positions is not None:
+            nn.init.trunc_normal_(positions, std=0.02, generator=generator)
+        frequencies = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        frequencies.normal_(generator=generator)

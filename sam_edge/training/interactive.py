@@ -1,0 +1,81 @@
+"""Promptable segmentation as a training method: points, boxes and masks over several rounds."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sam_edge.models.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
+from sam_edge.models.sam import EdgeSam
+from sam_edge.training.losses import segmentation_loss
+from sam_edge.training.prompting import correction, jitter_boxes, random_cells
+from sam_edge.training.stream import ViewBatch
+
+
+@dataclass(frozen=True)
+class InteractiveOptions:
+    """How prompts are drawn."""
+
+    box_share: float = 0.5
+    """Share of first prompts that are boxes; the others are points."""
+    interior_share: float = 0.5
+    """Share of first points that are the mask's most interior one; the others are drawn from all of it."""
+    rounds: int = 3
+    """Rounds in an interactive step; later rounds add a point from the error and the previous mask."""
+    interactive_share: float = 0.25
+    """Share of steps that go on past the first round."""
+
+
+class InteractiveSegmentation:
+    """SAM's interactive training: `loss(batch, step)` for the training loop."""
+
+    def __init__(self, model: EdgeSam, options: InteractiveOptions, seed: int) -> None:
+        self.model = model
+        self.options = options
+        self.seed = seed
+
+    def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The step's loss, averaged over its rounds, and the first round's parts."""
+        model, options = self.model, self.options
+        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        device = next(model.parameters()).device
+        embeddings = model.encode(model.preprocess(batch.image.to(device).float()))
+        target = batch.masks.float() / 255
+        coords, labels = self._first_prompts(batch, generator)
+        interactive = torch.rand((), generator=generator) < options.interactive_share
+        wanted = target.to(device)
+        masks, losses, report = None, [], {}
+        for number in range(options.rounds if interactive else 1):
+            prompts = Prompts(coords.to(device), labels.to(device), masks)
+            logits, iou = model.decoder.decode(embeddings, prompts)
+            loss, parts = segmentation_loss(logits.float(), iou.float(), wanted)
+            losses.append(loss)
+            report = report or parts
+            if number + 1 < options.rounds and interactive:
+                masks = logits[:, :, 0:1].detach().float()
+                cells, new_labels = correction(masks[:, :, 0].cpu() > 0, target > 0.5, generator)
+                coords = torch.cat([coords, self._to_pixels(cells, batch)[:, :, None]], 2)
+                labels = torch.cat([labels, new_labels[:, :, None]], 2)
+        return torch.stack(losses).mean(), report
+
+    def _first_prompts(self, batch: ViewBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two slots per set: a box's corners, or a point and segment-anything's "not a point"."""
+        options, shape = self.options, batch.masks.shape[:2]
+        cells = random_cells(batch.masks > 127, generator)
+        interior = torch.rand(shape, generator=generator) < options.interior_share
+        points = torch.where(interior[..., None], batch.interior, self._to_pixels(cells, batch))
+        boxes = jitter_boxes(batch.boxes, batch.extent[:, None].expand(*shape, 2), generator)
+        boxed = torch.rand(shape, generator=generator) < options.box_share
+        as_points = torch.stack([points, torch.zeros_like(points)], 2)
+        coords = torch.where(boxed[..., None, None], boxes.unflatten(-1, (2, 2)), as_points)
+        labels = torch.where(
+            boxed[..., None], torch.tensor([BOX_START, BOX_END]), torch.tensor([FOREGROUND, NOT_A_POINT])
+        )
+        return coords, labels
+
+    @staticmethod
+    def _to_pixels(cells: Tensor, batch: ViewBatch) -> Float[Tensor, "b k 2"]:
+        return (cells.float() + 0.5) * (batch.image.shape[-1] / batch.masks.shape[-1]) - 0.5
+
+

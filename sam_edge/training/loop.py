@@ -1,0 +1,276 @@
+"""The one training loop: optimizer, schedule, gradient averaging, bf16, EMA, progress, checkpoint, exact resume.
+
+A method supplies `loss(batch, step)`; batches must be a function of the step (see `training.stream`), so the state
+of a run is the weights, the optimizer, the EMA and the step: killed and started again, it goes on as if nothing
+had happened, bit for bit on a CPU.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sam_edge.errors import TrainingError
+from sam_edge.files import atomic_file
+
+Loss = Callable[[Any, int], tuple[Tensor, dict[str, Tensor]]]
+Validate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """One run of the loop."""
+
+    steps: int
+    """Optimizer steps."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    """`adam` as in the papers, or `adamw`."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices and kernels; vectors are never decayed."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    ema_decay: float = 0.0
+    """Decay of the weights' moving average, which is what the run returns; 0 keeps the last weights."""
+    bf16: bool = False
+    """Autocast to bfloat16."""
+    checkpoint_seconds: float = 120.0
+    """Time between saved states."""
+    validate_every: int = 0
+    """Steps between validations; the best weights are then kept. 0 validates never."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with the weights."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Time spent in steps, over all resumes."""
+    data_wait_seconds: float = 0.0
+    """Part of it spent waiting for batches."""
+    best_score: float | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    batches: Callable[[int, int], Iterable[Any]],
+    options: LoopOptions,
+    *,
+    state_file: Path | None = None,
+    identity: str = "",
+    validate: Validate | None = None,
+    on_step: Callable[[Progress, dict[str, float]], None] | None = None,
+) -> Progress:
+    """Train `model` in place and leave in it the EMA, or the best validated weights, or the last ones.
+
+    Args:
+        batches: `batches(first, last)` iterates over the batches first..last-1, `accumulate` of them per step.
+        state_file: where the run's state is saved and resumed from.
+        identity: what the run is (settings, data); a state file of another identity is refused.
+        validate: score of the model, higher is better.
+
+    Raises:
+        TrainingError: the loss is not finite, or the state file belongs to another run.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise TrainingError("nothing to train: every parameter is frozen.")
+    optimizer = _optimizer(trained, options)
+    average = {name: p.detach().clone() for name, p in trained.items()} if options.ema_decay else {}
+    best: dict[str, Tensor] = {}
+    progress = Progress()
+    identity = f"{identity} {json.dumps(asdict(options), sort_keys=True)}"
+    if state_file is not None and state_file.exists():
+        progress = _restore(state_file, identity, trained, optimizer, average, best)
+    saved_at = perf_counter()
+    first, last = progress.step * options.accumulate, options.steps * options.accumulate
+    source = iter(batches(first, last))
+    model.train()
+    while progress.step < options.steps:
+        started = perf_counter()
+        report, waited = _step(model, trained, optimizer, loss, source, progress.step, options)
+        _update_average(average, trained, options.ema_decay, progress.step)
+        progress.step += 1
+        progress.seconds += perf_counter() - started
+        progress.data_wait_seconds += waited
+        done = progress.step == options.steps
+        if validate and options.validate_every and (done or progress.step % options.validate_every == 0):
+            report["score"] = score = _validated(model, trained, average, validate)
+            if progress.best_score is None or score > progress.best_score:
+                progress.best_score = score
+                best = {name: p.detach().clone() for name, p in (average or trained).items()}
+        if done or progress.step % max(options.steps // 200, 1) == 0 or "score" in report:
+            progress.history.append({"step": progress.step, **report})
+        if on_step is not None:
+            on_step(progress, report)
+        if state_file is not None and (done or perf_counter() - saved_at > options.checkpoint_seconds):
+            if _rank() == 0:
+                _save(state_file, identity, trained, optimizer, average, best, progress)
+            saved_at = perf_counter()
+    _load_into(trained, best or average or trained)
+    model.eval()
+    return progress
+
+
+def _step(
+    model: nn.Module,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    source: Any,
+    step: int,
+    options: LoopOptions,
+) -> tuple[dict[str, float], float]:
+    """One optimizer step; returns the report and the seconds waited for data."""
+    device = next(iter(trained.values())).device
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(step, options)
+    optimizer.zero_grad(set_to_none=True)
+    waited, report = 0.0, {}
+    for micro in range(options.accumulate):
+        asked = perf_counter()
+        batch = next(source)
+        waited += perf_counter() - asked
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
+            value, parts = loss(batch, step * options.accumulate + micro)
+        if not torch.isfinite(value):
+            raise TrainingError(f"the loss is {value.item()} at step {step}: lower --learning-rate.")
+        (value / options.accumulate).backward()
+        report = {"loss": value.item(), **{name: float(part) for name, part in parts.items()}}
+    average_gradients(trained.values())
+    if options.clip_norm:
+        nn.utils.clip_grad_norm_(trained.values(), options.clip_norm)
+    optimizer.step()
+    return report, waited
+
+
+def learning_rate_at(step: int, options: LoopOptions) -> float:
+    """Linear warm-up, then the schedule."""
+    if step < options.warmup_steps:
+        return options.learning_rate * (step + 1) / options.warmup_steps
+    if options.schedule == "constant":
+        return options.learning_rate
+    share = (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Mean of every gradient over the processes of a `torchrun`; nothing to do in a single process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _optimizer(trained: dict[str, nn.Parameter], options: LoopOptions) -> torch.optim.Optimizer:
+    decayed = [p for p in trained.values() if p.ndim > 1]
+    plain = [p for p in trained.values() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+    return kind([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], trained: dict[str, nn.Parameter], decay: float, step: int) -> None:
+    # early on, a long memory would keep the initialisation
+    effective = min(decay, (1 + step) / (10 + step))
+    for name, mean in average.items():
+        mean.lerp_(trained[name], 1 - effective)
+
+
+@torch.no_grad()
+def _load_into(trained: dict[str, nn.Parameter], values: dict[str, Any]) -> None:
+    for name, parameter in trained.items():
+        parameter.copy_(values[name])
+
+
+def _validated(
+    model: nn.Module, trained: dict[str, nn.Parameter], average: dict[str, Tensor], validate: Validate
+) -> float:
+    """Score of the averaged weights, with the trained ones put back afterwards."""
+    kept = {name: p.detach().clone() for name, p in trained.items()} if average else {}
+    if average:
+        _load_into(trained, average)
+    model.eval()
+    with torch.no_grad():
+        score = validate(model)
+    model.train()
+    if kept:
+        _load_into(trained, kept)
+    return score
+
+
+def _save(
+    path: Path,
+    identity: str,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
+    progress: Progress,
+) -> None:
+    tensors = {f"model.{name}": p.detach() for name, p in trained.items()}
+    tensors |= {f"ema.{name}": value for name, value in average.items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    with atomic_file(path) as part:
+        save_file(tensors, part, metadata={"identity": identity, "progress": json.dumps(asdict(progress))})
+
+
+def _restore(
+    path: Path,
+    identity: str,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
+) -> Progress:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("identity") != identity:
+            raise TrainingError(f"{path} is the state of a run with other settings: choose another --out or delete it.")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "best": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = value
+    device = next(iter(trained.values())).device
+    _load_into(trained, parts["model"])
+    for name, mean in average.items():
+        mean.copy_(parts["ema"][name])
+    best.update({name: value.to(device) for name, value in parts["best"].items()})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in parts["optimizer"].items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Progress(**json.loads(metadata["progress"]))
