@@ -12,11 +12,11 @@ from sam_edge.errors import DataError
 
 
 class CocoInstances(LabelledDataset):
-    """The annotated images of a COCO JSON file; crowd regions, which are no instances, are left out.
+    """The annotated images of a COCO JSON file.
 
-    Images without an instance are left out too. `images_root` is looked for near the JSON file when not given.
-    Raises DataError at construction for a broken JSON file, an image folder that cannot be found or an empty
-    split, and on access for a broken image or mask.
+    Crowd regions, which are no instances, and images without an instance are left out. `images_root` is
+    looked for near the JSON file when not given. Raises DataError at construction for a broken JSON file, an
+    image folder that cannot be found or an empty split, and on access for a broken image or mask.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class CocoInstances(LabelledDataset):
         split: Split = "all",
         strict: bool = False,
     ) -> None:
-        # pycocotools.COCO is not used: it prints to stdout, where `--json` allows one object and nothing else.
+        # pycocotools.COCO is not used: it prints to stdout, where `--json` allows one object only.
         self.annotation_json = Path(annotation_json)
         self.strict = strict
         self._entries = _entries_by_image(self.annotation_json)
@@ -49,13 +49,10 @@ class CocoInstances(LabelledDataset):
         annotations = []
         for entry in self._entries[name]:
             try:
-                rle = to_rle(entry["segmentation"], height, width)
-                annotation = Annotation.from_rle(rle)
+                annotations.append(Annotation.from_rle(to_rle(entry["segmentation"], height, width)))
             except DataError as error:
-                raise DataError(
-                    f"{self.annotation_json}: annotation {entry.get('id')} of {name}: {error}"
-                ) from error
-            annotations.append(annotation)
+                where = f"{self.annotation_json}: annotation {entry.get('id')} of {name}"
+                raise DataError(f"{where}: {error}") from error
         return LabelledImage(name=name, image=image, annotations=tuple(annotations))
 
 

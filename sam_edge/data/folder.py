@@ -13,7 +13,7 @@ from sam_edge.errors import DataError
 class ImageFolder(Dataset[tuple[str, UInt8[np.ndarray, "h w 3"]]]):
     """The images of a folder and its subfolders, sorted by relative path, as (name, RGB array).
 
-    `limit` keeps the first so many. Raises DataError at construction if the folder is missing or has no image.
+    `limit` keeps the first so many. Raises DataError at construction if the folder is missing or empty.
     """
 
     def __init__(self, root: str | Path, strict: bool = False, limit: int | None = None) -> None:

@@ -33,8 +33,8 @@ def open_labelled(spec: str | Path, split: Split = "all", strict: bool = False) 
         return CocoInstances(path, split=split, strict=strict)
     if not path.is_dir():
         raise DataError(
-            f"{spec}: no such data; allowed are a folder of image and JSON pairs (SA-1B), a COCO instances .json "
-            "or its folder, and synthetic[:COUNT[:SEED]]."
+            f"{spec}: no such data; allowed are a folder of image and JSON pairs (SA-1B), a COCO instances "
+            ".json or its folder, and synthetic[:COUNT[:SEED]]."
         )
     found = sorted(path.glob("instances*.json")) + sorted(path.glob("annotations/instances*.json"))
     if len(found) > 1:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from pycocotools import mask as coco_mask
 
 from sam_edge.errors import DataError
@@ -16,43 +16,77 @@ def encode_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
 
 
 def decode_mask(rle: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
-    """The mask of a compressed RLE. Raises DataError if the runs do not fit the size."""
-    try:
-        return coco_mask.decode(rle).astype(bool)
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"a mask's RLE cannot be decoded ({error}): write it again with pycocotools."
-        ) from error
+    """The mask of a compressed RLE made by `encode_mask` or checked by `to_rle`."""
+    return coco_mask.decode(rle).astype(bool)
 
 
 def to_rle(segmentation: object, height: int, width: int) -> dict[str, Any]:
     """Compressed RLE of any COCO segmentation of a `height` x `width` image.
 
     `segmentation` is a list of polygons [[x, y, x, y, ...], ...], an uncompressed RLE (counts: list of ints)
-    or a compressed one (counts: str or bytes). Raises DataError for anything else, or for a size that differs.
+    or a compressed one (counts: str or bytes). Raises DataError for anything else, or for another size.
+
+    All of it is checked here, as pycocotools checks nothing: cut-off counts decode to leftover memory, and
+    odd ones end the process.
     """
     try:
         if isinstance(segmentation, list):
-            # With fewer than three corners pycocotools would read the numbers as a box.
-            polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-            if not polygons:
-                raise DataError(f"a segmentation has {len(segmentation)} polygons, none with three corners.")
-            return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+            return _from_polygons(segmentation, height, width)
         if isinstance(segmentation, dict):
-            size = [int(side) for side in segmentation["size"]]
-            if size != [height, width]:
-                raise DataError(
-                    f"a mask is {size[0]} x {size[1]} (height x width), its image {height} x {width}: "
-                    "annotate the image as it is displayed."
-                )
-            counts = segmentation["counts"]
-            if isinstance(counts, list):
-                if sum(counts) != height * width or min(counts, default=0) < 0:
-                    raise DataError(f"a mask's runs add up to {sum(counts)} pixels, not {height} x {width}.")
-                return coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
-            return {"size": size, "counts": counts}
-    except (ValueError, TypeError, KeyError) as error:
+            return _from_runs(segmentation, height, width)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise DataError(
             f"a segmentation cannot be read ({error!r}): expected COCO polygons or RLE."
         ) from error
     raise DataError(f"a segmentation is a {type(segmentation).__name__}: expected COCO polygons or RLE.")
+
+
+def _from_polygons(segmentation: list[Any], height: int, width: int) -> dict[str, Any]:
+    polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
+    # With fewer than three corners pycocotools would read the numbers as a box.
+    polygons = [polygon for polygon in polygons if polygon.size >= 6]
+    if not polygons:
+        raise DataError(f"none of a segmentation's {len(segmentation)} polygons has three corners.")
+    for polygon in polygons:
+        # A little outside the picture is common in hand-made polygons; far outside is a mistake.
+        if polygon.ndim != 1 or polygon.size % 2 or not (np.abs(polygon) < 10 * (height + width)).all():
+            raise DataError("a polygon is not a flat list x, y, x, y, ... of pixels near the picture.")
+    return coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
+
+
+def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    size = [int(side) for side in segmentation["size"]]
+    if size != [height, width]:
+        shape = " x ".join(str(side) for side in size)
+        raise DataError(f"a mask is {shape} (height x width), but its image {height} x {width}.")
+    counts = segmentation["counts"]
+    compressed = isinstance(counts, str | bytes)
+    runs = _runs(counts) if compressed else np.asarray(counts, dtype=np.int64)
+    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
+        raise DataError(
+            f"a mask's runs do not add up to {height} x {width} pixels; it was cut off or edited."
+        )
+    if compressed:
+        return {"size": size, "counts": counts}
+    return coco_mask.frPyObjects({"size": size, "counts": runs.tolist()}, height, width)
+
+
+def _runs(counts: str | bytes) -> Int64[np.ndarray, " runs"]:
+    """The run lengths in compressed counts, as rleFrString of the COCO API reads them."""
+    # Each character holds five bits, lowest first, above 48; bit 6 says that the number goes on.
+    raw = counts.encode("ascii") if isinstance(counts, str) else counts
+    digits = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
+    if digits.size == 0 or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        raise DataError("a mask's compressed counts are empty, cut off or no COCO RLE.")
+    last = np.flatnonzero((digits & 32) == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > 7:
+        raise DataError("a mask's compressed counts hold a run longer than any picture.")
+    place = np.arange(digits.size) - np.repeat(first, lengths)
+    runs = np.add.reduceat((digits & 31) << (5 * place), first)
+    runs -= ((digits[last] & 16) > 0) * (np.int64(1) << (5 * lengths))
+    # From the fourth on, a number is the change against the run before the last.
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs

@@ -1,7 +1,7 @@
 """What stands where in a synthetic scene: each layout lists its things from back to front."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -86,9 +86,8 @@ def cells(rng: Rng, size: int, count: int, faint_share: float, colours: Colours)
 def landscape(rng: Rng, size: int, count: int, faint_share: float, colours: Colours) -> Iterator[Thing]:
     """Sky, ridges and ground, each a region of its own, with a few things in front."""
     bands = int(rng.integers(3, 6))
-    yield _thing(
-        rng, rectangle(size, size, 0).placed((size / 2, size / 2), 1), colours, 0, casts_shadow=False
-    )
+    sky = rectangle(1.0, 1.0, 0.0).placed((0.0, 0.0), 2.0 * size)
+    yield _thing(rng, sky, colours, 0.0, casts_shadow=False)
     along = np.linspace(-0.05, 1.05, 60)
     for level in np.sort(rng.uniform(0.2, 0.9, bands - 1)):
         frequencies, phases = rng.uniform(2, 25, 4), rng.uniform(0, 6.3, 4)
@@ -102,14 +101,14 @@ def landscape(rng: Rng, size: int, count: int, faint_share: float, colours: Colo
 def rows(rng: Rng, size: int, count: int, faint_share: float, colours: Colours) -> Iterator[Thing]:
     """One shape repeated in rows, such as windows of a wall or goods on a shelf."""
     yield ground(rng, colours)
-    wall = rectangle(rng.uniform(0.35, 0.55), rng.uniform(0.35, 0.55), rng.choice([0, 0.1]))
+    wall = rectangle(rng.uniform(0.35, 0.55), rng.uniform(0.35, 0.55), rng.choice([0.0, 0.1]))
     middle_px, angle = size * rng.uniform(0.4, 0.6, 2), rng.choice([0.0, rng.uniform(-0.3, 0.3)])
     if rng.random() < 0.7:
-        yield _thing(rng, wall.placed(tuple(middle_px), size, angle), colours, faint_share)
+        yield _thing(rng, wall.placed(tuple(middle_px), float(size), angle), colours, faint_share)
     columns, lines = int(rng.integers(2, 6)), int(rng.integers(2, 5))
     pitch_px = size * rng.uniform(0.7, 0.95) / max(columns, lines)
     shape, jitter_px = any_shape(rng), pitch_px * rng.choice([0.0, 0.08])
-    goods = [_thing(rng, shape, colours, 0) for _ in range(int(rng.integers(1, 4)))]
+    goods = [_thing(rng, shape, colours, 0.0) for _ in range(int(rng.integers(1, 4)))]
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     scale_px = pitch_px * rng.uniform(0.28, 0.42)
     for line in range(lines):
@@ -130,45 +129,41 @@ def figures(rng: Rng, size: int, count: int, faint_share: float, colours: Colour
     yield from _things(rng, size, int(rng.integers(1, 7)), faint_share, colours)
     people = int(rng.integers(1, 4))
     for person in range(people):
-        tall_px = size * rng.uniform(0.6, 0.95)
-        x = size * ((person + 0.5) / people + rng.uniform(-0.08, 0.08))
-        top = size * rng.uniform(0.0, 0.3)
-        skin = np.array([225, 180, 150]) * rng.uniform(0.35, 1.1)
-
-        def limb(
-            ax: float, ay: float, bx: float, by: float, width: float, x=x, top=top, tall_px=tall_px
-        ) -> Outline:
-            joints = np.array([[ax, ay], [(ax + bx) / 2 + rng.uniform(-0.02, 0.02), (ay + by) / 2], [bx, by]])
-            return Outline((joints * tall_px + (x, top),), stroke=width * tall_px)
-
-        wide = rng.uniform(0.07, 0.11)
-        stance, reach = rng.uniform(0.0, 0.12), rng.uniform(0.02, 0.2)
-        for side in (-1, 1):
-            foot = side * (0.05 + stance)
-            yield Thing(limb(side * 0.05, 0.5, foot, 0.95, 0.075), skin, skin * 0.8, "gradient")
-            shoe = ellipse(rng).placed(
-                (x + (foot + side * 0.02) * tall_px, top + 0.97 * tall_px), 0.05 * tall_px
-            )
-            yield _thing(rng, shoe, colours, 0)
-            yield Thing(
-                limb(side * wide, 0.2, side * (wide + reach), 0.5, 0.05), skin, skin * 0.8, "gradient"
-            )
-        skirt = np.array(
-            [[-wide, 0.45], [wide, 0.45], [wide + stance + 0.04, 0.75], [-wide - stance - 0.04, 0.75]]
+        crown_px = size * np.array(
+            [(person + 0.5) / people + rng.uniform(-0.08, 0.08), rng.uniform(0.0, 0.3)]
         )
-        trousers = [
-            limb(side * 0.05, 0.5, side * (0.05 + stance * 0.9), 0.88, 0.1).contours[0] for side in (-1, 1)
-        ]
-        if rng.random() < 0.5:
-            yield _thing(rng, Outline((skirt * tall_px + (x, top),)), colours, 0)
-        else:
-            yield _thing(rng, Outline(tuple(trousers), stroke=0.1 * tall_px), colours, 0)
-        shirt = rectangle(wide + 0.02, 0.18, 0.3).placed((x, top + 0.34 * tall_px), tall_px)
-        yield _thing(rng, shirt, colours, 0)
-        head_px = (x, top + 0.085 * tall_px)
-        hair = blob(rng).placed((head_px[0], head_px[1] - 0.02 * tall_px), 0.08 * tall_px)
-        yield _thing(rng, hair, colours * 0.5, 0)
-        yield Thing(rectangle(0.045, 0.06, 0.9).placed(head_px, tall_px), skin, skin * 0.85, "dome")
+        tall_px = size * rng.uniform(0.6, 0.95)
+        for part in _person(rng, colours):
+            if part.outline is not None:
+                yield replace(part, outline=part.outline.placed(tuple(crown_px), tall_px))
+
+
+def _person(rng: Rng, colours: Colours) -> Iterator[Thing]:
+    """A person of unit height whose crown is at the origin, from back to front."""
+    skin = np.array([225.0, 180.0, 150.0]) * rng.uniform(0.35, 1.1)
+    wide, stance, reach = rng.uniform(0.07, 0.11), rng.uniform(0.0, 0.12), rng.uniform(0.02, 0.2)
+
+    def limb(start: tuple[float, float], end: tuple[float, float], width: float) -> Outline:
+        joint = ((start[0] + end[0]) / 2 + rng.uniform(-0.02, 0.02), (start[1] + end[1]) / 2)
+        return Outline((np.array([start, joint, end]),), stroke=width)
+
+    for side in (-1, 1):
+        foot = side * (0.05 + stance)
+        yield Thing(limb((side * 0.05, 0.5), (foot, 0.95), 0.075), skin, skin * 0.8, "gradient")
+        yield _thing(rng, ellipse(rng).placed((foot + side * 0.02, 0.97), 0.05), colours, 0.0)
+        hand = side * (wide + reach)
+        yield Thing(limb((side * wide, 0.2), (hand, 0.5), 0.05), skin, skin * 0.8, "gradient")
+    hem = wide + stance + 0.04
+    if rng.random() < 0.5:
+        skirt = np.array([[-wide, 0.45], [wide, 0.45], [hem, 0.75], [-hem, 0.75]])
+        yield _thing(rng, Outline((skirt,)), colours, 0.0)
+    else:
+        legs = [limb((side * 0.05, 0.5), (side * (0.05 + stance * 0.9), 0.88), 0.1) for side in (-1, 1)]
+        trousers = Outline((legs[0].contours[0], legs[1].contours[0]), stroke=0.1)
+        yield _thing(rng, trousers, colours, 0.0)
+    yield _thing(rng, rectangle(wide + 0.02, 0.18, 0.3).placed((0.0, 0.34), 1.0), colours, 0.0)
+    yield _thing(rng, blob(rng).placed((0.0, 0.065), 0.08), colours * 0.5, 0.0)
+    yield Thing(rectangle(0.045, 0.06, 0.9).placed((0.0, 0.085), 1.0), skin, skin * 0.85, "dome")
 
 
 LAYOUTS: tuple[tuple[float, Callable[[Rng, int, int, float, Colours], Iterator[Thing]]], ...] = (

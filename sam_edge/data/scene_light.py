@@ -24,7 +24,7 @@ class Shadow:
     @classmethod
     def draw(cls, rng: np.random.Generator, size: int) -> "Shadow":
         right, down = rng.integers(-(size // 32), size // 32 + 1, 2)
-        return cls(int(right), int(down), rng.uniform(1, size / 50), rng.uniform(0.15, 0.55))
+        return cls(int(right), int(down), size * rng.uniform(0.004, 0.02), rng.uniform(0.15, 0.55))
 
     def cast(self, canvas: Float32[np.ndarray, "3 s s"], covered: Coverage) -> None:
         """Darkens the canvas, in place, around a thing that is about to be painted."""

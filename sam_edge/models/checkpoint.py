@@ -57,8 +57,9 @@ def load_checkpoint(folder: str | Path) -> EdgeSam:
     config = ModelConfig.read(folder / CONFIG)
     model = EdgeSam(config)
     if config.quantization is not None:
-        from sam_edge.models.quantized import insert_quantized_layers
+        from sam_edge.models.quantized import insert_quantized_layers, prepare_for_quantization
 
+        prepare_for_quantization(model)
         insert_quantized_layers(model, config.quantization)
     load_weights(model, read_state_dict(folder / WEIGHTS), folder)
     return model

@@ -53,8 +53,9 @@ class PromptableDecoder(nn.Module):
 
     def prepare(self, embeddings: Float[Tensor, "b c gh gw"]) -> ImageState:
         """Everything that needs the image but no prompt."""
+        # positions are computed in float32 whatever the weights are: halves cannot hold the phases
         positions = self.prompt_encoder.get_dense_pe()[0].flatten(1).T
-        return ImageState(embeddings.flatten(2).transpose(1, 2), positions)
+        return ImageState(embeddings.flatten(2).transpose(1, 2), positions.to(embeddings.dtype))
 
     def predict(
         self,
@@ -112,7 +113,7 @@ class PromptableDecoder(nn.Module):
         normalised = (coords + 0.5) / coords.new_tensor([width, height])
         positions = encoder.pe_layer._pe_encoding(normalised)
         kinds = torch.cat([embedding.weight for embedding in encoder.point_embeddings])
-        known = kinds[labels.clamp(min=0)] + positions
+        known = kinds[labels.clamp(min=0)] + positions.to(kinds.dtype)
         silent = torch.where((labels == NOT_A_POINT)[..., None], encoder.not_a_point_embed.weight, 0.0)
         return torch.where((labels >= 0)[..., None], known, silent)
 

@@ -45,7 +45,7 @@ class EdgeSam(Sam):
     @property
     def decoder(self) -> PromptableDecoder:
         """The prompt encoder and mask decoder as one batched module; it shares this model's weights."""
-        return PromptableDecoder(self.prompt_encoder, self.mask_decoder).train(self.training)
+        return PromptableDecoder(self.prompt_encoder, self.mask_decoder)
 
     def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Image embedding of normalised, padded pixels."""

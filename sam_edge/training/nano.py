@@ -21,6 +21,7 @@ from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, sa
 from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.training.interactive import InteractiveOptions
 from sam_edge.training.loop import LoopOptions, Progress
 from sam_edge.training.stream import Source
 from sam_edge.training.train import TrainOptions, train
@@ -36,14 +37,20 @@ NANO = ModelConfig(
 PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
 """Folders of labelled photos and how often each is drawn; synthetic scenes are drawn as often as weight 1."""
 
+PROMPTING = InteractiveOptions(rounds=2, interactive_share=0.2)
+
 FIRST = TrainOptions(
-    loop=LoopOptions(steps=2400, learning_rate=1e-3, weight_decay=0.05, warmup_steps=150, ema_decay=0.998),
+    loop=LoopOptions(steps=1800, learning_rate=1e-3, weight_decay=0.05, warmup_steps=150, ema_decay=0.998),
+    prompts=8,
+    prompting=PROMPTING,
     max_zoom=5.0,
     whole=0.15,
     seed=0,
 )
 SECOND = TrainOptions(
-    loop=LoopOptions(steps=700, learning_rate=5e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.998),
+    loop=LoopOptions(steps=400, learning_rate=5e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.998),
+    prompts=8,
+    prompting=PROMPTING,
     max_zoom=3.0,
     whole=0.4,
     seed=1,

@@ -58,6 +58,7 @@ def train(
         prompts=options.prompts,
         max_zoom=options.max_zoom,
         whole=options.whole,
+        padding=model.config.pixel_mean,
     )
     stream = ViewStream(sources, views, options.seed)
 

@@ -1,6 +1,7 @@
 """One training example: a random square view of a labelled image, with the masks to be prompted for."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +28,8 @@ class ViewOptions:
     """Largest relative change of brightness, contrast and saturation."""
     min_cells: int = 12
     """Smallest visible area of a mask, in cells of `mask_size`."""
+    padding: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """RGB of what is not picture: the pixel mean, since SAM pads with zeros after it has normalised."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def random_view(sample: LabelledImage, options: ViewOptions, rng: np.random.Gene
         if len(masks) == options.prompts:
             break
         mask = inside[index].mask()[top : top + crop_h, left : left + crop_w]
-        target = _place(mask.astype(np.uint8) * 255, side, options.mask_size, flip)
+        target = _place(mask.astype(np.uint8) * 255, side, options.mask_size, flip, 0)
         binary = target > 127
         if binary.sum() < options.min_cells:
             continue
@@ -73,10 +76,11 @@ def random_view(sample: LabelledImage, options: ViewOptions, rng: np.random.Gene
         return None
     chosen = np.concatenate([np.arange(len(masks)), rng.integers(0, len(masks), options.prompts)])
     chosen = chosen[: options.prompts]
-    image = _place(sample.image[top : top + crop_h, left : left + crop_w], side, options.image_size, flip)
+    pixels = _recolour(sample.image[top : top + crop_h, left : left + crop_w], options.colour, rng)
+    image = _place(pixels, side, options.image_size, flip, np.round(options.padding))
     scale = options.image_size / side
     return View(
-        image=np.ascontiguousarray(_recolour(image, options.colour, rng).transpose(2, 0, 1)),
+        image=np.ascontiguousarray(image.transpose(2, 0, 1)),
         masks=np.stack(masks)[chosen],
         interior=np.stack(interior)[chosen],
         boxes=np.stack(boxes)[chosen],
@@ -89,8 +93,8 @@ def _overlaps(annotation: Annotation, left: int, top: int, width: int, height: i
     return x < left + width and x + w > left and y < top + height and y + h > top
 
 
-def _place(pixels: np.ndarray, side: int, size: int, flip: bool) -> np.ndarray:
-    """Resize so that `side` becomes `size`, flip, and pad right and below with zeros, as SAM does."""
+def _place(pixels: np.ndarray, side: int, size: int, flip: bool, fill: Any) -> np.ndarray:
+    """Resize so that `side` becomes `size`, flip, and pad right and below with `fill`, as SAM does."""
     scale = size / side
     width = max(round(pixels.shape[1] * scale), 1)
     height = max(round(pixels.shape[0] * scale), 1)
@@ -98,7 +102,7 @@ def _place(pixels: np.ndarray, side: int, size: int, flip: bool) -> np.ndarray:
     resized = cv2.resize(pixels, (width, height), interpolation=method)
     if flip:
         resized = resized[:, ::-1]
-    canvas = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
+    canvas = np.full((size, size, *pixels.shape[2:]), fill, np.uint8)
     canvas[:height, :width] = resized[:size, :size]
     return canvas
 

@@ -1,0 +1,130 @@
+"""The graphs of a SAM as modules with plain tensors in and out: what every exporter writes."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from sam_edge.models.config import ModelConfig
+from sam_edge.models.prompts import NOT_A_POINT
+from sam_edge.models.sam import EdgeSam
+from sam_edge.models.vit import swap_modules
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: its module, an example of its inputs, their names, and which axes are free."""
+
+    name: str
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic: dict[str, dict[int, str]]
+    """Per input: axis -> name of the free size."""
+
+
+class EncoderGraph(nn.Module):
+    """pixels B x 3 x S x S (normalised, padded) -> embeddings B x C x g x g, float32 at both ends."""
+
+    def __init__(self, model: EdgeSam) -> None:
+        super().__init__()
+        self.encoder = model.image_encoder
+        self.dtype = next(model.parameters()).dtype
+
+    def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
+        """Encode."""
+        return self.encoder(pixels.to(self.dtype)).float()
+
+
+class DecoderGraph(nn.Module):
+    """Embeddings and prompts -> mask logits and predicted IoU, float32 at both ends."""
+
+    def __init__(self, model: EdgeSam) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+        self.dtype = next(model.parameters()).dtype
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "b c g g"],
+        point_coords: Float[Tensor, "b n p 2"],
+        point_labels: Int[Tensor, "b n p"],
+        mask_input: Float[Tensor, "b n 1 h w"],
+        has_mask_input: Float[Tensor, "b n"],
+    ) -> tuple[Float[Tensor, "b n 4 h w"], Float[Tensor, "b n 4"]]:
+        """Decode; `has_mask_input` is 1 where a set's `mask_input` is to be used."""
+        logits, iou = self.decoder(
+            embeddings.to(self.dtype),
+            point_coords,
+            point_labels,
+            mask_input.to(self.dtype),
+            has_mask_input.to(self.dtype),
+        )
+        return logits.float(), iou.float()
+
+
+class Float32Norm(nn.Module):
+    """segment-anything's channel norm in float32: it squares, and halves end at 65504."""
+
+    def __init__(self, norm: LayerNorm2d) -> None:
+        super().__init__()
+        self.norm = norm.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over channels."""
+        return self.norm(x.float()).to(x.dtype)
+
+
+def to_half(model: EdgeSam) -> EdgeSam:
+    """Turn a model's weights to float16 in place, but for what halves cannot hold."""
+    frequencies = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.clone()
+    model.half()
+    # sines of coordinates times frequencies: in halves the phase itself would be off
+    model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix = frequencies
+    swap_modules(model, lambda module: isinstance(module, LayerNorm2d), Float32Norm)  # type: ignore[arg-type]
+    return model
+
+
+def graphs(model: EdgeSam) -> tuple[GraphSpec, GraphSpec]:
+    """The encoder's and the decoder's graph."""
+    config = model.config
+    encoder = GraphSpec(
+        name="encoder",
+        module=EncoderGraph(model).eval(),
+        example=(torch.zeros(2, 3, config.image_size, config.image_size),),
+        inputs=("pixels",),
+        outputs=("embeddings",),
+        dynamic={"pixels": {0: "batch"}},
+    )
+    decoder = GraphSpec(
+        name="decoder",
+        module=DecoderGraph(model).eval(),
+        example=decoder_example(config, batch=2, sets=3, points=4),
+        inputs=("embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"),
+        outputs=("logits", "iou"),
+        dynamic={
+            "embeddings": {0: "batch"},
+            "point_coords": {0: "batch", 1: "sets", 2: "points"},
+            "point_labels": {0: "batch", 1: "sets", 2: "points"},
+            "mask_input": {0: "batch", 1: "sets"},
+            "has_mask_input": {0: "batch", 1: "sets"},
+        },
+    )
+    return encoder, decoder
+
+
+def decoder_example(config: ModelConfig, batch: int, sets: int, points: int) -> tuple[Tensor, ...]:
+    """Inputs of the decoder's graph, of the given sizes; foreground points, no mask prompts."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.ones(batch, sets, points, dtype=torch.long)
+    labels[..., -1] = NOT_A_POINT
+    return (
+        torch.randn(batch, config.decoder.dim, config.grid, config.grid, generator=generator),
+        torch.rand(batch, sets, points, 2, generator=generator) * config.image_size,
+        labels,
+        torch.zeros(batch, sets, 1, config.mask_size, config.mask_size),
+        torch.zeros(batch, sets),
+    )

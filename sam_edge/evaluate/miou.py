@@ -1,0 +1,138 @@
+"""Mean IoU by point or box prompts (the protocol of SlimSAM's table 1, for any runtime)."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
+from sam_edge.errors import DataError
+from sam_edge.segment.predictor import MASK_THRESHOLD, SamPredictor
+from sam_edge.segment.runtime import Runtime
+
+PromptKind = Literal["point", "box"]
+
+
+@dataclass(frozen=True)
+class MiouResult:
+    """Mean IoU over a data set's masks."""
+
+    prompt: PromptKind
+    """What each mask was prompted with: its stored point, or its box."""
+    multimask: bool
+    """Whether the three masks were asked for and the one of highest predicted IoU was taken."""
+    miou: float
+    """Mean over masks."""
+    miou_per_image: float
+    """Mean over images of the mean over an image's masks."""
+    miou_best_of_three: float | None
+    """Mean over masks of the best of the three; None without `multimask`."""
+    miou_ellipse: float | None
+    """Mean over masks of the ellipse inscribed in the box, which knows nothing of the picture; boxes only."""
+    iou_error: float
+    """Mean absolute difference of predicted and actual IoU of the masks taken."""
+    masks: int
+    images: int
+    skipped: int
+    """Images that could not be read."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def evaluate_miou(
+    runtime: Runtime,
+    dataset: LabelledDataset,
+    *,
+    prompt: PromptKind = "point",
+    multimask: bool = False,
+    prompts_per_batch: int = 64,
+    on_image: Callable[[], None] | None = None,
+) -> MiouResult:
+    """Encode each image once, prompt for each of its masks, compare at the picture's own size.
+
+    Raises:
+        DataError: no mask at all.
+    """
+    predictor = SamPredictor(runtime)
+    rows, per_image = [], []
+    for sample in dataset:
+        if sample.annotations:
+            found = _image_rows(predictor, sample, prompt, multimask, prompts_per_batch)
+            per_image.append(float(np.mean([row.iou for row in found])))
+            rows.extend(found)
+        if on_image is not None:
+            on_image()
+    if not rows:
+        raise DataError("the data set has no masks to evaluate on: check --data and --split.")
+    return MiouResult(
+        prompt=prompt,
+        multimask=multimask,
+        miou=float(np.mean([row.iou for row in rows])),
+        miou_per_image=float(np.mean(per_image)),
+        miou_best_of_three=float(np.mean([row.best for row in rows])) if multimask else None,
+        miou_ellipse=float(np.mean([row.ellipse for row in rows])) if prompt == "box" else None,
+        iou_error=float(np.mean([abs(row.predicted - row.iou) for row in rows])),
+        masks=len(rows),
+        images=len(per_image),
+        skipped=dataset.skipped,
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    iou: float
+    best: float
+    predicted: float
+    ellipse: float
+
+
+def _image_rows(
+    predictor: SamPredictor, sample: LabelledImage, prompt: PromptKind, multimask: bool, batch: int
+) -> list[_Row]:
+    predictor.set_image(sample.image)
+    rows = []
+    for start in range(0, len(sample.annotations), batch):
+        chunk = sample.annotations[start : start + batch]
+        low_res, predicted = predictor.predict_low_res(**_prompts(predictor, chunk, prompt), multimask_output=multimask)
+        for annotation, logits, scores in zip(chunk, low_res, predicted, strict=True):
+            # one prompt at a time at full size: a batch of 64 photos' worth of floats would not fit
+            assert predictor.frame is not None
+            masks = (predictor.frame.to_original(logits[None].float())[0] > MASK_THRESHOLD).cpu().numpy()
+            wanted = annotation.mask()
+            actual = [iou(mask, wanted) for mask in masks]
+            chosen = int(scores.argmax())
+            ellipse = iou(inscribed_ellipse(annotation, *wanted.shape), wanted) if prompt == "box" else float("nan")
+            rows.append(_Row(actual[chosen], max(actual), float(scores[chosen]), ellipse))
+    return rows
+
+
+def _prompts(predictor: SamPredictor, chunk: tuple[Annotation, ...], prompt: PromptKind) -> dict[str, Tensor | None]:
+    frame = predictor.frame
+    assert frame is not None
+    if prompt == "box":
+        xywh = torch.tensor([annotation.bbox_xywh for annotation in chunk], dtype=torch.float32)
+        corners = torch.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+        return {"point_coords": None, "point_labels": None, "boxes": frame.to_input(corners).flatten(1)}
+    points = torch.tensor([annotation.point_xy for annotation in chunk], dtype=torch.float32)
+    labels = torch.ones(len(chunk), 1, dtype=torch.long)
+    return {"point_coords": frame.to_input(points)[:, None], "point_labels": labels, "boxes": None}
+
+
+def iou(mask: Bool[np.ndarray, "h w"], wanted: Bool[np.ndarray, "h w"]) -> float:
+    """Intersection over union; 1 when both are empty."""
+    union = np.count_nonzero(mask | wanted)
+    return np.count_nonzero(mask & wanted) / union if union else 1.0
+
+
+def inscribed_ellipse(annotation: Annotation, height: int, width: int) -> Bool[np.ndarray, "h w"]:
+    """The ellipse inscribed in a box: what a model below has learned nothing."""
+    x, y, w, h = annotation.bbox_xywh
+    ys, xs = np.ogrid[:height, :width]
+    distance = ((xs + 0.5 - x - w / 2) / max(w / 2, 0.5)) ** 2 + ((ys + 0.5 - y - h / 2) / max(h / 2, 0.5)) ** 2
+    return distance <= 1

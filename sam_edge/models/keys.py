@@ -1,0 +1,218 @@
+"""Other people's state dicts, brought under our names, and the config that their shapes imply.
+
+Our names are segment-anything's (`image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`), with `q`, `k` and
+`v` apart in a `slim_vit` and timm's names inside a `tiny_vit`. What weights do not say is taken as their authors
+have it: 8 heads in the decoder, SAM's pixel statistics, and, for TinyViT, 1024 pixels.
+"""
+
+import math
+import re
+
+from torch import Tensor
+
+from sam_edge.errors import CheckpointError
+from sam_edge.models.config import Arch, BlockConfig, DecoderConfig, ModelConfig, StageConfig
+
+State = dict[str, Tensor]
+
+LAYOUTS = (
+    "segment-anything (vit_b, vit_l, vit_h)",
+    "MobileSAM and TinySAM (vit_t)",
+    "SlimSAM (split q, k, v)",
+    "Hugging Face SamModel",
+    "sam-edge's own",
+)
+"""What `recognise` knows, in words."""
+
+TINY_VIT_IMAGE_SIZE = 1024
+"""TinyViT's weights fit every image size; MobileSAM and TinySAM were trained at this one, in pixels."""
+
+_WRAPPERS = {"module", "_orig_mod"}
+"""What DataParallel and torch.compile put into names; the SlimSAM authors save `image_encoder.module.*`.
+
+Their names are ours otherwise, and after each pruning they set the attention scale to the new head width, as
+`SplitAttention` does: there is nothing to fold into the weights.
+"""
+
+_NOT_WEIGHTS = re.compile(r"pixel_mean$|pixel_std$|\.attention_bias_idxs$|^image_encoder\.(head|norm_head)\.")
+"""Constants, index tables, and the classifier that MobileSAM carries along without using it."""
+
+_MOBILE_SAM = (
+    (r"^image_encoder\.patch_embed\.seq\.0\.", "image_encoder.patch_embed.conv1."),
+    (r"^image_encoder\.patch_embed\.seq\.2\.", "image_encoder.patch_embed.conv2."),
+    (r"^(image_encoder\..+)\.c\.", r"\1.conv."),
+    (r"^image_encoder\.layers\.", "image_encoder.stages."),
+)
+
+_MLP = r"(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))"
+_HUGGING_FACE = (
+    (r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
+     "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (r"^vision_encoder\.layers\.(\d+)\.layer_norm([12])\.", r"image_encoder.blocks.\1.norm\2."),
+    (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
+    (r"^vision_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
+    (r"^vision_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
+    (r"^vision_encoder\.neck\.layer_norm1\.", "image_encoder.neck.1."),
+    (r"^vision_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
+    (r"^vision_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
+    (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
+    (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
+    (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
+    (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
+    (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
+    (r"^(mask_decoder\.transformer\.layers\.\d+)\.layer_norm([1-4])\.", r"\1.norm\2."),
+    (r"^mask_decoder\.transformer\.layer_norm_final_attn\.", "mask_decoder.transformer.norm_final_attn."),
+    (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
+    (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
+    (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
+)  # fmt: skip
+
+
+def recognise(state: State) -> tuple[State, ModelConfig]:
+    """The same tensors under our names, and the config of the model they fit.
+
+    Raises:
+        CheckpointError: an unknown layout, or a tensor missing that the config is read from.
+    """
+    unwrapped = {_unwrapped(name): value for name, value in state.items()}
+    native = {name: value for name, value in unwrapped.items() if not _NOT_WEIGHTS.search(name)}
+    if any(name.startswith("vision_encoder.") for name in native):
+        native = _from_hugging_face(native)
+    elif "image_encoder.patch_embed.seq.0.c.weight" in native:
+        native = _from_mobile_sam(native)
+    try:
+        return native, _config(native, state)
+    except KeyError as error:
+        raise CheckpointError(
+            f"the checkpoint has no {error.args[0]}: it holds only a part of a SAM; give a whole one."
+        ) from error
+
+
+def _config(native: State, given: State) -> ModelConfig:
+    if "image_encoder.blocks.0.attn.qkv.weight" in native:
+        return _vit_config(native, "vit")
+    if "image_encoder.blocks.0.attn.q.weight" in native:
+        return _vit_config(native, "slim_vit")
+    if "image_encoder.patch_embed.conv1.conv.weight" in native:
+        return _tiny_vit_config(native)
+    names = ", ".join(list(given)[:3]) or "no tensors"
+    raise CheckpointError(f"unknown checkpoint layout ({names}, ...): known are {'; '.join(LAYOUTS)}.")
+
+
+def _vit_config(state: State, arch: Arch) -> ModelConfig:
+    """Read a ViT off its shapes; a head's width is the relative position tables' width."""
+    patch = state["image_encoder.patch_embed.proj.weight"].shape[-1]
+    grid = state["image_encoder.pos_embed"].shape[1]
+    depth = _count(state, r"^image_encoder\.blocks\.(\d+)\.")
+    return ModelConfig(
+        arch=arch,
+        image_size=grid * patch,
+        patch_size=patch,
+        blocks=tuple(_block_config(state, index, grid) for index in range(depth)),
+        decoder=_decoder_config(state),
+    )
+
+
+def _block_config(state: State, index: int, grid: int) -> BlockConfig:
+    stem = f"image_encoder.blocks.{index}."
+    embed = state[f"{stem}norm1.weight"].shape[0]
+    mlp = state[f"{stem}mlp.lin1.weight"].shape[0]
+    qk = v = embed
+    if f"{stem}attn.q.weight" in state:
+        qk, v = state[f"{stem}attn.q.weight"].shape[0], state[f"{stem}attn.v.weight"].shape[0]
+    if f"{stem}attn.rel_pos_h" not in state:
+        raise CheckpointError(
+            f"block {index} has no relative positions, so the weights do not tell its heads and window: "
+            "give the checkpoint folder, which has a config.json, instead of the file."
+        )
+    rows, head_width = state[f"{stem}attn.rel_pos_h"].shape
+    window = (rows + 1) // 2
+    return BlockConfig(embed, qk, v, mlp, heads=qk // head_width, window=0 if window == grid else window)
+
+
+def _tiny_vit_config(state: State) -> ModelConfig:
+    count = _count(state, r"^image_encoder\.stages\.(\d+)\.")
+    stages = tuple(_stage_config(state, index, count) for index in range(count))
+    patch = 4 * math.prod(stage.stride for stage in stages)
+    return ModelConfig(
+        arch="tiny_vit",
+        image_size=TINY_VIT_IMAGE_SIZE,
+        patch_size=patch,
+        stages=stages,
+        decoder=_decoder_config(state),
+    )
+
+
+def _stage_config(state: State, index: int, count: int) -> StageConfig:
+    stem = f"image_encoder.stages.{index}."
+    depth = _count(state, rf"^image_encoder\.stages\.{index}\.blocks\.(\d+)\.")
+    if index == 0:
+        embed = state["image_encoder.patch_embed.conv2.conv.weight"].shape[0]
+        return StageConfig(embed, depth, heads=0, window=0, stride=1)
+    embed = state[f"{stem}downsample.conv3.conv.weight"].shape[0]
+    heads, offsets = state[f"{stem}blocks.0.attn.attention_biases"].shape
+    # a stride leaves no trace in shapes: in all of MobileSAM's sizes every stage halves but the last
+    stride = 1 if index == count - 1 else 2
+    return StageConfig(embed, depth, heads, window=math.isqrt(offsets), stride=stride)
+
+
+def _decoder_config(state: State) -> DecoderConfig:
+    return DecoderConfig(
+        dim=state["mask_decoder.iou_token.weight"].shape[1],
+        depth=_count(state, r"^mask_decoder\.transformer\.layers\.(\d+)\."),
+        mlp=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+        mask_channels=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+        iou_hidden=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+    )
+
+
+def _count(state: State, pattern: str) -> int:
+    """How many modules of a numbered list the state has."""
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _from_mobile_sam(state: State) -> State:
+    native = {}
+    for name, value in state.items():
+        # MobileSAM merges patches at a stage's end, timm at the next one's start
+        moved = re.sub(
+            r"^image_encoder\.layers\.(\d+)\.downsample\.",
+            lambda match: f"image_encoder.stages.{int(match[1]) + 1}.downsample.",
+            name,
+        )
+        native[_renamed(moved, _MOBILE_SAM)] = value
+    return native
+
+
+def _from_hugging_face(state: State) -> State:
+    native = {}
+    for name, value in state.items():
+        native[_renamed(_numbered_mlp(name, state), _HUGGING_FACE)] = value
+    return native
+
+
+def _numbered_mlp(name: str, state: State) -> str:
+    """`proj_in`, `layers.N`, `proj_out` of Hugging Face's MLPs as segment-anything's one list of layers."""
+    match = re.match(rf"^{_MLP}\.(proj_in|proj_out|layers\.(\d+))\.", name)
+    if match is None:
+        return name
+    stem, part, inner = match.groups()
+    if part == "proj_in":
+        number = 0
+    elif part == "proj_out":
+        number = 1 + _count(state, rf"^{re.escape(stem)}\.layers\.(\d+)\.")
+    else:
+        number = 1 + int(inner)
+    return f"{stem}.layers.{number}.{name[match.end() :]}"
+
+
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -1,0 +1,106 @@
+"""The TinyViT image encoder of MobileSAM and TinySAM (Wu et al. 2022): timm's blocks behind SAM's neck.
+
+It differs from timm's classifier in the stride of each merging (MobileSAM's last one keeps the resolution, so
+that 1024 pixels become 64 x 64 tokens) and in SAM's neck, which takes the place of the classification head.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from segment_anything.modeling.common import LayerNorm2d
+from timm.models.tiny_vit import Attention, ConvLayer, PatchEmbed, PatchMerging, TinyVitStage
+from torch import Tensor, nn
+
+from sam_edge.errors import ModelError
+from sam_edge.models.config import ModelConfig, StageConfig
+from sam_edge.models.vit import swap_modules
+
+TINY_VIT_5M_STAGES = (
+    StageConfig(embed=64, depth=2, heads=0, window=0, stride=1),
+    StageConfig(embed=128, depth=2, heads=4, window=7, stride=2),
+    StageConfig(embed=160, depth=6, heads=5, window=14, stride=2),
+    StageConfig(embed=320, depth=2, heads=10, window=7, stride=1),
+)
+"""The 5 M parameter TinyViT of MobileSAM and TinySAM."""
+
+STEM_STRIDE = 4
+"""Down-sampling of the convolutional stem, before the first stage."""
+
+
+class TinyVitEncoder(nn.Module):
+    """Stem, stages and neck; takes any batch size, and any image side that its strides divide."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        first = config.stages[0]
+        self.img_size = config.image_size
+        self.patch_embed = PatchEmbed(3, first.embed, nn.GELU)
+        self.stages = nn.Sequential(ConvLayer(first.embed, first.depth, nn.GELU))
+        for before, stage in zip(config.stages, config.stages[1:], strict=False):
+            self.stages.append(_attention_stage(before.embed, stage))
+        swap_modules(self.stages, lambda module: type(module) is Attention, _FreshBiasAttention.of)
+        dim = config.decoder.dim
+        self.neck = nn.Sequential(
+            nn.Conv2d(config.stages[-1].embed, dim, kernel_size=1, bias=False),
+            LayerNorm2d(dim),
+            nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(dim),
+        )
+
+    def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
+        """Image embedding of normalised, padded pixels."""
+        return self.neck(self.stages(self.patch_embed(pixels)))
+
+
+class _FreshBiasAttention(Attention):
+    """timm's window attention, looking its position biases up on every call.
+
+    In evaluation mode timm keeps the looked-up table between calls. It is then stale after weights are loaded
+    or stepped, a second backward pass finds its graph freed, and an exporter would keep it as state.
+    """
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_FreshBiasAttention":
+        """A new layer of the same shape as timm's; weights are not copied."""
+        assert isinstance(module, Attention)
+        dim = module.norm.normalized_shape[0]
+        return cls(dim, module.key_dim, module.num_heads, module.attn_ratio, module.resolution)
+
+    def get_attention_biases(self, device: torch.device) -> Float[Tensor, "heads n n"]:
+        """The bias of every pair of positions in a window."""
+        return self.attention_biases[:, self.attention_bias_idxs]
+
+    def train(self, mode: bool = True) -> "_FreshBiasAttention":
+        """As everywhere in torch, returns the module itself; timm's returns None."""
+        super().train(mode)
+        return self
+
+
+def _attention_stage(before: int, stage: StageConfig) -> TinyVitStage:
+    module = TinyVitStage(
+        before, stage.embed, stage.depth, stage.heads, stage.window, downsample=PatchMerging
+    )
+    # timm's merging always halves; the stride is no part of the weights, so it can be set afterwards
+    module.downsample.conv2.conv.stride = (stage.stride, stage.stride)
+    return module
+
+
+def build_tiny_vit(config: ModelConfig) -> TinyVitEncoder:
+    """The encoder that `config.stages` describes, randomly initialised.
+
+    Raises:
+        ModelError: a first stage that attends or strides, or strides that do not multiply to the patch size.
+    """
+    first, *later = config.stages
+    if first.heads or first.stride != 1 or not all(stage.heads and stage.window for stage in later):
+        raise ModelError(
+            "tiny_vit starts with a convolutional stage (heads 0, stride 1), and every later one has heads "
+            f"and a window, got heads {[s.heads for s in config.stages]}, first stride {first.stride}."
+        )
+    stride = STEM_STRIDE * math.prod(stage.stride for stage in config.stages)
+    if stride != config.patch_size:
+        raise ModelError(
+            f"tiny_vit's strides multiply to {stride}: patch_size must be the same, got {config.patch_size}."
+        )
+    return TinyVitEncoder(config)

@@ -1,0 +1,73 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam_edge.data.coco import CocoInstances
+from sam_edge.data.rle import encode_mask
+from sam_edge.errors import DataError
+
+TRIANGLE = [5.0, 5.0, 50.0, 8.0, 20.0, 36.0]
+SQUARE = [40.0, 25.0, 55.0, 25.0, 55.0, 38.0, 40.0, 38.0]
+
+
+@pytest.fixture
+def coco_root(tmp_path, picture, disc):
+    """annotations/instances_tiny.json with four images in tiny/: polygons, RLE, a crowd, and nothing."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "tiny").mkdir()
+    images = [{"id": number, "file_name": f"{number}.png", "height": 40, "width": 60} for number in range(4)]
+    for image in images:
+        Image.fromarray(picture).save(tmp_path / "tiny" / image["file_name"])
+    crowd = {"size": [40, 60], "counts": [0, 2400]}
+    annotations = [
+        {"id": 1, "image_id": 0, "iscrowd": 0, "segmentation": [TRIANGLE, SQUARE]},
+        {"id": 2, "image_id": 1, "iscrowd": 0, "segmentation": encode_mask(disc)},
+        {"id": 3, "image_id": 1, "iscrowd": 1, "segmentation": crowd},
+        {"id": 4, "image_id": 2, "iscrowd": 1, "segmentation": crowd},
+    ]
+    content = {"images": images, "annotations": annotations}
+    (tmp_path / "annotations" / "instances_tiny.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_polygons_cover_what_opencv_fills(coco_root):
+    (annotation,) = CocoInstances(coco_root / "annotations" / "instances_tiny.json")[0].annotations
+    # Pixel centres are at halves in COCO; eight times finer, OpenCV's rounding no longer matters.
+    fine = np.zeros((320, 480), np.uint8)
+    for polygon in (TRIANGLE, SQUARE):
+        cv2.fillPoly(fine, [np.rint(np.reshape(polygon, (-1, 2)) * 8).astype(np.int32)], 1)
+    reference = fine[4::8, 4::8].astype(bool)
+    mask = annotation.mask()
+    assert (mask & reference).sum() / (mask | reference).sum() > 0.94
+
+
+def test_crowds_and_images_without_instances_are_left_out(coco_root, disc):
+    dataset = CocoInstances(coco_root / "annotations" / "instances_tiny.json")
+    assert dataset.names == ["0.png", "1.png"]
+    (annotation,) = dataset[1].annotations
+    assert np.array_equal(annotation.mask(), disc)
+
+
+def test_images_are_found_beside_the_annotations_or_where_told(coco_root):
+    annotation_json = coco_root / "annotations" / "instances_tiny.json"
+    (coco_root / "tiny").rename(coco_root / "elsewhere")
+    with pytest.raises(DataError, match="give the folder"):
+        CocoInstances(annotation_json)
+    assert len(list(CocoInstances(annotation_json, coco_root / "elsewhere"))) == 2
+    (coco_root / "elsewhere").rename(coco_root / "images")
+    assert len(list(CocoInstances(annotation_json))) == 2
+
+
+def test_nothing_is_printed(coco_root, capsys):
+    list(CocoInstances(coco_root / "annotations" / "instances_tiny.json"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": [], "annotations": []}'])
+def test_a_json_file_that_is_not_coco_is_refused_by_name(tmp_path, content):
+    (tmp_path / "odd.json").write_text(content)
+    with pytest.raises(DataError, match=r"odd\.json"):
+        CocoInstances(tmp_path / "odd.json")
