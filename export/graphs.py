@@ -29,10 +29,10 @@ class GraphSpec:
 class EncoderGraph(nn.Module):
     """pixels B x 3 x S x S (normalised, padded) -> embeddings B x C x g x g, float32 at both ends."""
 
-    def __init__(self, model: EdgeSam) -> None:
+    def __init__(self, model: EdgeSam, dtype: torch.dtype) -> None:
         super().__init__()
         self.encoder = model.image_encoder
-        self.dtype = next(model.parameters()).dtype
+        self.dtype = dtype
 
     def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Encode."""
@@ -42,10 +42,10 @@ class EncoderGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """Embeddings and prompts -> mask logits and predicted IoU, float32 at both ends."""
 
-    def __init__(self, model: EdgeSam) -> None:
+    def __init__(self, model: EdgeSam, dtype: torch.dtype) -> None:
         super().__init__()
         self.decoder = model.decoder
-        self.dtype = next(model.parameters()).dtype
+        self.dtype = dtype
 
     def forward(
         self,
@@ -88,12 +88,12 @@ def to_half(model: EdgeSam) -> EdgeSam:
     return model
 
 
-def graphs(model: EdgeSam) -> tuple[GraphSpec, GraphSpec]:
-    """The encoder's and the decoder's graph."""
+def graphs(model: EdgeSam, dtype: torch.dtype = torch.float32) -> tuple[GraphSpec, GraphSpec]:
+    """The encoder's and the decoder's graph, computing in `dtype`."""
     config = model.config
     encoder = GraphSpec(
         name="encoder",
-        module=EncoderGraph(model).eval(),
+        module=EncoderGraph(model, dtype).eval(),
         example=(torch.zeros(2, 3, config.image_size, config.image_size),),
         inputs=("pixels",),
         outputs=("embeddings",),
@@ -101,7 +101,7 @@ def graphs(model: EdgeSam) -> tuple[GraphSpec, GraphSpec]:
     )
     decoder = GraphSpec(
         name="decoder",
-        module=DecoderGraph(model).eval(),
+        module=DecoderGraph(model, dtype).eval(),
         example=decoder_example(config, batch=2, sets=3, points=4),
         inputs=("embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"),
         outputs=("logits", "iou"),
@@ -128,3 +128,14 @@ def decoder_example(config: ModelConfig, batch: int, sets: int, points: int) -> 
         torch.zeros(batch, sets, 1, config.mask_size, config.mask_size),
         torch.zeros(batch, sets),
     )
+
+
+def halve_positions(model: EdgeSam) -> None:
+    """Store a quantized encoder's position embedding in float16, in place.
+
+    It is the one large table that is added, not multiplied, so it has no integer form; in halves it no longer
+    outweighs the int8 weights.
+    """
+    positions = getattr(model.image_encoder, "pos_embed", None)
+    if positions is not None:
+        model.image_encoder.pos_embed = nn.Parameter(positions.detach().half(), requires_grad=False)  # type: ignore[assignment]

@@ -7,7 +7,8 @@ import urllib.request
 from pathlib import Path
 from typing import IO
 
-from huggingface_hub import hf_hub_download, hf_hub_url
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,8 +35,8 @@ def cache_folder() -> Path:
 def fetch(known: KnownModel) -> Path:
     """The local file of a known model's weights, downloaded once.
 
-    A file in `cache_folder()` is used wherever it came from, if its hash is right: that is how weights reach a
-    machine without network.
+    A file in `cache_folder()` is used wherever it came from, if its hash is right: that is how weights reach
+    a machine without network.
 
     Raises:
         CheckpointError: no network, no such file, or a file whose hash is wrong.
@@ -49,9 +50,7 @@ def fetch(known: KnownModel) -> Path:
         return _from_hub(known, target)
     with atomic_file(target) as part:
         _stream(known, target, part)
-        _check(
-            part, known.sha256_prefix, f"{known.source} is not the file that was published", shown=target.name
-        )
+        _check(part, known.sha256_prefix, "the file there, or the way to it, has changed", known.source)
     return target
 
 
@@ -109,10 +108,9 @@ def _progress() -> Progress:
 
 def _from_hub(known: KnownModel, target: Path) -> Path:
     try:
-        path = Path(hf_hub_download(known.source, known.file_name))
-    # which exceptions a failed request raises differs between the hub client's versions and transports
-    except Exception as error:
-        raise _unreachable(known, target, error) from error
+        path = Path(hf_hub_download(known.source, known.file_name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        path = _downloaded_from_hub(known, target)
     blob = path.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         # the hub's cache names large files by the sha256 it reported, but does not hash what arrived
@@ -120,8 +118,20 @@ def _from_hub(known: KnownModel, target: Path) -> Path:
     return path
 
 
+def _downloaded_from_hub(known: KnownModel, target: Path) -> Path:
+    try:
+        # fails at once where there is no network; the download would print five retries first
+        get_hf_file_metadata(hf_hub_url(known.source, known.file_name), timeout=TIMEOUT_SECONDS)
+        return Path(hf_hub_download(known.source, known.file_name))
+    # which exceptions a failed request raises differs between the hub client's versions and transports
+    except Exception as error:
+        raise _unreachable(known, target, error) from error
+
+
 def _unreachable(known: KnownModel, target: Path, reason: Exception | str) -> CheckpointError:
     url = known.source if known.is_url else hf_hub_url(known.source, known.file_name)
+    # urllib wraps the cause: "<urlopen error ...>"
+    reason = getattr(reason, "reason", reason)
     words = str(reason).strip().splitlines()[:1] or [type(reason).__name__]
     return CheckpointError(
         f"{known.name} could not be downloaded ({words[0]}): get {url} on a machine with network "

@@ -1,8 +1,8 @@
 """Other people's state dicts, brought under our names, and the config that their shapes imply.
 
 Our names are segment-anything's (`image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`), with `q`, `k` and
-`v` apart in a `slim_vit` and timm's names inside a `tiny_vit`. What weights do not say is taken as their authors
-have it: 8 heads in the decoder, SAM's pixel statistics, and, for TinyViT, 1024 pixels.
+`v` apart in a `slim_vit` and timm's names inside a `tiny_vit`. What weights do not say is taken as their
+authors have it: 8 heads in the decoder, SAM's pixel statistics, and, for TinyViT, 1024 pixels.
 """
 
 import math

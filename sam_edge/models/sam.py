@@ -62,22 +62,17 @@ def build_encoder(config: ModelConfig) -> nn.Module:
 
 
 def initialise(model: EdgeSam, seed: int) -> None:
-    """Random weights for training from scratch: truncated normals of width 0.02, as ViTs are usually started."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+    """Seeded random weights for training from scratch.
+
+    Every layer starts as PyTorch starts it, which for the decoder is how SAM was started too: its tokens and prompt
+    embeddings need the size of its positional encodings, or all prompts look alike for thousands of steps.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
         for module in model.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02, generator=generator)
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
         positions = getattr(model.image_encoder, "pos_embed", None)
         if positions is not None:
-            nn.init.trunc_normal_(positions, std=0.02, generator=generator)
-        frequencies = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-        frequencies.normal_(generator=generator)
+            nn.init.trunc_normal_(positions, std=0.02)
+        model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.normal_()

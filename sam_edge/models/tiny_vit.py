@@ -60,6 +60,8 @@ class _FreshBiasAttention(Attention):
     or stepped, a second backward pass finds its graph freed, and an exporter would keep it as state.
     """
 
+    attention_bias_idxs: Tensor
+
     @classmethod
     def of(cls, module: nn.Module) -> "_FreshBiasAttention":
         """A new layer of the same shape as timm's; weights are not copied."""
@@ -81,8 +83,10 @@ def _attention_stage(before: int, stage: StageConfig) -> TinyVitStage:
     module = TinyVitStage(
         before, stage.embed, stage.depth, stage.heads, stage.window, downsample=PatchMerging
     )
+    merging = module.downsample
+    assert isinstance(merging, PatchMerging)
     # timm's merging always halves; the stride is no part of the weights, so it can be set afterwards
-    module.downsample.conv2.conv.stride = (stage.stride, stage.stride)
+    merging.conv2.conv.stride = (stage.stride, stage.stride)
     return module
 
 

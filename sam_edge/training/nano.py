@@ -37,10 +37,11 @@ NANO = ModelConfig(
 PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
 """Folders of labelled photos and how often each is drawn; synthetic scenes are drawn as often as weight 1."""
 
-PROMPTING = InteractiveOptions(rounds=2, interactive_share=0.2)
+PROMPTING = InteractiveOptions(rounds=2, interactive_share=0.1)
 
 FIRST = TrainOptions(
-    loop=LoopOptions(steps=1800, learning_rate=1e-3, weight_decay=0.05, warmup_steps=150, ema_decay=0.998),
+    loop=LoopOptions(steps=2200, learning_rate=6e-4, weight_decay=0.05, warmup_steps=100, ema_decay=0.998),
+    batch_size=4,
     prompts=8,
     prompting=PROMPTING,
     max_zoom=5.0,
@@ -48,7 +49,8 @@ FIRST = TrainOptions(
     seed=0,
 )
 SECOND = TrainOptions(
-    loop=LoopOptions(steps=400, learning_rate=5e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.998),
+    loop=LoopOptions(steps=450, learning_rate=4e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.995),
+    batch_size=4,
     prompts=8,
     prompting=PROMPTING,
     max_zoom=3.0,

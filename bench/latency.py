@@ -1,0 +1,222 @@
+"""How long a call takes, and the calls that a SAM runtime is timed by.
+
+The timing contract:
+
+- Clock: `time.perf_counter` around one call at a time; nothing is divided by a number of calls.
+- Synchronised: where work is asynchronous (a GPU), `synchronise` runs before the clock starts and before it
+  stops, so a sample holds all of its own work and none of its predecessor's.
+- Copied: `encode` and `decode_*` start from tensors in host memory and leave their results where the runtime
+  puts them, so they hold the copy to the device and not the copy back. `end_to_end` and everything mode start
+  from a uint8 picture in host memory and end with masks at the picture's size in host memory.
+- Warm-up: `warmup` calls of every candidate come first and are not counted.
+- Order: candidates take turns, one call each per round, so that a noisy machine disturbs all of them alike.
+- Percentiles: linear interpolation between the nearest ranks (numpy's default) over all counted runs; nothing
+  is discarded as an outlier. With few runs p99 is next to the maximum.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from sam_edge.bench.errors import BenchError
+from sam_edge.models.prompts import FOREGROUND, Prompts
+from sam_edge.segment.everything import EverythingGenerator
+from sam_edge.segment.frame import to_pixels
+from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.runtime import Runtime
+
+Call = Callable[[], object]
+Synchronise = Callable[[], None]
+
+MEASUREMENTS = ("encode", "decode_point", "decode_box", "decode_64_points", "end_to_end")
+"""What `bench_runtime` measures, in order; each takes `warmup + runs` calls."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of one call, over many runs."""
+
+    min_ms: float
+    """The fastest run: what the machine can do undisturbed."""
+    median_ms: float
+    """The middle run: the number to compare with."""
+    p90_ms: float
+    """Nine runs in ten are at most this long."""
+    p99_ms: float
+    """Ninety-nine runs in a hundred are at most this long."""
+    runs: int
+    """Runs counted, without warm-up."""
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> "Latency":
+        """Summarise one or more samples in milliseconds."""
+        median, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99)))
+        return cls(float(min(samples_ms)), median, p90, p99, len(samples_ms))
+
+
+@dataclass(frozen=True)
+class EverythingResult:
+    """One pass of everything mode over a picture."""
+
+    seconds: float
+    """From the uint8 picture to the mask records."""
+    masks: int
+    """Masks found."""
+
+
+def measure(
+    call: Call, *, warmup: int = 2, runs: int = 10, synchronise: Synchronise | None = None
+) -> Latency:
+    """Time `call` by this module's contract.
+
+    Raises:
+        BenchError: fewer than one run, or a negative warm-up.
+    """
+    waits = {} if synchronise is None else {"call": synchronise}
+    return measure_in_turn({"call": call}, warmup=warmup, runs=runs, synchronise=waits)["call"]
+
+
+def measure_in_turn(
+    calls: Mapping[str, Call],
+    *,
+    warmup: int = 2,
+    runs: int = 10,
+    synchronise: Mapping[str, Synchronise] | None = None,
+    on_run: Callable[[], None] | None = None,
+) -> dict[str, Latency]:
+    """Time several candidates in turn: one call of each, then the next round.
+
+    Args:
+        calls: candidates by name.
+        warmup: uncounted rounds before the first counted one.
+        runs: counted rounds.
+        synchronise: for each candidate whose work is asynchronous, what waits for it.
+        on_run: called after every call, outside the clock: `(warmup + runs) * len(calls)` times.
+
+    Raises:
+        BenchError: fewer than one run, or a negative warm-up.
+    """
+    if runs < 1 or warmup < 0:
+        raise BenchError(f"runs must be at least 1 and warmup at least 0, got {runs} and {warmup}.")
+    waits = synchronise or {}
+    samples_ms: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warmup + runs):
+        for name, call in calls.items():
+            elapsed_ms = 1000 * _seconds(call, waits.get(name))
+            if turn >= warmup:
+                samples_ms[name].append(elapsed_ms)
+            if on_run is not None:
+                on_run()
+    return {name: Latency.of(samples) for name, samples in samples_ms.items()}
+
+
+def bench_runtime(
+    runtime: Runtime, image: UInt8[np.ndarray, "h w 3"], *, warmup: int = 2, runs: int = 10
+) -> dict[str, Latency]:
+    """Latency of each of `MEASUREMENTS` on one RGB picture.
+
+    `encode` is one picture, already resized and padded; `decode_point`, `decode_box` and `decode_64_points`
+    decode one point, one box and 64 prompt sets of one point; `end_to_end` is a picture to one mask at its
+    size, from a point.
+
+    Raises:
+        BenchError: fewer than one run, or a negative warm-up.
+    """
+    return bench_runtimes([runtime], image, warmup=warmup, runs=runs)[0]
+
+
+def bench_runtimes(
+    runtimes: Sequence[Runtime],
+    image: UInt8[np.ndarray, "h w 3"],
+    *,
+    warmup: int = 2,
+    runs: int = 10,
+    on_run: Callable[[], None] | None = None,
+) -> list[dict[str, Latency]]:
+    """`bench_runtime` of several runtimes, taking turns within each measurement; results in their order.
+
+    `on_run` is called `len(MEASUREMENTS) * (warmup + runs) * len(runtimes)` times.
+    """
+    calls = [runtime_calls(runtime, image) for runtime in runtimes]
+    waits = {str(index): wait for index, runtime in enumerate(runtimes) if (wait := synchroniser(runtime))}
+    results: list[dict[str, Latency]] = [{} for _ in runtimes]
+    for key in MEASUREMENTS:
+        candidates = {str(index): by_key[key] for index, by_key in enumerate(calls)}
+        found = measure_in_turn(candidates, warmup=warmup, runs=runs, synchronise=waits, on_run=on_run)
+        for index, result in enumerate(results):
+            result[key] = found[str(index)]
+    return results
+
+
+def time_everything(
+    runtime: Runtime, image: UInt8[np.ndarray, "h w 3"], points_per_side: int = 32
+) -> EverythingResult:
+    """One pass of everything mode with the model's own thresholds, after a warm-up of at most 64 points."""
+    EverythingGenerator(runtime, points_per_side=min(points_per_side, 8)).generate(image)
+    generator = EverythingGenerator(runtime, points_per_side=points_per_side)
+    found: list[dict[str, object]] = []
+    seconds = _seconds(lambda: found.extend(generator.generate(image)), synchroniser(runtime))
+    return EverythingResult(seconds, len(found))
+
+
+def runtime_calls(runtime: Runtime, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, Call]:
+    """What each of `MEASUREMENTS` calls."""
+    pixels, frame = to_pixels(image, runtime.config)
+    embeddings = runtime.encode(pixels)
+    height, width = frame.input_size
+    point, box, grid = _points(height, width, 1), _box(height, width), _points(height, width, 8)
+    predictor = SamPredictor(runtime)
+    centre = np.array([[image.shape[1] / 2, image.shape[0] / 2]])
+
+    def end_to_end() -> object:
+        predictor.set_image(image)
+        return predictor.predict(centre, np.array([FOREGROUND]), multimask_output=False)
+
+    return {
+        "encode": lambda: runtime.encode(pixels),
+        "decode_point": lambda: runtime.decode(embeddings, point),
+        "decode_box": lambda: runtime.decode(embeddings, box),
+        "decode_64_points": lambda: runtime.decode(embeddings, grid),
+        "end_to_end": end_to_end,
+    }
+
+
+def synchroniser(runtime: Runtime) -> Synchronise | None:
+    """What waits for a runtime's work: its own `synchronise`, or torch's for its device."""
+    own = getattr(runtime, "synchronise", None)
+    if own is not None:
+        return own
+    device = getattr(runtime, "device", None)
+    if not isinstance(device, torch.device) or device.type == "cpu":
+        return None
+    return lambda: torch.accelerator.synchronize(device)
+
+
+def _seconds(call: Call, synchronise: Synchronise | None) -> float:
+    if synchronise is None:
+        start = perf_counter()
+        call()
+        return perf_counter() - start
+    synchronise()
+    start = perf_counter()
+    call()
+    synchronise()
+    return perf_counter() - start
+
+
+def _points(height: int, width: int, per_side: int) -> Prompts:
+    """`per_side` squared prompt sets of one foreground point, evenly spread."""
+    ticks = (torch.arange(per_side) + 0.5) / per_side
+    y, x = torch.meshgrid(ticks * height, ticks * width, indexing="ij")
+    coords = torch.stack([x.flatten(), y.flatten()], -1)[None, :, None]
+    return Prompts.build(coords, torch.full(coords.shape[:3], FOREGROUND))
+
+
+def _box(height: int, width: int) -> Prompts:
+    """One box over the middle half of the picture."""
+    corners = torch.tensor([width, height, 3 * width, 3 * height], dtype=torch.float32) / 4
+    return Prompts.build(boxes=corners[None, None])

@@ -1,0 +1,100 @@
+"""How much a model takes: peak resident memory of a fresh process, and bytes on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from sam_edge.bench.errors import BenchError
+from sam_edge.errors import BackendUnavailableError, CheckpointError
+
+WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data", ".engine", ".pth", ".pt", ".bin", ".xml")
+"""Files that a device needs to run a model; `.data` holds ONNX's weights, `.bin` and `.xml` OpenVINO's."""
+
+SPLIT_GRAPHS = ("prepare", "predict", "upscale")
+"""The decoder again, in three parts for everything mode."""
+
+
+def peak_bytes(command: Sequence[str], timeout_s: float) -> int:
+    """Peak resident size of `command`, run in a fresh process with its output thrown away.
+
+    Where the command starts others of its own, the largest single process counts, not their sum. Memory on a
+    GPU is not resident memory. The smallest answer possible is some 10 MB, the launcher's own size.
+
+    Raises:
+        BenchError: the command cannot be started, fails (its last stderr line is quoted), or takes too long.
+        BackendUnavailableError: this system cannot tell (Windows).
+    """
+    if not hasattr(os, "wait4"):
+        raise BackendUnavailableError(
+            "peak memory is measured with wait4, which this system lacks: use Linux or macOS."
+        )
+    # Linux carries a process's own peak over into the child it starts, so a command started from here would
+    # seem to need at least what this process, with torch, has needed. A small launcher starts it instead.
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("memory_launcher.py")), *command]
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            launcher,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        try:
+            answer, _ = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            # the command belongs to the launcher's session, and must not outlive it
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise BenchError(
+                    f"{command[0]} took longer than {timeout_s:g} s: raise the time limit."
+                ) from None
+            raise
+        stderr.seek(0)
+        lines = stderr.read().decode(errors="replace").strip().splitlines()
+    last = lines[-1].strip() if lines else "it wrote nothing to stderr"
+    if process.returncode != 0:
+        raise BenchError(f"{command[0]} could not be started: {last}")
+    result = json.loads(answer)
+    if result["exit_code"] < 0:
+        raise BenchError(
+            f"{command[0]} was killed by signal {-result['exit_code']} (9 is often lack of memory): {last}"
+        )
+    if result["exit_code"] > 0:
+        raise BenchError(f"{command[0]} failed with exit code {result['exit_code']}: {last}")
+    # getrusage counts KiB, but for macOS, which counts bytes
+    return int(result["ru_maxrss"]) * (1 if sys.platform == "darwin" else 1024)
+
+
+def file_bytes(path: str | Path, *, pattern: str = "*") -> int:
+    """Bytes of a model on disk: a checkpoint file, or a folder's own files of `WEIGHT_SUFFIXES`.
+
+    The split decoder graphs do not count beside the whole decoder, which holds the same weights. Where one
+    folder serves several runtimes, `pattern` says which files are meant: `*.sm89.engine`, `*.onnx*`.
+
+    Raises:
+        CheckpointError: nothing there, or no weight file.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path.stat().st_size
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist: its size cannot be taken.")
+    files = [
+        f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES and fnmatch(f.name, pattern) and f.is_file()
+    ]
+    if any(_graph(file) == "decoder" for file in files):
+        files = [file for file in files if _graph(file) not in SPLIT_GRAPHS]
+    if not files:
+        raise CheckpointError(f"{path} holds no weight file ({', '.join(WEIGHT_SUFFIXES)}) named {pattern}.")
+    return sum(file.stat().st_size for file in files)
+
+
+def _graph(file: Path) -> str:
+    return file.name.split(".")[0]

@@ -1,0 +1,119 @@
+"""Exported folders, and ONNX Runtime as a runtime."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sam_edge.errors import BackendUnavailableError, CheckpointError
+from sam_edge.files import sha256_of
+from sam_edge.models.config import ModelConfig
+from sam_edge.models.prompts import Prompts
+
+MANIFEST = "model.json"
+
+
+@dataclass(frozen=True)
+class ExportedFolder:
+    """What `model.json` says of a folder of graphs."""
+
+    path: Path
+    config: ModelConfig
+    precision: str
+    dialect: str | None
+    graphs: dict[str, dict[str, Any]]
+    """Per graph: file, sha256, inputs, outputs."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> "ExportedFolder":
+        """Read and check an exported folder.
+
+        Raises:
+            CheckpointError: no `model.json`, a broken one, or a graph that is missing or not the one described.
+        """
+        path = Path(path)
+        try:
+            values = json.loads((path / MANIFEST).read_text())
+            folder = cls(
+                path,
+                ModelConfig.from_dict(values["config"]),
+                values["precision"],
+                values["dialect"],
+                values["graphs"],
+            )
+        except OSError as error:
+            raise CheckpointError(f"{path / MANIFEST} cannot be read: {error.strerror}.") from error
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path / MANIFEST} does not describe an exported model: {error}.") from error
+        for graph in folder.graphs.values():
+            file = path / graph["file"]
+            if not file.is_file() or sha256_of(file) != graph["sha256"]:
+                raise CheckpointError(f"{file} is missing or was changed since it was exported: export again.")
+        return folder
+
+    def graph_file(self, name: str) -> Path:
+        """Path of a graph's ONNX file."""
+        return self.path / self.graphs[name]["file"]
+
+
+def is_exported_folder(path: str | Path) -> bool:
+    """True for a folder that holds exported graphs."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def decoder_inputs(config: ModelConfig, prompts: Prompts) -> dict[str, np.ndarray]:
+    """The decoder graph's prompt inputs, by name."""
+    batch, sets = prompts.labels.shape[:2]
+    if prompts.masks is None:
+        masks = np.zeros((batch, sets, 1, config.mask_size, config.mask_size), np.float32)
+    else:
+        masks = prompts.masks.float().cpu().numpy()
+    return {
+        "point_coords": prompts.coords.float().cpu().numpy(),
+        "point_labels": prompts.labels.cpu().numpy().astype(np.int64),
+        "mask_input": masks,
+        "has_mask_input": np.full((batch, sets), prompts.masks is not None, np.float32),
+    }
+
+
+class OnnxRuntime:
+    """An exported folder in ONNX Runtime, on the CPU or a CUDA device."""
+
+    def __init__(self, folder: str | Path, device: str = "cpu", threads: int = 0) -> None:
+        """`threads` 0 leaves the choice to ONNX Runtime.
+
+        Raises:
+            BackendUnavailableError: `cuda` without the CUDA provider.
+        """
+        import onnxruntime as ort
+
+        self.name = "onnxruntime"
+        self.folder = ExportedFolder.read(folder)
+        self.config = self.folder.config
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        if provider not in ort.get_available_providers():
+            raise BackendUnavailableError(f"ONNX Runtime has no {provider} here: use --device cpu.")
+        self._sessions = {
+            name: ort.InferenceSession(self.folder.graph_file(name), options, providers=[provider])
+            for name in self.folder.graphs
+        }
+
+    def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[np.ndarray, "b c g g"]:
+        """Image embeddings."""
+        return self._sessions["encoder"].run(None, {"pixels": pixels.float().cpu().numpy()})[0]
+
+    def decode(
+        self, embeddings: Float[np.ndarray, "b c g g"], prompts: Prompts
+    ) -> tuple[Float[Tensor, "b n 4 h w"], Float[Tensor, "b n 4"]]:
+        """Mask logits and predicted IoU."""
+        inputs = {"embeddings": embeddings, **decoder_inputs(self.config, prompts)}
+        logits, iou = self._sessions["decoder"].run(None, inputs)
+        return torch.from_numpy(logits), torch.from_numpy(iou)

@@ -1,0 +1,170 @@
+"""A SAM as ONNX: `encoder.onnx` and `decoder.onnx`, proven against torch before they are kept."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxscript.optimizer
+import torch
+from onnxscript import ir, opset18
+
+from sam_edge.errors import ExportError
+from sam_edge.export.graphs import GraphSpec, graphs, halve_positions, to_half
+from sam_edge.export.onnx_runtime import MANIFEST, OnnxRuntime
+from sam_edge.export.parity import Parity, answers, compare, require
+from sam_edge.files import atomic_folder, sha256_of
+from sam_edge.models.quantized import Dialect, prepare_for_quantization, set_dialect
+from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.runtime import TorchRuntime
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+OPSET = 18
+SCHEMA = 1
+LARGEST_FOLDED = 16384
+"""Constants of more elements than this are computed in the graph: stored, they would outweigh int8 weights."""
+SMALLEST_IOU = {"fp32": 0.999, "fp16": 0.98, "int8": 0.95}
+"""Mean mask IoU with torch below which an export fails, by precision."""
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How a model is written."""
+
+    precision: Precision = "fp32"
+    """`int8` needs a quantized checkpoint, `fp32` and `fp16` a float one."""
+    dialect: Dialect = "cpu"
+    """Q/DQ form of int8: asymmetric uint8 activations (`cpu`) or symmetric int8 ones (`tensorrt`)."""
+
+
+def export_onnx(
+    model: EdgeSam, out: str | Path, images: Sequence[np.ndarray], options: OnnxOptions
+) -> tuple[Path, Parity]:
+    """Write an exported folder; `model` is consumed (halved, or switched to the dialect, in place).
+
+    The decoder takes B images x N prompt sets x P points, all free; the picture's own size stays outside. `fp16`
+    is compared with the float model, `int8` with the quantized one as torch simulates it.
+
+    Raises:
+        ExportError: a precision that the checkpoint does not have, or masks on `images` that differ from torch's.
+    """
+    quantized = model.config.quantization is not None
+    if quantized and options.precision != "int8":
+        raise ExportError(f"a quantized checkpoint is exported with --precision int8, got {options.precision}.")
+    if not quantized and options.precision == "int8":
+        raise ExportError("--precision int8 needs a quantized checkpoint: run `sam-edge quantize` first.")
+    if not images:
+        raise ExportError("parity needs at least one picture: check --images.")
+    if quantized:
+        set_dialect(model, options.dialect)
+        halve_positions(model)
+    else:
+        # not for its own sake: q, k and v apart and folded batch norms are the better graph in float too
+        prepare_for_quantization(model)
+    wanted = answers(TorchRuntime(model), images)
+    dtype = torch.float32
+    if options.precision == "fp16":
+        to_half(model)
+        dtype = torch.float16
+    with atomic_folder(out) as work:
+        described = {spec.name: _write(spec, work) for spec in graphs(model, dtype)}
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA,
+            "precision": options.precision,
+            "dialect": options.dialect if quantized else None,
+            "opset": OPSET,
+            "config": asdict(model.config),
+            "graphs": described,
+        }
+        (work / MANIFEST).write_text(json.dumps(manifest))
+        parity = compare(wanted, answers(OnnxRuntime(work), images))
+        require(parity, SMALLEST_IOU[options.precision], f"the {options.precision} export")
+        manifest["parity"] = parity.as_dict()
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return Path(out), parity
+
+
+def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
+    """Export one graph; returns its entry in `model.json`."""
+    free = torch.export.Dim.DYNAMIC
+    shapes = tuple({axis: free for axis in spec.dynamic[name]} for name in spec.inputs)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            spec.module,
+            spec.example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(spec.inputs),
+            output_names=list(spec.outputs),
+            dynamic_shapes=shapes,
+            custom_translation_table=_translations(),
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"torch.onnx.export gave no graph for the {spec.name}.")
+    _name_axes(program.model, spec)
+    onnxscript.optimizer.optimize_ir(
+        program.model,
+        output_size_limit=LARGEST_FOLDED,
+        should_fold=lambda node: True if node.op_type == "Transpose" else None,
+    )
+    _strip_notes(program.model)
+    file = folder / f"{spec.name}.onnx"
+    program.save(file, external_data=_weight_bytes(spec) > 1_800_000_000)
+    return {
+        "file": file.name,
+        "sha256": sha256_of(file),
+        "inputs": {value.name: _shape(value) for value in program.model.graph.inputs},
+        "outputs": {value.name: _shape(value) for value in program.model.graph.outputs},
+    }
+
+
+def _translations() -> dict[Any, Any]:
+    """ONNX's own operators for the two that quantized layers are made of."""
+
+    def quantize(x, scale, zero_point):  # type: ignore[no-untyped-def]
+        return opset18.QuantizeLinear(x, scale, zero_point)
+
+    def dequantize(q, scale, zero_point, axis: int):  # type: ignore[no-untyped-def]
+        return opset18.DequantizeLinear(q, scale, zero_point, axis=axis)
+
+    ops = torch.ops.sam_edge
+    return {ops.quantize.default: quantize, ops.dequantize.default: dequantize}
+
+
+def _name_axes(model: ir.Model, spec: GraphSpec) -> None:
+    """Give free sizes their names instead of the exporter's s20, s0, ..."""
+    names = {}
+    for value in model.graph.inputs:
+        for axis, name in spec.dynamic[value.name or ""].items():
+            names[str(value.shape[axis])] = name  # type: ignore[index]
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape([names.get(str(size), size) for size in value.shape or ()])
+
+
+def _strip_notes(model: ir.Model) -> None:
+    """Drop the exporter's stack traces: for a small model they would be a tenth of the file."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _weight_bytes(spec: GraphSpec) -> int:
+    tensors = [*spec.module.parameters(), *spec.module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _shape(value: ir.Value) -> list[int | str]:
+    return [size if isinstance(size, int) else str(size) for size in value.shape or ()]

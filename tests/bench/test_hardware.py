@@ -1,0 +1,40 @@
+"""Hardware: plain values, and file names made of them."""
+
+import json
+import platform
+import re
+
+import torch
+
+from sam_edge.bench.hardware import hardware, lines, slug
+
+
+def test_hardware_is_plain_json_of_this_machine() -> None:
+    found = hardware()
+    assert json.loads(json.dumps(found)) == found
+    assert found["python"] == platform.python_version()
+    assert found["threads"] == torch.get_num_threads()
+    assert found["cores"] >= 1
+    assert found["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_a_slug_names_processor_threads_and_versions() -> None:
+    machine = {
+        "cpu": "Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz",
+        "threads": 4,
+        "gpu": None,
+        "versions": {"torch": "2.9.1+cu130", "onnxruntime": "1.23.0"},
+    }
+    assert slug(machine) == "intel-core-i7-8650u-4t_torch-2.9.1_onnxruntime-1.23.0"
+    assert slug(machine | {"gpu": "NVIDIA H200"}).startswith("nvidia-h200_intel-core-i7-8650u-4t_")
+
+
+def test_a_slug_is_a_safe_file_name_even_of_an_unknown_machine() -> None:
+    assert slug({"cpu": None, "versions": {}}) == "unknown"
+    name = slug({"cpu": "Ärm/.. weird\\chip " * 40, "gpu": "a:b", "versions": {"torch": "2"}})
+    assert re.fullmatch(r"[a-z0-9._-]{1,200}", name)
+
+
+def test_lines_leave_out_what_is_unknown() -> None:
+    found = dict(lines({"cpu": "A76", "gpu": None, "ram_bytes": 8 * 2**30, "versions": {"torch": "2.9"}}))
+    assert found == {"CPU": "A76", "Memory": "8.0 GiB", "torch": "2.9"}

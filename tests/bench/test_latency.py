@@ -1,0 +1,159 @@
+"""Latency: what is counted, in which order, and which percentile."""
+
+import numpy as np
+import pytest
+import torch
+
+from sam_edge.bench import latency
+from sam_edge.bench.errors import BenchError
+from sam_edge.bench.latency import (
+    MEASUREMENTS,
+    Latency,
+    bench_runtime,
+    bench_runtimes,
+    measure,
+    measure_in_turn,
+)
+from sam_edge.models.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
+from sam_edge.models.prompts import Prompts
+
+
+class Clock:
+    """A clock that only a call moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 0.0
+        monkeypatch.setattr(latency, "perf_counter", lambda: self.now_s)
+
+    def takes(self, durations_s: list[float]):
+        """A call that takes the next of some durations."""
+        left = iter(durations_s)
+
+        def call() -> None:
+            self.now_s += next(left)
+
+        return call
+
+
+class FakeRuntime:
+    """Answers in the right shapes; records what it was asked."""
+
+    def __init__(self, name: str = "fake", log: list[tuple[str, str, int]] | None = None) -> None:
+        self.name = name
+        self.config = ModelConfig(
+            arch="vit",
+            image_size=64,
+            blocks=uniform_blocks(1, 8, 1, (0,), window=0),
+            decoder=DecoderConfig(dim=8),
+            thresholds=Thresholds(pred_iou=0.5, stability=0.5),
+        )
+        self.log = [] if log is None else log
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert pixels.shape == (1, 3, 64, 64)
+        self.log.append((self.name, "encode", 1))
+        return torch.zeros(1, 8, 4, 4)
+
+    def decode(self, embeddings: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+        sets = prompts.coords.shape[1]
+        self.log.append((self.name, "decode", sets))
+        logits = torch.full((1, sets, 4, 16, 16), -10.0)
+        # a square around each prompt: everything mode finds as many masks as there are far-apart points
+        for index, (x, y) in enumerate((prompts.coords[0, :, 0] / 4).long().tolist()):
+            logits[0, index, :, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = 10.0
+        return logits, torch.ones(1, sets, 4)
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """A random RGB picture, 40 x 60."""
+    return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def test_percentiles_are_numpys_on_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations_s = np.random.default_rng(0).exponential(0.01, 40)
+    found = measure(Clock(monkeypatch).takes(durations_s.tolist()), warmup=0, runs=40)
+    median, p90, p99 = np.percentile(durations_s * 1000, (50, 90, 99))
+    assert found.runs == 40
+    assert found.min_ms == pytest.approx(1000 * durations_s.min())
+    assert (found.median_ms, found.p90_ms, found.p99_ms) == pytest.approx((median, p90, p99))
+
+
+def test_warm_up_calls_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measure(Clock(monkeypatch).takes([9.0, 8.0, 0.25, 0.25, 0.25]), warmup=2, runs=3)
+    assert found == Latency(250, 250, 250, 250, 3)
+
+
+def test_waiting_for_the_device_is_inside_the_clock_and_earlier_work_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    queued_s = [5.0]  # work that an earlier user of the device left behind
+
+    def call() -> None:
+        queued_s.append(0.5)
+
+    def synchronise() -> None:
+        clock.now_s += sum(queued_s)
+        queued_s.clear()
+
+    assert measure(call, warmup=0, runs=2, synchronise=synchronise) == Latency(500, 500, 500, 500, 2)
+
+
+def test_candidates_take_turns_round_by_round() -> None:
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    done: list[None] = []
+    found = measure_in_turn(calls, warmup=1, runs=2, on_run=lambda: done.append(None))
+    assert "".join(order) == "abc" * 3
+    assert list(found) == ["a", "b", "c"]
+    assert len(done) == 9
+
+
+@pytest.mark.parametrize(("warmup", "runs"), [(0, 0), (-1, 3)])
+def test_impossible_settings_are_refused(warmup: int, runs: int) -> None:
+    with pytest.raises(BenchError, match="at least"):
+        measure(lambda: None, warmup=warmup, runs=runs)
+
+
+def test_a_runtime_gets_every_measurement(picture: np.ndarray) -> None:
+    runtime = FakeRuntime()
+    found = bench_runtime(runtime, picture, warmup=1, runs=2)
+    assert tuple(found) == MEASUREMENTS
+    assert all(result.runs == 2 and result.min_ms > 0 for result in found.values())
+    asked = [(what, sets) for _, what, sets in runtime.log]
+    assert asked.count(("decode", 64)) == 3
+    # its own, end to end, and one to have embeddings to decode
+    assert asked.count(("encode", 1)) == 3 + 3 + 1
+
+
+def test_runtimes_of_the_same_name_are_kept_apart_and_take_turns(picture: np.ndarray) -> None:
+    log: list[tuple[str, str, int]] = []
+    ticks: list[None] = []
+    runtimes = [FakeRuntime("same", log), FakeRuntime("same", log), FakeRuntime("other", log)]
+    found = bench_runtimes(runtimes, picture, warmup=0, runs=2, on_run=lambda: ticks.append(None))
+    assert [tuple(result) for result in found] == [MEASUREMENTS] * 3
+    assert [name for name, _, sets in log if sets == 64] == ["same", "same", "other"] * 2
+    assert len(ticks) == len(MEASUREMENTS) * 2 * 3
+
+
+def test_a_runtimes_own_synchronise_is_used(picture: np.ndarray) -> None:
+    runtime = FakeRuntime()
+    waits: list[None] = []
+    runtime.synchronise = lambda: waits.append(None)  # type: ignore[attr-defined]
+    bench_runtime(runtime, picture, warmup=0, runs=1)
+    assert len(waits) == 2 * len(MEASUREMENTS)
+
+
+def test_a_torch_runtime_on_an_accelerator_is_waited_for() -> None:
+    runtime = FakeRuntime()
+    runtime.device = torch.device("cpu")  # type: ignore[attr-defined]
+    assert latency.synchroniser(runtime) is None
+    runtime.device = torch.device("cuda")  # type: ignore[attr-defined]
+    assert latency.synchroniser(runtime) is not None
+
+
+def test_everything_mode_is_timed_and_its_masks_counted(picture: np.ndarray) -> None:
+    found = latency.time_everything(FakeRuntime(), picture, points_per_side=2)
+    assert found.seconds > 0
+    assert found.masks == 4

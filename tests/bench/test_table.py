@@ -1,0 +1,58 @@
+"""The bench table: the same numbers in CSV, JSON and the terminal."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from sam_edge.bench.latency import EverythingResult, Latency
+from sam_edge.bench.table import BenchRow, as_dict, flat, rich_table, write_csv, write_json
+
+FULL = BenchRow(
+    model="slimsam-50",
+    runtime="onnxruntime",
+    precision="int8",
+    parameters=26_100_000,
+    encoder_macs=92_000_000_000,
+    encoder_macs_with_attention=98_400_000_000,
+    file_bytes=30_300_000,
+    peak_bytes=402_000_000,
+    latencies={"encode": Latency(600.5, 612.25, 640.0, 700.125, 10)},
+    everything=EverythingResult(12.5, 87),
+)
+SPARSE = BenchRow(model="a, b", runtime="torch", precision="fp32")
+
+
+def test_csv_round_trips_with_empty_cells_for_what_is_missing(tmp_path: Path) -> None:
+    write_csv([SPARSE, FULL], tmp_path / "bench.csv")
+    with (tmp_path / "bench.csv").open(newline="") as file:
+        sparse, full = csv.DictReader(file)
+    assert full == {name: str(value) for name, value in flat(FULL).items()}
+    assert full["encode.median_ms"] == "612.25"
+    assert full["everything.masks"] == "87"
+    assert sparse["model"] == "a, b"
+    assert sparse["parameters"] == sparse["encode.median_ms"] == ""
+
+
+def test_json_round_trips(tmp_path: Path) -> None:
+    write_json([FULL, SPARSE], {"cpu": "A76"}, {"runs": 10}, tmp_path / "new" / "bench.json")
+    content = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert content["rows"] == [as_dict(FULL), as_dict(SPARSE)]
+    assert (content["hardware"], content["settings"], content["schema"]) == ({"cpu": "A76"}, {"runs": 10}, 1)
+
+
+def test_the_terminal_shows_numbers_dashes_and_no_empty_column() -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(rich_table([FULL, SPARSE]))
+    text = console.export_text()
+    assert "612 ms" in text
+    assert "12.5 s, 87 masks" in text
+    assert "30.3 MB" in text
+    assert "—" in text
+    assert "64 points" not in text
+
+
+def test_no_rows_make_an_empty_table() -> None:
+    assert rich_table([]).row_count == 0

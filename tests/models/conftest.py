@@ -1,0 +1,92 @@
+"""Small SAMs whose every tensor is random, so that no weight can be left out unnoticed."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from sam_edge.models.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
+from sam_edge.models.sam import EdgeSam
+
+MakeSam = Callable[..., EdgeSam]
+Scatter = Callable[[nn.Module, int], None]
+
+
+def _scatter(module: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in [*module.named_parameters(), *module.named_buffers()]:
+            if not value.is_floating_point():
+                continue
+            noise = 0.1 * torch.randn(value.shape, generator=generator)
+            value.copy_(value * noise.exp() if name.endswith("running_var") else value + noise)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only lose by threads, and much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    """A ViT SAM of 64 pixels: one windowed block that needs padding, one global block."""
+    return ModelConfig(
+        arch="vit",
+        image_size=64,
+        patch_size=8,
+        blocks=uniform_blocks(2, 32, 2, (1,), window=3, mlp=40),
+        decoder=DecoderConfig(dim=32, mlp=48, mask_channels=8, iou_hidden=24),
+    )
+
+
+@pytest.fixture
+def tiny_vit_config() -> ModelConfig:
+    """A TinyViT SAM of 64 pixels whose windows all need padding."""
+    return ModelConfig(
+        arch="tiny_vit",
+        image_size=64,
+        stages=(
+            StageConfig(8, 1, 0, 0, 1),
+            StageConfig(16, 1, 2, 3, 2),
+            StageConfig(24, 2, 3, 3, 2),
+            StageConfig(32, 1, 4, 7, 1),
+        ),
+        decoder=DecoderConfig(dim=32, mlp=48, mask_channels=8, iou_hidden=24),
+    )
+
+
+@pytest.fixture
+def scatter() -> Scatter:
+    """Moves every weight and statistic of a module off its initial value, by a seed."""
+    return _scatter
+
+
+@pytest.fixture
+def make_sam(scatter: Scatter) -> MakeSam:
+    """Builds an `EdgeSam` of a config with seeded random weights everywhere."""
+
+    def make(config: ModelConfig, seed: int = 0) -> EdgeSam:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = EdgeSam(config)
+        scatter(model, seed)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def tiny_sam(tiny_config: ModelConfig, make_sam: MakeSam) -> EdgeSam:
+    """The ViT SAM of `tiny_config`."""
+    return make_sam(tiny_config)
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    """Two normalised images of 64 x 64."""
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))

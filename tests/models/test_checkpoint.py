@@ -1,0 +1,180 @@
+"""sam_edge.models.checkpoint: what is saved comes back, and nothing else is trusted."""
+
+import errno
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sam_edge.errors import CheckpointError, SamEdgeError
+from sam_edge.models import checkpoint
+from sam_edge.models.checkpoint import (
+    is_checkpoint_folder,
+    load_checkpoint,
+    load_weights,
+    read_state_dict,
+    save_checkpoint,
+)
+
+
+@pytest.fixture
+def folder(tiny_sam, tmp_path) -> Path:
+    """A saved checkpoint."""
+    return save_checkpoint(tiny_sam, tmp_path / "checkpoint")
+
+
+class Trap:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self):
+        return (Path.touch, (self.proof,))
+
+
+@pytest.mark.parametrize("arch", ["vit", "slim_vit"])
+def test_a_round_trip_is_bit_equal(tiny_config, make_sam, tmp_path, arch):
+    sam = make_sam(tiny_config.replace(arch=arch).with_step({"step": "test", "seed": 0}))
+    loaded = load_checkpoint(save_checkpoint(sam, tmp_path / "checkpoint"))
+    assert loaded.config == sam.config
+    torch.testing.assert_close(loaded.state_dict(), sam.state_dict(), rtol=0, atol=0)
+
+
+def test_a_tiny_vit_keeps_its_statistics(tiny_vit_config, make_sam, tmp_path):
+    sam = make_sam(tiny_vit_config)
+    loaded = load_checkpoint(save_checkpoint(sam, tmp_path / "checkpoint"))
+    torch.testing.assert_close(loaded.state_dict(), sam.state_dict(), rtol=0, atol=0)
+
+
+def test_half_precision_halves_the_file_and_loads_as_float32(tiny_sam, folder, tmp_path):
+    half = save_checkpoint(tiny_sam, tmp_path / "half", half=True)
+    sizes = [(path / "model.safetensors").stat().st_size for path in (half, folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+    loaded = load_checkpoint(half).state_dict()
+    for name, value in tiny_sam.state_dict().items():
+        assert loaded[name].dtype == value.dtype
+        torch.testing.assert_close(loaded[name], value.half().float(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_is_replaced_whole(tiny_config, make_sam, folder):
+    other = make_sam(tiny_config, seed=1)
+    save_checkpoint(other, folder)
+    torch.testing.assert_close(load_checkpoint(folder).state_dict(), other.state_dict(), rtol=0, atol=0)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first", "replacing"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        # what safetensors itself makes of a full disk
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["os", "safetensors"],
+)
+def test_a_full_disk_leaves_what_was_there(tiny_sam, tmp_path, monkeypatch, error, before):
+    target = tmp_path / "checkpoint"
+    if before:
+        save_checkpoint(tiny_sam, target)
+    kept = sorted(tmp_path.rglob("*"))
+
+    def full(tensors, path) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(SamEdgeError, match=r"cannot write .*checkpoint: .*No space left on device"):
+        save_checkpoint(tiny_sam, target)
+    assert sorted(tmp_path.rglob("*")) == kept
+
+
+def test_a_folder_of_something_else_is_not_overwritten(tiny_sam, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"precious")
+    with pytest.raises(SamEdgeError, match="was not written by sam-edge"):
+        save_checkpoint(tiny_sam, tmp_path)
+    assert (tmp_path / "photo.jpg").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000], ids=["empty", "header", "body"])
+def test_truncated_weights_are_refused(folder, tiny_sam, tmp_path, keep):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="was cut short"):
+        load_checkpoint(folder)
+    torch.save(tiny_sam.state_dict(), tmp_path / "sam.pth")
+    (tmp_path / "sam.pth").write_bytes((tmp_path / "sam.pth").read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="was cut short"):
+        read_state_dict(tmp_path / "sam.pth")
+
+
+def test_a_pickle_of_an_object_is_refused_and_not_run(tmp_path):
+    proof = tmp_path / "proof"
+    torch.save({"model": Trap(proof)}, tmp_path / "sam.pth")
+    with pytest.raises(CheckpointError, match=r"would run its code.*save `model\.state_dict\(\)`"):
+        read_state_dict(tmp_path / "sam.pth")
+    assert not proof.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_plain_pickle_is_refused_and_not_run(tmp_path):
+    proof = tmp_path / "proof"
+    (tmp_path / "sam.pt").write_bytes(pickle.dumps(Trap(proof)))
+    with pytest.raises(CheckpointError):
+        read_state_dict(tmp_path / "sam.pt")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
+def test_wrappers_are_opened(tiny_sam, tmp_path, key):
+    state = tiny_sam.state_dict()
+    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "sam.pth")
+    assert read_state_dict(tmp_path / "sam.pth").keys() == state.keys()
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), {"epoch": 3}, [1, 2]], ids=["tensor", "number", "list"])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "sam.pth")
+    with pytest.raises(CheckpointError, match=r"holds no state dict: save `model\.state_dict\(\)`"):
+        read_state_dict(tmp_path / "sam.pth")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.pth does not exist: give a checkpoint file or folder"):
+        read_state_dict(tmp_path / "none.pth")
+
+
+def test_missing_and_unexpected_tensors_are_named(folder):
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    del state["mask_decoder.iou_token.weight"]
+    save_file({**state, "extra": torch.zeros(1)}, weights)
+    with pytest.raises(CheckpointError, match=r"iou_token\.weight is missing; extra is unexpected\.$"):
+        load_checkpoint(folder)
+
+
+def test_many_problems_are_counted(tiny_sam):
+    with pytest.raises(CheckpointError, match=r"\(and \d+ more\)\.$") as caught:
+        load_weights(tiny_sam, {}, "nothing")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_folder_without_its_config_is_no_checkpoint(folder):
+    assert is_checkpoint_folder(folder)
+    (folder / "config.json").unlink()
+    assert not is_checkpoint_folder(folder)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        load_checkpoint(folder)
+
+
+def test_a_config_for_other_weights_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["blocks"][0]["mlp"] = 44
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"mlp\.lin1\.bias is \(40,\) instead of \(44,\)"):
+        load_checkpoint(folder)

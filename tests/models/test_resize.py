@@ -1,0 +1,71 @@
+"""sam_edge.models.resize: the same SAM at another image size."""
+
+import pytest
+import torch
+
+from sam_edge.errors import ModelError
+from sam_edge.models.prompts import Prompts
+from sam_edge.models.resize import resized
+
+
+@pytest.fixture(params=["vit", "slim_vit"])
+def sam(request, tiny_config, make_sam):
+    """A small SAM of either ViT."""
+    return make_sam(tiny_config.replace(arch=request.param))
+
+
+def test_the_same_size_is_the_same_model(sam):
+    same = resized(sam, 64)
+    assert same.config == sam.config
+    assert same is not sam
+    torch.testing.assert_close(same.state_dict(), sam.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [32, 48, 128])
+def test_only_the_global_positions_change(sam, size):
+    grid = size // 8
+    state, before = resized(sam, size).state_dict(), sam.state_dict()
+    changed = {name: tuple(value.shape) for name, value in state.items() if value.shape != before[name].shape}
+    assert changed == {
+        "image_encoder.pos_embed": (1, grid, grid, 32),
+        "image_encoder.blocks.1.attn.rel_pos_h": (2 * grid - 1, 16),
+        "image_encoder.blocks.1.attn.rel_pos_w": (2 * grid - 1, 16),
+    }
+    for name in state.keys() - changed.keys():
+        assert torch.equal(state[name], before[name]), name
+
+
+def test_a_resized_model_runs_at_its_size(sam):
+    small = resized(sam, 32)
+    points, labels = torch.full((1, 1, 1, 2), 16.0), torch.ones(1, 1, 1, dtype=torch.long)
+    with torch.no_grad():
+        embeddings = small.encode(torch.zeros(1, 3, 32, 32))
+        logits, _ = small.decoder.decode(embeddings, Prompts.build(points, labels))
+    assert embeddings.shape == (1, 32, 4, 4)
+    assert logits.shape == (1, 1, 4, 16, 16)
+
+
+def test_constant_positions_stay_constant(sam):
+    with torch.no_grad():
+        sam.image_encoder.pos_embed.fill_(0.5)
+    torch.testing.assert_close(resized(sam, 128).image_encoder.pos_embed, torch.full((1, 16, 16, 32), 0.5))
+
+
+def test_the_original_is_left_alone(sam):
+    before = {name: value.clone() for name, value in sam.state_dict().items()}
+    other = resized(sam, 32)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(sam.state_dict(), before, rtol=0, atol=0)
+    assert sam.config.image_size == 64
+
+
+def test_a_size_that_patches_do_not_fill_is_refused(sam):
+    with pytest.raises(ModelError, match="multiple of patch_size"):
+        resized(sam, 60)
+
+
+def test_a_tiny_vit_is_refused(tiny_vit_config, make_sam):
+    with pytest.raises(ModelError, match="tiny_vit cannot be resized"):
+        resized(make_sam(tiny_vit_config), 128)
