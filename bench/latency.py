@@ -68,9 +68,7 @@ class EverythingResult:
     """Masks found."""
 
 
-def measure(
-    call: Call, *, warmup: int = 2, runs: int = 10, synchronise: Synchronise | None = None
-) -> Latency:
+def measure(call: Call, *, warmup: int = 2, runs: int = 10, synchronise: Synchronise | None = None) -> Latency:
     """Time `call` by this module's contract.
 
     Raises:
@@ -152,9 +150,7 @@ def bench_runtimes(
     return results
 
 
-def time_everything(
-    runtime: Runtime, image: UInt8[np.ndarray, "h w 3"], points_per_side: int = 32
-) -> EverythingResult:
+def time_everything(runtime: Runtime, image: UInt8[np.ndarray, "h w 3"], points_per_side: int = 32) -> EverythingResult:
     """One pass of everything mode with the model's own thresholds, after a warm-up of at most 64 points."""
     EverythingGenerator(runtime, points_per_side=min(points_per_side, 8)).generate(image)
     generator = EverythingGenerator(runtime, points_per_side=points_per_side)

@@ -52,9 +52,7 @@ def peak_bytes(command: Sequence[str], timeout_s: float) -> int:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise BenchError(
-                    f"{command[0]} took longer than {timeout_s:g} s: raise the time limit."
-                ) from None
+                raise BenchError(f"{command[0]} took longer than {timeout_s:g} s: raise the time limit.") from None
             raise
         stderr.seek(0)
         lines = stderr.read().decode(errors="replace").strip().splitlines()
@@ -86,9 +84,7 @@ def file_bytes(path: str | Path, *, pattern: str = "*") -> int:
         return path.stat().st_size
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist: its size cannot be taken.")
-    files = [
-        f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES and fnmatch(f.name, pattern) and f.is_file()
-    ]
+    files = [f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES and fnmatch(f.name, pattern) and f.is_file()]
     if any(_graph(file) == "decoder" for file in files):
         files = [file for file in files if _graph(file) not in SPLIT_GRAPHS]
     if not files:

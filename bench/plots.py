@@ -32,12 +32,8 @@ class _Theme:
 
 _Link = tuple[StepReport, StepReport]
 
-_LIGHT = _Theme(
-    "#ffffff", "#1c2024", "#70777f", "#e6e8eb", ("#2563b8", "#c2570c", "#15803d", "#9333a8", "#a16207")
-)
-_DARK = _Theme(
-    "#1a1d21", "#e8eaed", "#9aa1a9", "#2e3338", ("#6ea8fe", "#fb923c", "#4ade80", "#d58bf0", "#facc15")
-)
+_LIGHT = _Theme("#ffffff", "#1c2024", "#70777f", "#e6e8eb", ("#2563b8", "#c2570c", "#15803d", "#9333a8", "#a16207"))
+_DARK = _Theme("#1a1d21", "#e8eaed", "#9aa1a9", "#2e3338", ("#6ea8fe", "#fb923c", "#4ade80", "#d58bf0", "#facc15"))
 
 
 def plottable(steps: Sequence[StepReport]) -> list[StepReport]:
@@ -180,9 +176,7 @@ def _label(
         reach = radius * axes.figure.dpi / 72
         x, y = _position(axes, step)
         taken.append(Bbox.from_extents(x - reach, y - reach, x + reach, y + reach))
-    dots = [
-        _position(axes, a) * (1 - t) + _position(axes, b) * t for a, b in links for t in np.linspace(0, 1, 80)
-    ]
+    dots = [_position(axes, a) * (1 - t) + _position(axes, b) * t for a, b in links for t in np.linspace(0, 1, 80)]
     frame = axes.get_window_extent(renderer)
     halo = [withStroke(linewidth=3, foreground=theme.ground)]
     for index, (step, radius) in enumerate(zip(steps, radii, strict=True)):
@@ -230,7 +224,5 @@ def _places(radius: float) -> list[tuple[float, float, str, str]]:
         (-slant, -slant, "right", "top"),
     ]
     # in a crowd, further out above and below
-    lifted = [
-        (0.0, sign * (near + lift), "center", "center") for lift in (14, 26, 38, 50) for sign in (1, -1)
-    ]
+    lifted = [(0.0, sign * (near + lift), "center", "center") for lift in (14, 26, 38, 50) for sign in (1, -1)]
     return around + lifted

@@ -86,9 +86,7 @@ class Report:
             raise ValueError(f"a report's steps need different names, got {names}.")
         for step in self.steps:
             if step.parent is not None and step.parent not in names:
-                raise ValueError(
-                    f"step {step.name}: parent must be one of {names} or None, got {step.parent}."
-                )
+                raise ValueError(f"step {step.name}: parent must be one of {names} or None, got {step.parent}.")
 
     def step(self, name: str) -> StepReport:
         """The step of that name."""

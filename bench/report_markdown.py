@@ -16,9 +16,7 @@ from sam_edge.bench.report_data import Report
 from sam_edge.bench.units import DASH
 from sam_edge.bench.verdict import did_not_pay
 
-NOTHING_FAILED = (
-    "Nothing, as far as it was measured: no step is slower, less accurate or larger than its parent."
-)
+NOTHING_FAILED = "Nothing, as far as it was measured: no step is slower, less accurate or larger than its parent."
 
 
 def markdown(report: Report, plot_file: str | None, picture_files: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from sam_edge.bench import units
@@ -52,9 +53,7 @@ def flat(row: BenchRow) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in as_dict(row).items():
         if name == "latencies":
-            values |= {
-                f"{key}.{part}": number for key, found in value.items() for part, number in found.items()
-            }
+            values |= {f"{key}.{part}": number for key, found in value.items() for part, number in found.items()}
         elif name == "everything":
             values |= {f"everything.{part}": number for part, number in (value or {}).items()}
         else:
@@ -76,9 +75,7 @@ def write_csv(rows: Sequence[BenchRow], path: str | Path) -> None:
         writer.writerows(lines)
 
 
-def write_json(
-    rows: Sequence[BenchRow], hardware: dict[str, Any], settings: dict[str, Any], path: str | Path
-) -> None:
+def write_json(rows: Sequence[BenchRow], hardware: dict[str, Any], settings: dict[str, Any], path: str | Path) -> None:
     """Write the rows with what they were measured on and how.
 
     Raises:
@@ -95,34 +92,32 @@ def write_json(
 
 
 def rich_table(rows: Sequence[BenchRow]) -> Table:
-    """The rows for a terminal: medians, and only the columns that some row has a number for."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    cells = [_cells(row) for row in rows]
-    shown = [name for name in (cells[0] if cells else {}) if any(line[name] != units.DASH for line in cells)]
-    for index, name in enumerate(shown):
-        table.add_column(name, justify="left" if index < 3 else "right", overflow="fold")
-    for line in cells:
-        table.add_row(*(line[name] for name in shown))
+    """The rows for a terminal of 80 columns: medians, two numbers to a cell, one above the other.
+
+    A pair that no row has a number for is left out.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 1, 1))
+    lines = [_pairs(row) for row in rows]
+    nothing = (units.DASH, units.DASH)
+    shown = [heads for heads in (lines[0] if lines else {}) if any(line[heads] != nothing for line in lines)]
+    for index, heads in enumerate(shown):
+        table.add_column("\n".join(heads), justify="right" if index else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*("\n".join(line[heads]) for heads in shown))
     return table
 
 
-def _cells(row: BenchRow) -> dict[str, str]:
+def _pairs(row: BenchRow) -> dict[tuple[str, str], tuple[str, str]]:
     def median(key: str) -> str:
         return units.milliseconds(row.latencies[key].median_ms if key in row.latencies else None)
 
     found = row.everything
+    everything = f"{units.seconds(found.seconds)}, {found.masks}" if found else units.DASH
     return {
-        "model": row.model,
-        "runtime": row.runtime,
-        "precision": row.precision,
-        "params": units.count(row.parameters),
-        "MACs": units.count(row.encoder_macs),
-        "file": units.size(row.file_bytes),
-        "peak": units.size(row.peak_bytes),
-        "encode": median("encode"),
-        "point": median("decode_point"),
-        "box": median("decode_box"),
-        "64 points": median("decode_64_points"),
-        "end to end": median("end_to_end"),
-        "everything": f"{units.seconds(found.seconds)}, {found.masks} masks" if found else units.DASH,
+        ("model", "runtime, precision"): (escape(row.model), escape(f"{row.runtime}, {row.precision}")),
+        ("parameters", "encoder MACs"): (units.count(row.parameters), units.count(row.encoder_macs)),
+        ("file", "peak"): (units.size(row.file_bytes), units.size(row.peak_bytes)),
+        ("encode", "end to end"): (median("encode"), median("end_to_end")),
+        ("point", "box"): (median("decode_point"), median("decode_box")),
+        ("64 points", "everything, masks"): (median("decode_64_points"), everything),
     }

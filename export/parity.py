@@ -58,7 +58,8 @@ def parity_prompts(frame: Frame) -> Prompts:
     points = torch.tensor(np.stack([xs.ravel(), ys.ravel()], -1), dtype=torch.float32)[None, :, None]
     single = Prompts.build(points, torch.ones(1, 9, 1, dtype=torch.long))
     boxes = torch.tensor(
-        [[0.1, 0.1, 0.6, 0.6], [0.4, 0.1, 0.9, 0.6], [0.1, 0.4, 0.6, 0.9], [0.3, 0.3, 0.7, 0.7]], dtype=torch.float32
+        [[0.1, 0.1, 0.6, 0.6], [0.4, 0.1, 0.9, 0.6], [0.1, 0.4, 0.6, 0.9], [0.3, 0.3, 0.7, 0.7]],
+        dtype=torch.float32,
     )
     corners = Prompts.build(boxes=(boxes * torch.tensor([width, height, width, height]))[None])
     both = torch.cat([_padded(single.coords, 0.0), _padded(corners.coords, 0.0)], 1)
@@ -76,9 +77,7 @@ def compare(wanted: Sequence[Answers], got: Sequence[Answers]) -> Parity:
     ious = [mask_agreement(a.logits, b.logits) for a, b in zip(wanted, got, strict=True)]
     return Parity(
         mask_iou=float(torch.cat(ious).mean()),
-        largest_embedding_error=max(
-            _relative(a.embeddings, b.embeddings) for a, b in zip(wanted, got, strict=True)
-        ),
+        largest_embedding_error=max(_relative(a.embeddings, b.embeddings) for a, b in zip(wanted, got, strict=True)),
         largest_logit_error=max(_relative(a.logits, b.logits) for a, b in zip(wanted, got, strict=True)),
         images=len(ious),
         prompts=wanted[0].logits.shape[1],

@@ -91,7 +91,7 @@ def export_onnx(
 def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
     """Export one graph; returns its entry in `model.json`."""
     free = torch.export.Dim.DYNAMIC
-    shapes = tuple({axis: free for axis in spec.dynamic[name]} for name in spec.inputs)
+    shapes = tuple(dict.fromkeys(spec.dynamic[name], free) for name in spec.inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -5,18 +5,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sam_edge.errors import SamEdgeError
+
+OURS = ("config.json", "model.json", "engine.json", "report.json", "bench.json", "masks.json")
+"""Files that show a folder to be sam-edge's own."""
 
 
 @contextmanager
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
 
-    An existing `target` is replaced only if it is empty or was written by sam-edge (it holds a `config.json`,
-    `model.json`, `engine.json` or `report.json`), so that a mistyped `--out ~/photos` destroys nothing.
+    An existing `target` is replaced only if it is empty or was written by sam-edge (it holds one of `OURS`), so that
+    a mistyped `--out ~/photos` destroys nothing.
 
     Raises:
         SamEdgeError: `target` is a file, holds something else, or the disk refuses the write.
@@ -63,7 +66,8 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise SamEdgeError(f"cannot write {target}: {error.strerror or error}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def sha256_of(path: str | Path) -> str:
@@ -80,5 +84,4 @@ def sha256_of(path: str | Path) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    marks = ("config.json", "model.json", "engine.json", "report.json", "bench.json", "masks.json")
-    return any((folder / mark).is_file() for mark in marks)
+    return any((folder / mark).is_file() for mark in OURS)

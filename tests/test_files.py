@@ -14,10 +14,7 @@ from sam_edge.files import atomic_file, atomic_folder, sha256_of
 
 def everything(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder, with the content of files."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def write_and_break(writer, target: Path, error: BaseException) -> None:

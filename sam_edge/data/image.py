@@ -60,7 +60,5 @@ def _sixteen_to_eight_bit(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
     """Scales 0..65535 to 0..255; Pillow's own conversion would clip at 255 and leave a white picture."""
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
-        raise DataError(
-            f"grey values {grey.min()} to {grey.max()} exceed 16 bits; convert the image to 16 bit."
-        )
+        raise DataError(f"grey values {grey.min()} to {grey.max()} exceed 16 bits; convert the image to 16 bit.")
     return np.round(grey / 257).astype(np.uint8)

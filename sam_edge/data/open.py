@@ -79,9 +79,7 @@ def _synthetic(spec: str | Path, split: Split) -> SyntheticScenes | None:
     if word != "synthetic":
         return None
     if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
-        raise DataError(
-            f"{spec}: expected synthetic, synthetic:COUNT or synthetic:COUNT:SEED in whole numbers."
-        )
+        raise DataError(f"{spec}: expected synthetic, synthetic:COUNT or synthetic:COUNT:SEED in whole numbers.")
     count = int(numbers[0]) if numbers else DEFAULT_SCENES
     seed = int(numbers[1]) if len(numbers) == 2 else 0
     return SyntheticScenes(count, seed, split=split)

@@ -35,9 +35,7 @@ def to_rle(segmentation: object, height: int, width: int) -> dict[str, Any]:
         if isinstance(segmentation, dict):
             return _from_runs(segmentation, height, width)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise DataError(
-            f"a segmentation cannot be read ({error!r}): expected COCO polygons or RLE."
-        ) from error
+        raise DataError(f"a segmentation cannot be read ({error!r}): expected COCO polygons or RLE.") from error
     raise DataError(f"a segmentation is a {type(segmentation).__name__}: expected COCO polygons or RLE.")
 
 
@@ -63,9 +61,7 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[st
     compressed = isinstance(counts, str | bytes)
     runs = _runs(counts) if compressed else np.asarray(counts, dtype=np.int64)
     if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
-        raise DataError(
-            f"a mask's runs do not add up to {height} x {width} pixels; it was cut off or edited."
-        )
+        raise DataError(f"a mask's runs do not add up to {height} x {width} pixels; it was cut off or edited.")
     if compressed:
         return {"size": size, "counts": counts}
     return coco_mask.frPyObjects({"size": size, "counts": runs.tolist()}, height, width)

@@ -24,9 +24,7 @@ class Sa1bFolder(LabelledDataset):
         self.strict = strict
         pairs = [name for name in list_images(self.root) if (self.root / name).with_suffix(".json").is_file()]
         if not pairs:
-            raise DataError(
-                f"{self.root}: no image has a .json file of the same name beside it (SA-1B layout)."
-            )
+            raise DataError(f"{self.root}: no image has a .json file of the same name beside it (SA-1B layout).")
         self._names = select(pairs, split)
 
     @property

@@ -50,9 +50,7 @@ def _things(rng: Rng, size: int, count: int, faint_share: float, colours: Colour
         if radius_px > 0.1 * size and rng.random() < 0.35:
             for _ in range(int(rng.integers(1, 4))):
                 offset_px = rng.uniform(-0.45, 0.45, 2) * radius_px
-                part = any_shape(rng).placed(
-                    tuple(centre_px + offset_px), radius_px * rng.uniform(0.12, 0.4), angle
-                )
+                part = any_shape(rng).placed(tuple(centre_px + offset_px), radius_px * rng.uniform(0.12, 0.4), angle)
                 yield _thing(rng, part, colours, faint_share, casts_shadow=False)
 
 
@@ -129,9 +127,7 @@ def figures(rng: Rng, size: int, count: int, faint_share: float, colours: Colour
     yield from _things(rng, size, int(rng.integers(1, 7)), faint_share, colours)
     people = int(rng.integers(1, 4))
     for person in range(people):
-        crown_px = size * np.array(
-            [(person + 0.5) / people + rng.uniform(-0.08, 0.08), rng.uniform(0.0, 0.3)]
-        )
+        crown_px = size * np.array([(person + 0.5) / people + rng.uniform(-0.08, 0.08), rng.uniform(0.0, 0.3)])
         tall_px = size * rng.uniform(0.6, 0.95)
         for part in _person(rng, colours):
             if part.outline is not None:
@@ -176,9 +172,7 @@ LAYOUTS: tuple[tuple[float, Callable[[Rng, int, int, float, Colours], Iterator[T
 """The layouts and how often each is drawn."""
 
 
-def _thing(
-    rng: Rng, outline: Outline, colours: Colours, faint_share: float, casts_shadow: bool = True
-) -> Thing:
+def _thing(rng: Rng, outline: Outline, colours: Colours, faint_share: float, casts_shadow: bool = True) -> Thing:
     """A thing of a random look; a share of them differs only faintly from what lies beneath."""
     kind = PATTERNS[int(rng.integers(len(PATTERNS)))]
     if rng.random() < faint_share:

@@ -52,9 +52,7 @@ def cover(outline: Outline, size: int) -> Coverage | None:
     if right <= left or bottom <= top:
         return None
     fine = np.zeros(((bottom - top) * _SUBPIXELS, (right - left) * _SUBPIXELS), np.uint8)
-    drawn = [
-        np.rint((contour - (left, top)) * _SUBPIXELS - 0.5).astype(np.int32) for contour in outline.contours
-    ]
+    drawn = [np.rint((contour - (left, top)) * _SUBPIXELS - 0.5).astype(np.int32) for contour in outline.contours]
     if outline.stroke is None:
         cv2.fillPoly(fine, drawn, 255)
     else:
@@ -68,9 +66,7 @@ def smooth_radius(rng: np.random.Generator, waves: int, roughness: float, points
     angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
     orders = np.arange(2, 2 + waves)
     strengths = rng.normal(0, roughness, waves) / np.sqrt(orders)
-    radius = 1 + (
-        strengths[:, None] * np.cos(orders[:, None] * angles + rng.uniform(0, 6.3, (waves, 1)))
-    ).sum(0)
+    radius = 1 + (strengths[:, None] * np.cos(orders[:, None] * angles + rng.uniform(0, 6.3, (waves, 1)))).sum(0)
     radius = np.maximum(radius, 0.25)
     return Outline((np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius[:, None],))
 
@@ -140,9 +136,7 @@ def curve(rng: np.random.Generator) -> Outline:
     """A thin wavy line, such as a cable or a branch."""
     along = np.linspace(-1.6, 1.6, 32)
     across = rng.uniform(0.1, 0.5) * np.sin(along * rng.uniform(1, 4) + rng.uniform(0, 6.3))
-    return Outline(
-        (np.stack([along, across + rng.uniform(-0.3, 0.3) * along**2], axis=1),), rng.uniform(0.08, 0.2)
-    )
+    return Outline((np.stack([along, across + rng.uniform(-0.3, 0.3) * along**2], axis=1),), rng.uniform(0.08, 0.2))
 
 
 UNIT_SHAPES: tuple[Callable[[np.random.Generator], Outline], ...] = (

@@ -33,9 +33,7 @@ def palette(rng: np.random.Generator, count: int = 10) -> Float[np.ndarray, "cou
     return np.array(colours) * 255
 
 
-def pattern(
-    rng: np.random.Generator, kind: Pattern, height: int, width: int
-) -> Float32[np.ndarray, "height width"]:
+def pattern(rng: np.random.Generator, kind: Pattern, height: int, width: int) -> Float32[np.ndarray, "height width"]:
     """A field of blending weights, 0 to 1, with which a surface mixes its two colours."""
     if kind == "flat":
         return np.zeros((height, width), np.float32)
@@ -60,18 +58,12 @@ def pattern(
     period_px = np.float32(rng.uniform(4, max(6, min(height, width) / 3)))
     sharpness = np.float32(rng.choice([1, 4]))
     if kind == "stripes":
-        return np.clip(
-            np.sin(along * (2 * np.float32(np.pi) / period_px)) * sharpness + np.float32(0.5), 0, 1
-        )
-    waves = np.sin(along * (2 * np.float32(np.pi) / period_px)) * np.sin(
-        across * (2 * np.float32(np.pi) / period_px)
-    )
+        return np.clip(np.sin(along * (2 * np.float32(np.pi) / period_px)) * sharpness + np.float32(0.5), 0, 1)
+    waves = np.sin(along * (2 * np.float32(np.pi) / period_px)) * np.sin(across * (2 * np.float32(np.pi) / period_px))
     return np.clip(waves * 4 + np.float32(0.5), 0, 1)
 
 
-def clouds(
-    rng: np.random.Generator, height: int, width: int, octaves: int = 4
-) -> Float32[np.ndarray, "height width"]:
+def clouds(rng: np.random.Generator, height: int, width: int, octaves: int = 4) -> Float32[np.ndarray, "height width"]:
     """Value noise: random grids, each twice as fine and half as strong as the last, 0 to 1."""
     field = np.zeros((height, width), np.float32)
     cells, strength = int(rng.integers(2, 6)), 0.5

@@ -22,7 +22,5 @@ def select(names: Sequence[str], split: Split) -> list[str]:
         raise DataError(f"split must be train, val or all, got {split!r}.")
     chosen = [name for name in names if split == "all" or is_val(name) == (split == "val")]
     if names and not chosen:
-        raise DataError(
-            f"none of the {len(names)} images falls into split {split}: use split all, or add images."
-        )
+        raise DataError(f"none of the {len(names)} images falls into split {split}: use split all, or add images.")
     return chosen

@@ -39,17 +39,13 @@ class SceneOptions:
         if self.size < 32:
             raise DataError(f"a scene's size must be at least 32 pixels, got {self.size}.")
         if not 1 <= self.min_shapes <= self.max_shapes:
-            raise DataError(
-                f"need 1 <= min_shapes <= max_shapes, got {self.min_shapes} and {self.max_shapes}."
-            )
+            raise DataError(f"need 1 <= min_shapes <= max_shapes, got {self.min_shapes} and {self.max_shapes}.")
 
 
 class SyntheticScenes(LabelledDataset):
     """`count` scenes, of which `split` keeps its share; scene i is the same whatever the count or split."""
 
-    def __init__(
-        self, count: int, seed: int = 0, options: SceneOptions | None = None, split: Split = "all"
-    ) -> None:
+    def __init__(self, count: int, seed: int = 0, options: SceneOptions | None = None, split: Split = "all") -> None:
         if count < 1 or seed < 0:
             raise DataError(f"synthetic scenes need a count >= 1 and a seed >= 0, got {count} and {seed}.")
         self.seed = seed
@@ -139,9 +135,7 @@ def _surface(
     return surface
 
 
-def _visible(
-    labels: Int32[np.ndarray, "s s"], whole_px: list[int], options: SceneOptions
-) -> tuple[Annotation, ...]:
+def _visible(labels: Int32[np.ndarray, "s s"], whole_px: list[int], options: SceneOptions) -> tuple[Annotation, ...]:
     seen_px = np.bincount(labels.ravel(), minlength=len(whole_px) + 1)[1:]
     # RLE runs down the columns: in Fortran order each mask is encoded without a copy.
     by_column = np.asfortranarray(labels)

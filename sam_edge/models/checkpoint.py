@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sam_edge.errors import CheckpointError
+from sam_edge.errors import CheckpointError, SamEdgeError
 from sam_edge.files import atomic_folder
 from sam_edge.models.config import ModelConfig
 from sam_edge.models.sam import EdgeSam
@@ -22,12 +22,14 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
     Raises:
         SamEdgeError: the folder cannot be written, or holds something else.
     """
-    tensors = {
-        name: _stored(value, half) for name, value in model.state_dict().items() if name not in _shared(model)
-    }
+    tensors = {name: _stored(value, half) for name, value in model.state_dict().items() if name not in _shared(model)}
     with atomic_folder(folder) as work:
         (work / CONFIG).write_text(model.config.to_json())
-        save_file(tensors, work / WEIGHTS)
+        try:
+            save_file(tensors, work / WEIGHTS)
+        except SafetensorError as error:
+            # how safetensors reports a full disk
+            raise SamEdgeError(f"cannot write {folder}: {_first_line(error)}.") from error
     return Path(folder)
 
 

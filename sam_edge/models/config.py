@@ -117,9 +117,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
-            raise ModelError(
-                f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}."
-            )
+            raise ModelError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}.")
         if (self.arch == "tiny_vit") != bool(self.stages) or (self.arch != "tiny_vit") != bool(self.blocks):
             raise ModelError("a ViT is described by blocks, a tiny_vit by stages: config.json has them mixed.")
         for index, block in enumerate(self.blocks):
@@ -182,11 +180,14 @@ class ModelConfig:
             CheckpointError: missing, not JSON, or not a model's config.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text()))
+            values = json.loads(path.read_text())
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path} is not a model's config.json: {error}.") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} is not a model's config.json: it holds no object.")
+        return cls.from_dict(values)
 
 
 def uniform_blocks(

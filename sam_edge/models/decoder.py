@@ -104,9 +104,7 @@ class PromptableDecoder(nn.Module):
         """`forward` on a `Prompts`."""
         return self(embeddings, prompts.coords, prompts.labels, prompts.masks)
 
-    def _embed_points(
-        self, coords: Float[Tensor, "b n p 2"], labels: Int[Tensor, "b n p"]
-    ) -> Float[Tensor, "b n p c"]:
+    def _embed_points(self, coords: Float[Tensor, "b n p 2"], labels: Int[Tensor, "b n p"]) -> Float[Tensor, "b n p c"]:
         encoder = self.prompt_encoder
         height, width = encoder.input_image_size
         # segment-anything shifts to the pixel's centre

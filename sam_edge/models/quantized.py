@@ -237,9 +237,7 @@ def prepare_for_quantization(model: EdgeSam) -> None:
         swap_modules(model, lambda module: isinstance(module, ConvNorm), lambda module: module.fuse())  # type: ignore[operator]
 
 
-def insert_quantized_layers(
-    model: EdgeSam, quantization: dict[str, dict[str, Any]]
-) -> dict[str, QuantizedLayer]:
+def insert_quantized_layers(model: EdgeSam, quantization: dict[str, dict[str, Any]]) -> dict[str, QuantizedLayer]:
     """Replace each named float layer by its quantized form, weights yet to be set; returns what was put where.
 
     Raises:

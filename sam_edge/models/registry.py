@@ -51,9 +51,7 @@ class KnownModel:
         return self.source.startswith(("http://", "https://"))
 
 
-def _vit(
-    depth: int, embed: int, heads: int, global_at: tuple[int, ...], mlp: int | None = None
-) -> ModelConfig:
+def _vit(depth: int, embed: int, heads: int, global_at: tuple[int, ...], mlp: int | None = None) -> ModelConfig:
     return ModelConfig("vit", 1024, uniform_blocks(depth, embed, heads, global_at, window=14, mlp=mlp))
 
 
@@ -67,9 +65,7 @@ NANO_CONFIG = ModelConfig(
 """The architecture of `nano`; a test holds the packaged weights to it."""
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
-_MOBILE_SAM = (
-    "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/"
-)
+_MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/"
 
 _MODELS = (
     KnownModel(
@@ -188,9 +184,7 @@ def _open(spec: str | Path) -> EdgeSam:
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), KNOWN, n=1)
     hint = f" did you mean {close[0]}?" if close else ""
-    return (
-        f"{name!r} is neither a known model nor a file or folder:{hint} Known models are {', '.join(KNOWN)}."
-    )
+    return f"{name!r} is neither a known model nor a file or folder:{hint} Known models are {', '.join(KNOWN)}."
 
 
 def _open_known(known: KnownModel) -> EdgeSam:

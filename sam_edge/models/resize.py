@@ -5,21 +5,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sam_edge.errors import ModelError
 from sam_edge.models.sam import EdgeSam
 
 
 def resized(model: EdgeSam, image_size: int) -> EdgeSam:
-    """A copy of a ViT SAM for `image_size`: positions interpolated, every other weight as it is.
+    """A copy of a SAM for `image_size`: positions interpolated, every other weight as it is.
 
     Position embeddings are resampled bicubically; relative positions of global blocks linearly, as
     segment-anything itself does when a table does not fit. Windowed blocks keep their tables.
 
     Raises:
-        ModelError: not a ViT, or a size that the patches do not divide.
+        ModelError: a size that the patches do not divide.
     """
-    if model.config.arch == "tiny_vit":
-        raise ModelError("tiny_vit cannot be resized: its attention windows are tied to the image size.")
     config = model.config.replace(image_size=image_size)
     other = EdgeSam(config)
     state = model.state_dict()

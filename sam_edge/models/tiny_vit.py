@@ -80,9 +80,7 @@ class _FreshBiasAttention(Attention):
 
 
 def _attention_stage(before: int, stage: StageConfig) -> TinyVitStage:
-    module = TinyVitStage(
-        before, stage.embed, stage.depth, stage.heads, stage.window, downsample=PatchMerging
-    )
+    module = TinyVitStage(before, stage.embed, stage.depth, stage.heads, stage.window, downsample=PatchMerging)
     merging = module.downsample
     assert isinstance(merging, PatchMerging)
     # timm's merging always halves; the stride is no part of the weights, so it can be set afterwards

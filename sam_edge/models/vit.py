@@ -59,9 +59,7 @@ class SplitAttention(nn.Module):
     def _by_head(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n d"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _position_bias(
-        self, q: Float[Tensor, "b heads n d"], height: int, width: int
-    ) -> Float[Tensor, "b heads n n"]:
+    def _position_bias(self, q: Float[Tensor, "b heads n d"], height: int, width: int) -> Float[Tensor, "b heads n n"]:
         grid = q.unflatten(2, (height, width))
         rel_h = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
         rel_w = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(width, width, self.rel_pos_w))

@@ -51,9 +51,7 @@ def watched(layers: dict[str, nn.Module]) -> Iterator[dict[str, Ranges]]:
 
 
 @torch.no_grad()
-def run_on(
-    model: EdgeSam, images: Iterable[UInt8[np.ndarray, "h w 3"]], *, prompts_per_image: int, seed: int
-) -> int:
+def run_on(model: EdgeSam, images: Iterable[UInt8[np.ndarray, "h w 3"]], *, prompts_per_image: int, seed: int) -> int:
     """Encode pictures and decode random points and boxes on each; returns how many pictures there were.
 
     Seeing both kinds of prompt, and low-resolution masks fed back, is what makes the decoder's ranges hold later.

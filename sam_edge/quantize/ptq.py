@@ -64,9 +64,7 @@ def quantize_model(model: EdgeSam, images: Iterable[np.ndarray], options: Quanti
         seen = run_on(model, images, prompts_per_image=options.prompts_per_image, seed=options.seed)
     if not seen:
         raise QuantizationError("no picture to calibrate on: --images needs at least one readable picture.")
-    plans = {
-        name: _plan(module, ranges[name], options) for name, module in layers.items()
-    }
+    plans = {name: _plan(module, ranges[name], options) for name, module in layers.items()}
     quantization = {name: plan.as_dict() for name, plan in plans.items()}
     for name, layer in insert_quantized_layers(model, quantization).items():
         weight = layers[name].weight.detach()

@@ -77,5 +77,3 @@ class InteractiveSegmentation:
     @staticmethod
     def _to_pixels(cells: Tensor, batch: ViewBatch) -> Float[Tensor, "b k 2"]:
         return (cells.float() + 0.5) * (batch.image.shape[-1] / batch.masks.shape[-1]) - 0.5
-
-

@@ -192,7 +192,10 @@ def _rank() -> int:
 def _optimizer(trained: dict[str, nn.Parameter], options: LoopOptions) -> torch.optim.Optimizer:
     decayed = [p for p in trained.values() if p.ndim > 1]
     plain = [p for p in trained.values() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
     return kind([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
 

@@ -18,21 +18,13 @@ import torch
 from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
-from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
+from sam_edge.models.registry import NANO_CONFIG
 from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.training.interactive import InteractiveOptions
 from sam_edge.training.loop import LoopOptions, Progress
 from sam_edge.training.stream import Source
 from sam_edge.training.train import TrainOptions, train
-
-NANO = ModelConfig(
-    arch="slim_vit",
-    image_size=256,
-    patch_size=8,
-    blocks=uniform_blocks(8, 160, 5, (3, 7), window=8),
-    decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128),
-)
 
 PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
 """Folders of labelled photos and how often each is drawn; synthetic scenes are drawn as often as weight 1."""
@@ -71,12 +63,12 @@ def train_nano(data: Path, out: Path, first_steps: int, second_steps: int, devic
     if is_checkpoint_folder(out / "first"):
         model = load_checkpoint(out / "first").to(device)
     else:
-        model = EdgeSam(NANO.replace(image_size=128)).to(device)
+        model = EdgeSam(NANO_CONFIG.replace(image_size=128)).to(device)
         initialise(model, seed=0)
         options = replace(FIRST, loop=replace(FIRST.loop, steps=first_steps))
         train(model, mixed, options, state_file=out / "first.state", on_step=_log("128 px"))
         save_checkpoint(model, out / "first")
-    model = resized(model, NANO.image_size)
+    model = resized(model, NANO_CONFIG.image_size)
     options = replace(SECOND, loop=replace(SECOND.loop, steps=second_steps))
     train(model, mixed, options, state_file=out / "second.state", on_step=_log("256 px"))
     save_checkpoint(model, out / "nano", half=True)

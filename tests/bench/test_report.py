@@ -71,9 +71,7 @@ class Links(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [
-            value or "" for name, value in attrs if name in ("src", "srcset", "href", "data", "action")
-        ]
+        self.found += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data", "action")]
         if tag not in ("meta", "img", "source"):
             self.open.append(tag)
 
@@ -165,9 +163,7 @@ def test_text_is_escaped(folder: Path) -> None:
     assert "<garden>" not in html
 
 
-def test_markdowns_pictures_lie_beside_it_and_no_path_of_the_machine_is_told(
-    report: Report, folder: Path
-) -> None:
+def test_markdowns_pictures_lie_beside_it_and_no_path_of_the_machine_is_told(report: Report, folder: Path) -> None:
     text = (folder / "report.md").read_text()
     files = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert files == ["accuracy_speed.png", "picture_1.png"]
@@ -201,9 +197,7 @@ def test_the_plot_names_what_it_leaves_out() -> None:
 
 def test_the_plot_is_drawn_light_and_dark_even_of_one_step() -> None:
     light, dark = (accuracy_speed_png((BASE,), dark=dark) for dark in (False, True))
-    means = [
-        cv2.imdecode(np.frombuffer(png or b"", np.uint8), cv2.IMREAD_COLOR).mean() for png in (light, dark)
-    ]
+    means = [cv2.imdecode(np.frombuffer(png or b"", np.uint8), cv2.IMREAD_COLOR).mean() for png in (light, dark)]
     assert means[0] > 200
     assert means[1] < 60
 

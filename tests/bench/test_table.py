@@ -43,15 +43,32 @@ def test_json_round_trips(tmp_path: Path) -> None:
     assert (content["hardware"], content["settings"], content["schema"]) == ({"cpu": "A76"}, {"runs": 10}, 1)
 
 
-def test_the_terminal_shows_numbers_dashes_and_no_empty_column() -> None:
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(rich_table([FULL, SPARSE]))
-    text = console.export_text()
-    assert "612 ms" in text
-    assert "12.5 s, 87 masks" in text
-    assert "30.3 MB" in text
-    assert "—" in text
-    assert "64 points" not in text
+def printed(rows: list[BenchRow]) -> str:
+    """What a terminal of 80 columns shows."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rich_table(rows))
+    return console.export_text()
+
+
+def test_the_terminal_shows_numbers_and_dashes_in_80_columns() -> None:
+    text = printed([FULL, SPARSE])
+    for shown in (
+        "slimsam-50",
+        "onnxruntime, int8",
+        "612 ms",
+        "12.5 s, 87",
+        "30.3 MB",
+        "402 MB",
+        "26.1 M",
+        "—",
+    ):
+        assert shown in text
+
+
+def test_the_terminal_shows_no_empty_column_and_takes_names_literally() -> None:
+    text = printed([BenchRow(model="a [b]", runtime="torch", precision="fp32", file_bytes=1)])
+    assert "a [b]" in text
+    assert "encode" not in text
 
 
 def test_no_rows_make_an_empty_table() -> None:

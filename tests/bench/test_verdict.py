@@ -43,9 +43,7 @@ def test_a_drop_of_mean_iou_is_named_beyond_two_hundredths(after: float, named: 
 
 
 def test_both_prompts_are_judged() -> None:
-    found = verdict(
-        base(miou_box=0.7, miou_point=0.6), StepReport("s", "base", "engine", miou_box=0.6, miou_point=0.5)
-    )
+    found = verdict(base(miou_box=0.7, miou_point=0.6), StepReport("s", "base", "engine", miou_box=0.6, miou_point=0.5))
     assert len(found) == 2
 
 
@@ -71,9 +69,7 @@ def test_int8_is_held_against_the_float_export_on_the_same_runtime() -> None:
         StepReport("int8", "q", "onnx int8", "onnxruntime", latency_ms=13.0),
         StepReport("ov", "q", "openvino int8", "openvino", latency_ms=13.0),
     )
-    assert verdict(*steps) == [
-        "`int8` encodes 1.3x slower than `fp32` on onnxruntime: 13.0 ms against 10.0 ms."
-    ]
+    assert verdict(*steps) == ["`int8` encodes 1.3x slower than `fp32` on onnxruntime: 13.0 ms against 10.0 ms."]
 
 
 def test_a_parent_that_is_the_float_rival_is_named_once() -> None:

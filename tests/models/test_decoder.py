@@ -32,9 +32,7 @@ def some_prompts(kind: str, images: int = 2) -> dict[str, torch.Tensor]:
 
 def segment_anything(sam, embedding, points=None, labels=None, boxes=None, masks=None):
     """Logits and IoU of one image's prompt sets by segment-anything's own modules."""
-    sparse, dense = sam.prompt_encoder(
-        points=None if points is None else (points, labels), boxes=boxes, masks=masks
-    )
+    sparse, dense = sam.prompt_encoder(points=None if points is None else (points, labels), boxes=boxes, masks=masks)
     return sam.mask_decoder.predict_masks(
         image_embeddings=embedding[None],
         image_pe=sam.prompt_encoder.get_dense_pe(),
@@ -49,9 +47,7 @@ def assert_close(ours, theirs) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kind", ["points", "box", "points and box", "points and mask", "box and mask", "mask"]
-)
+@pytest.mark.parametrize("kind", ["points", "box", "points and box", "points and mask", "box and mask", "mask"])
 def test_every_kind_of_prompt_is_segment_anything_s(tiny_sam, embeddings, kind):
     given = some_prompts(kind)
     with torch.no_grad():
@@ -99,9 +95,7 @@ def test_sets_of_different_length_give_what_each_gives_alone(tiny_sam, embedding
     coords[:, 1, 1:] = 1e4
     with torch.no_grad():
         logits, iou = tiny_sam.decoder.decode(embeddings[:1], Prompts(coords, labels))
-        alone = tiny_sam.decoder.decode(
-            embeddings[:1], Prompts(full.coords[:, 1:2, :1], full.labels[:, 1:2, :1])
-        )
+        alone = tiny_sam.decoder.decode(embeddings[:1], Prompts(full.coords[:, 1:2, :1], full.labels[:, 1:2, :1]))
         whole = tiny_sam.decoder.decode(embeddings[:1], full)
     assert_close((logits[:, 1], iou[:, 1]), (alone[0][:, 0], alone[1][:, 0]))
     for index in (0, 2):

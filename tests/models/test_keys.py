@@ -51,9 +51,7 @@ def test_official_names_round_trip_at_reduced_sizes(tiny_sam, prefix):
 def test_a_tensor_of_the_wrong_shape_is_named(tiny_sam):
     state = tiny_sam.state_dict()
     state["image_encoder.neck.0.weight"] = torch.zeros(32, 31, 1, 1)
-    with pytest.raises(
-        CheckpointError, match=r"neck\.0\.weight is \(32, 31, 1, 1\) instead of \(32, 32, 1, 1\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"neck\.0\.weight is \(32, 31, 1, 1\) instead of \(32, 32, 1, 1\)"):
         reloaded(state)
 
 
@@ -83,10 +81,7 @@ def test_slim_sam_s_free_widths_are_read_off_its_split_projections(tiny_config, 
     """Its authors save `image_encoder.module.*`, as DataParallel has it."""
     blocks = (BlockConfig(28, 24, 18, 20, heads=2, window=3), BlockConfig(28, 16, 30, 44, heads=2, window=0))
     sam = make_sam(tiny_config.replace(arch="slim_vit", blocks=blocks))
-    state = {
-        name.replace("image_encoder.", "image_encoder.module."): value
-        for name, value in sam.state_dict().items()
-    }
+    state = {name.replace("image_encoder.", "image_encoder.module."): value for name, value in sam.state_dict().items()}
     model = reloaded(state)
     assert model.config == sam.config
     assert_same_weights(model, sam)

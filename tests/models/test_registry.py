@@ -73,9 +73,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
     with pytest.raises(ModelError, match=r"did you mean slimsam-50\? Known models are vit_b, .*nano\.$"):
         load_model("slimsam50")
-    with pytest.raises(
-        ModelError, match=r"^'zzz' is neither a known model nor a file or folder: Known"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"^'zzz' is neither a known model nor a file or folder: Known") as caught:
         load_model("zzz")
     assert "\n" not in str(caught.value)
 
@@ -96,9 +94,7 @@ def test_a_known_name_wins_over_a_path_without_a_separator(checkpoint, monkeypat
     checkpoint.rename(checkpoint.with_name("nano"))
     monkeypatch.chdir(checkpoint.parent)
     opened = []
-    monkeypatch.setattr(
-        registry, "_open_known", lambda known: opened.append(known.name) or random_model("nano")
-    )
+    monkeypatch.setattr(registry, "_open_known", lambda known: opened.append(known.name) or random_model("nano"))
     load_model("nano")
     assert opened == ["nano"]
     assert load_model("./nano").config.image_size == 64

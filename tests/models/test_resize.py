@@ -66,6 +66,8 @@ def test_a_size_that_patches_do_not_fill_is_refused(sam):
         resized(sam, 60)
 
 
-def test_a_tiny_vit_is_refused(tiny_vit_config, make_sam):
-    with pytest.raises(ModelError, match="tiny_vit cannot be resized"):
-        resized(make_sam(tiny_vit_config), 128)
+def test_a_tiny_vit_keeps_its_weights_and_gains_a_grid(tiny_vit_config, make_sam):
+    sam = make_sam(tiny_vit_config)
+    larger = resized(sam, 2 * tiny_vit_config.image_size)
+    torch.testing.assert_close(larger.state_dict(), sam.state_dict(), rtol=0, atol=0)
+    assert larger.config.grid == 2 * sam.config.grid

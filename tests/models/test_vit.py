@@ -95,9 +95,7 @@ def test_every_block_has_its_own_widths(tiny_config, pixels):
 
 def test_swapping_modules_reports_what_it_put_where():
     model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 2)))
-    replaced = swap_modules(
-        model, lambda module: isinstance(module, torch.nn.ReLU), lambda _: torch.nn.GELU()
-    )
+    replaced = swap_modules(model, lambda module: isinstance(module, torch.nn.ReLU), lambda _: torch.nn.GELU())
     assert sorted(replaced) == ["0", "1.0"]
     assert model[0] is replaced["0"]
     assert isinstance(model[1][0], torch.nn.GELU)
