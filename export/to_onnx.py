@@ -27,6 +27,8 @@ OPSET = 18
 SCHEMA = 1
 LARGEST_FOLDED = 16384
 """Constants of more elements than this are computed in the graph: stored, they would outweigh int8 weights."""
+ALWAYS_FOLDED = ("Transpose", "Reshape")
+"""Folded at any size: they add nothing, and TensorRT takes int8 weights only straight before DequantizeLinear."""
 SMALLEST_IOU = {"fp32": 0.999, "fp16": 0.98, "int8": 0.95}
 """Mean mask IoU with torch below which an export fails, by precision."""
 
@@ -112,7 +114,7 @@ def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
     onnxscript.optimizer.optimize_ir(
         program.model,
         output_size_limit=LARGEST_FOLDED,
-        should_fold=lambda node: True if node.op_type == "Transpose" else None,
+        should_fold=lambda node: True if node.op_type in ALWAYS_FOLDED else None,
     )
     _strip_notes(program.model)
     file = folder / f"{spec.name}.onnx"

@@ -1,7 +1,9 @@
 """Small SAMs whose every tensor is random, so that no weight can be left out unnoticed."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,9 @@ def _scatter(module: nn.Module, seed: int) -> None:
             if not value.is_floating_point():
                 continue
             noise = 0.1 * torch.randn(value.shape, generator=generator)
+            if name in ("pixel_mean", "pixel_std"):
+                # no weights: they belong to the config
+                continue
             value.copy_(value * noise.exp() if name.endswith("running_var") else value + noise)
 
 
@@ -90,3 +95,23 @@ def tiny_sam(tiny_config: ModelConfig, make_sam: MakeSam) -> EdgeSam:
 def pixels() -> torch.Tensor:
     """Two normalised images of 64 x 64."""
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """A smooth random RGB picture, 50 high and 90 wide, with structure of several sizes."""
+    rng = np.random.default_rng(2)
+    image = np.zeros((50, 90, 3))
+    for cell in (2, 8, 25):
+        coarse = rng.uniform(0, 85, (50 // cell + 1, 90 // cell + 1, 3))
+        image += coarse.repeat(cell, 0).repeat(cell, 1)[:50, :90]
+    return image.astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real SA-1B-style data that lies beside the project on some machines."""
+    folder = Path(__file__).parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no shared data beside the project")
+    return folder

@@ -10,6 +10,10 @@ from sam_edge.models.decoder import PromptableDecoder
 from sam_edge.models.vit import build_vit
 
 
+POSITION_GAIN = 2.0
+"""Gain of the projections that cross attention starts with: sharp enough to tell positions a few tokens apart."""
+
+
 class EdgeSam(Sam):
     """segment-anything's `Sam` that knows its config, and decodes in batches through `decoder`.
 
@@ -76,3 +80,19 @@ def initialise(model: EdgeSam, seed: int) -> None:
         if positions is not None:
             nn.init.trunc_normal_(positions, std=0.02)
         model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.normal_()
+        _attend_by_position(model.mask_decoder)
+
+
+def _attend_by_position(decoder: MaskDecoder) -> None:
+    """Let cross attention start where the prompt points.
+
+    With q and k projected alike, a prompt's token and the pixels at its position already match by their positional
+    encodings. Projected apart, training first has to find that out, and predicts empty masks for as long.
+    """
+    transformer = decoder.transformer
+    crossing = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        crossing += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in crossing:
+        nn.init.xavier_uniform_(attention.q_proj.weight, gain=POSITION_GAIN)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)

@@ -4,11 +4,13 @@ Example number i depends on (seed, i) alone: whatever the worker count, and afte
 same pixels. So a run's data order needs no state besides the step it is at.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sam_edge.data.sample import LabelledDataset
@@ -62,12 +64,13 @@ class ViewBatch:
     extent: torch.Tensor
 
 
-class _Steps(Sampler[list[int]]):
-    """Batches of consecutive example numbers, this rank's share of each step, from `start` to `stop`."""
+class Steps(Sampler[list[int]]):
+    """Batches of consecutive example numbers, this process's share of each step, from `start` to `stop`."""
 
-    def __init__(self, start: int, stop: int, batch_size: int, rank: int, world: int) -> None:
+    def __init__(self, start: int, stop: int, batch_size: int) -> None:
         self.start, self.stop, self.batch_size = start, stop, batch_size
-        self.rank, self.world = rank, world
+        together = dist.is_available() and dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.stop):
@@ -78,21 +81,22 @@ class _Steps(Sampler[list[int]]):
         return self.stop - self.start
 
 
-def view_batches(
-    stream: ViewStream, batch_size: int, start: int, stop: int, *, workers: int, rank: int = 0, world: int = 1
-) -> DataLoader[ViewBatch]:
-    """Batches for steps `start` to `stop`; rank r of w processes gets its own disjoint share."""
+def step_batches(
+    examples: Dataset[Any], batch_size: int, start: int, stop: int, *, workers: int, collate: Callable[..., Any]
+) -> DataLoader[Any]:
+    """Batches for steps `start` to `stop`; each process of a `torchrun` gets its own disjoint share."""
     return DataLoader(
-        stream,
-        batch_sampler=_Steps(start, stop, batch_size, rank, world),
-        collate_fn=_collate,
+        examples,
+        batch_sampler=Steps(start, stop, batch_size),
+        collate_fn=collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        persistent_workers=False,
     )
 
 
-def _collate(views: list[View]) -> ViewBatch:
+def stack_views(views: list[View]) -> ViewBatch:
+    """Views as one batch."""
+
     def stack(name: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([getattr(view, name) for view in views]))
 

@@ -11,7 +11,7 @@ import torch
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions, Progress, Validate, fit
-from sam_edge.training.stream import Source, ViewBatch, ViewStream, view_batches
+from sam_edge.training.stream import Source, ViewBatch, ViewStream, stack_views, step_batches
 from sam_edge.training.views import ViewOptions
 
 
@@ -63,7 +63,7 @@ def train(
     stream = ViewStream(sources, views, options.seed)
 
     def batches(first: int, last: int) -> Iterable[ViewBatch]:
-        return view_batches(stream, options.batch_size, first, last, workers=options.workers)
+        return step_batches(stream, options.batch_size, first, last, workers=options.workers, collate=stack_views)
 
     data = [{"name": _name(source), "images": len(source.dataset), "weight": source.weight} for source in sources]
     settings = asdict(options)

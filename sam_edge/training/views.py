@@ -65,7 +65,7 @@ def random_view(sample: LabelledImage, options: ViewOptions, rng: np.random.Gene
         if len(masks) == options.prompts:
             break
         mask = inside[index].mask()[top : top + crop_h, left : left + crop_w]
-        target = _place(mask.astype(np.uint8) * 255, side, options.mask_size, flip, 0)
+        target = place(mask.astype(np.uint8) * 255, side, options.mask_size, flip, 0)
         binary = target > 127
         if binary.sum() < options.min_cells:
             continue
@@ -76,8 +76,8 @@ def random_view(sample: LabelledImage, options: ViewOptions, rng: np.random.Gene
         return None
     chosen = np.concatenate([np.arange(len(masks)), rng.integers(0, len(masks), options.prompts)])
     chosen = chosen[: options.prompts]
-    pixels = _recolour(sample.image[top : top + crop_h, left : left + crop_w], options.colour, rng)
-    image = _place(pixels, side, options.image_size, flip, np.round(options.padding))
+    pixels = recolour(sample.image[top : top + crop_h, left : left + crop_w], options.colour, rng)
+    image = place(pixels, side, options.image_size, flip, np.round(options.padding))
     scale = options.image_size / side
     return View(
         image=np.ascontiguousarray(image.transpose(2, 0, 1)),
@@ -93,7 +93,7 @@ def _overlaps(annotation: Annotation, left: int, top: int, width: int, height: i
     return x < left + width and x + w > left and y < top + height and y + h > top
 
 
-def _place(pixels: np.ndarray, side: int, size: int, flip: bool, fill: Any) -> np.ndarray:
+def place(pixels: np.ndarray, side: int, size: int, flip: bool, fill: Any) -> np.ndarray:
     """Resize so that `side` becomes `size`, flip, and pad right and below with `fill`, as SAM does."""
     scale = size / side
     width = max(round(pixels.shape[1] * scale), 1)
@@ -126,7 +126,8 @@ def cell_to_pixel(cells: np.ndarray, options: ViewOptions) -> np.ndarray:
     return (cells + 0.5) * (options.image_size / options.mask_size) - 0.5
 
 
-def _recolour(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+def recolour(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Random brightness, contrast and saturation, each changed by at most `amount` of itself."""
     if amount == 0:
         return image
     pixels = image.astype(np.float32)

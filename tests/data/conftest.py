@@ -10,15 +10,6 @@ from PIL import Image
 from sam_edge.data.rle import encode_mask
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real SA-1B-style data that lies beside the project on some machines."""
-    folder = Path(__file__).parents[2].parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no shared data beside the project")
-    return folder
-
-
 @pytest.fixture
 def picture() -> np.ndarray:
     """A random RGB picture, 40 x 60."""
