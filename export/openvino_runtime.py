@@ -41,7 +41,9 @@ class OpenVinoRuntime:
         core = openvino.Core()
         if _CAPABILITIES[precision_hint] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             # OpenVINO would take the hint and silently compute in float32
-            raise BackendUnavailableError(f"this processor does not compute in {precision_hint}: use --runtime openvino.")
+            raise BackendUnavailableError(
+                f"this processor does not compute in {precision_hint}: use --runtime openvino."
+            )
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision_hint}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads

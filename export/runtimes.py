@@ -52,14 +52,89 @@ def open_runtime(spec: str | Path, runtime: str = "auto", device: str = "cpu") -
                 "checkpoint it was exported from."
             )
         return TorchRuntime(load_model(spec, place), place)
+    # what cannot run here says so before a long export, not after it
     if runtime == "tensorrt":
-        # before a long export, not after it
-        target = machine_target()
-        folder = Path(spec) if exported else _exported(spec, "tensorrt")
-        return TensorRtRuntime(folder if read_engines(folder) else _with_engines(folder, target))
-    folder = Path(spec) if exported else _exported(spec, "cpu")
+        target = machine_target(place)
+        folder = Path(spec).expanduser() if exported else _exported(spec, "tensorrt")
+        return TensorRtRuntime(folder if read_engines(folder) else _with_engines(folder, target), place)
+    if runtime.startswith("openvino") and device == "cuda":
+        raise BackendUnavailableError("OpenVINO runs on the CPU here: use --device cpu, or --runtime onnxruntime.")
+    folder = Path(spec).expanduser() if exported else _exported(spec, "cpu")
     if runtime == "onnxruntime":
         return OnnxRuntime(folder, place)
-    if device == "cuda":
-        raise BackendUnavailableError("OpenVINO runs on the CPU here: use --device cpu, or --runtime onnxruntime.")
     return OpenVinoRuntime(folder, "bf16" if runtime == "openvino-bf16" else "f32")
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as `cuda` where there is a CUDA device, else `cpu`; the others as they are.
+
+    Raises:
+        BackendUnavailableError: an unknown device, or `cuda` on a machine without one.
+    """
+    if device not in DEVICES:
+        raise BackendUnavailableError(f"device must be one of {', '.join(DEVICES)}, got {device!r}.")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError("device cuda was asked for, but torch finds no CUDA device: use --device cpu.")
+    return device
+
+
+def _names_exported_folder(spec: str | Path) -> bool:
+    """True for an exported folder; a bare known name is the known model even beside a folder of that name."""
+    return not (isinstance(spec, str) and spec in KNOWN) and is_exported_folder(Path(spec).expanduser())
+
+
+_FOLDERS: dict[tuple[str, int, str], Path] = {}
+"""Folders written by this process: what they came from, its newest file's time, and which form they hold."""
+
+
+def _exported(spec: str | Path, dialect: Dialect) -> Path:
+    """A checkpoint's graphs in a folder of their own; `dialect` matters to a quantized one only."""
+    model = load_model(spec)
+    precision: Precision = "fp32" if model.config.quantization is None else "int8"
+    key = (str(spec), _changed_ns(spec), "fp32" if precision == "fp32" else dialect)
+    if key not in _FOLDERS:
+        scenes = SyntheticScenes(PARITY_IMAGES)
+        images = [scenes[index].image for index in range(PARITY_IMAGES)]
+        folder, _ = export_onnx(model, _temporary_folder(), images, OnnxOptions(precision, dialect))
+        _FOLDERS[key] = folder
+    return _FOLDERS[key]
+
+
+def _with_engines(folder: Path, target: str) -> Path:
+    """A copy of an exported folder with engines for `target`, the GPU of this machine."""
+    key = (str(folder), _changed_ns(folder), target)
+    if key not in _FOLDERS:
+        out = _temporary_folder()
+        options = TrtOptions(_flavor_for(target), (target,))
+        build_engines(ExportedFolder.read(folder), out, options)
+        _FOLDERS[key] = out
+    return _FOLDERS[key]
+
+
+def _flavor_for(target: str) -> Flavor:
+    """TensorRT-RTX where it is installed and builds for `target`, else TensorRT."""
+    try:
+        return "rtx" if target in rtx_targets(load_library("rtx")) else "standard"
+    except BackendUnavailableError:
+        return "standard"
+
+
+def _changed_ns(spec: str | Path) -> int:
+    """When the newest file of a MODEL changed; 0 for a known name."""
+    path = Path(spec).expanduser()
+    files = path.iterdir() if path.is_dir() else [path] if path.is_file() else []
+    return max((file.stat().st_mtime_ns for file in files), default=0)
+
+
+def _temporary_folder() -> Path:
+    """A name for a new folder that is removed when the process ends."""
+    return _temporary_root() / str(len(_FOLDERS))
+
+
+@cache
+def _temporary_root() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="sam-edge-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root

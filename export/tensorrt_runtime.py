@@ -88,9 +88,11 @@ def logger(flavor: Flavor) -> Any:
     """The library's one logger (it ignores a second): silent, and `errors` holds what went wrong last."""
     trt = load_library(flavor)
 
-    class Errors(trt.ILogger):  # type: ignore[misc]
+    base: Any = trt.ILogger
+
+    class Errors(base):
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            base.__init__(self)
             self.errors: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
@@ -109,10 +111,12 @@ def machine_target(device: torch.device | str = "cuda") -> str:
     """The compute capability of a CUDA device, as `sm89`.
 
     Raises:
-        BackendUnavailableError: no CUDA device.
+        BackendUnavailableError: `device` is no CUDA device, or there is none.
     """
     if not torch.cuda.is_available():
         raise BackendUnavailableError("TensorRT needs a CUDA device and there is none: use --runtime onnxruntime.")
+    if torch.device(device).type != "cuda":
+        raise BackendUnavailableError(f"TensorRT runs on CUDA devices, got {device}: give --device cuda.")
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"
 
@@ -182,8 +186,6 @@ class TensorRtRuntime:
         self.name = "tensorrt"
         self.folder = ExportedFolder.read(folder)
         self.config = self.folder.config
-        if torch.device(device).type != "cuda":
-            raise BackendUnavailableError(f"TensorRT runs on CUDA devices, got {device}: give --device cuda.")
         here = machine_target(device)
         self.device = torch.device(device)
         engines = choose_engines(self.folder, target or here)
@@ -291,7 +293,7 @@ class _LoadedEngine:
         # the context holds no reference to what it was made by
         self._library = trt.Runtime(log)
         self._engine = self._library.deserialize_cuda_engine(path.read_bytes())
-        self._context = None if self._engine is None else self._engine.create_execution_context()
+        self._context: Any = None if self._engine is None else self._engine.create_execution_context()
         if self._context is None:
             raise ExportError(
                 f"{path.name}, built by {_MODULES[engine.flavor]} {engine.version}, does not load in "

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 from sam_edge.errors import DataError
@@ -34,6 +34,10 @@ class Dataset(ABC, Generic[Item]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def subset(self, indices: Sequence[int]) -> "Dataset[Item]":
+        """The items at `indices`, in that order, as a dataset of its own."""
+        return _Subset(self, indices)
+
     def __iter__(self) -> Iterator[Item]:
         self.skipped = 0
         first_offender: DataError | None = None
@@ -55,3 +59,17 @@ class Dataset(ABC, Generic[Item]):
                     f"skipped {self.skipped} of {len(self)} unreadable files, the first: {first_offender}",
                     stacklevel=2,
                 )
+
+
+class _Subset(Dataset[Item]):
+    def __init__(self, whole: Dataset[Item], indices: Sequence[int]) -> None:
+        self.strict = whole.strict
+        self._whole, self._indices = whole, list(indices)
+        self._names = [whole.names[index] for index in self._indices]
+
+    @property
+    def names(self) -> list[str]:
+        return self._names
+
+    def __getitem__(self, index: int) -> Item:
+        return self._whole[self._indices[index]]

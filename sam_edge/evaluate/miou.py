@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
+from sam_edge.data.dataset import Dataset
+from sam_edge.data.sample import Annotation, LabelledImage
 from sam_edge.errors import DataError
 from sam_edge.segment.predictor import MASK_THRESHOLD, SamPredictor
 from sam_edge.segment.runtime import Runtime
@@ -47,7 +48,7 @@ class MiouResult:
 
 def evaluate_miou(
     runtime: Runtime,
-    dataset: LabelledDataset,
+    dataset: Dataset[LabelledImage],
     *,
     prompt: PromptKind = "point",
     multimask: bool = False,

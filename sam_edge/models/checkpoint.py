@@ -1,5 +1,6 @@
 """Checkpoint folders (`config.json` + `model.safetensors`) and other people's checkpoint files."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -122,6 +123,15 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path} holds no state dict: save `model.state_dict()` instead.")
     return loaded
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hex sha256 over names, types, shapes and bytes of every tensor: the same weights, the same hash, any file."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def is_checkpoint_folder(path: str | Path) -> bool:

@@ -189,7 +189,7 @@ def _unknown(name: str) -> str:
 
 def _open_known(known: KnownModel) -> EdgeSam:
     if known.source == PACKAGED:
-        return _open_packaged(known)
+        return load_checkpoint(packaged_folder(known.name))
     # here, not above: the download module needs KnownModel
     from sam_edge.models.download import fetch
 
@@ -200,14 +200,19 @@ def _open_known(known: KnownModel) -> EdgeSam:
     return model
 
 
-def _open_packaged(known: KnownModel) -> EdgeSam:
-    with importlib.resources.as_file(importlib.resources.files("sam_edge.models") / known.name) as folder:
-        if not is_checkpoint_folder(folder):
-            raise CheckpointError(
-                f"{known.name} is not in this installation ({folder} has no {WEIGHTS}): "
-                "reinstall sam-edge from a release, or choose another model."
-            )
-        return load_checkpoint(folder)
+def packaged_folder(name: str) -> Path:
+    """Checkpoint folder of a model that ships with sam-edge.
+
+    Raises:
+        CheckpointError: this installation lacks it.
+    """
+    folder = Path(str(importlib.resources.files("sam_edge.models") / name))
+    if not is_checkpoint_folder(folder):
+        raise CheckpointError(
+            f"{name} is not in this installation ({folder} has no {WEIGHTS}): "
+            "reinstall sam-edge from a release, or choose another model."
+        )
+    return folder
 
 
 def _open_folder(folder: Path) -> EdgeSam:

@@ -9,7 +9,6 @@ from sam_edge.models.config import ModelConfig
 from sam_edge.models.decoder import PromptableDecoder
 from sam_edge.models.vit import build_vit
 
-
 POSITION_GAIN = 2.0
 """Gain of the projections that cross attention starts with: sharp enough to tell positions a few tokens apart."""
 

@@ -103,7 +103,10 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[Bool[Tensor, "n c H W"] | Float[Tensor, "n c H W"], Float[Tensor, "n c"], Float[Tensor, "n c h w"]]:
-        """N prompt sets at once, in the model's frame: points N x P x 2, labels N x P, boxes N x 4, masks N x 1 x h x w."""
+        """N prompt sets at once, in the model's frame.
+
+        Points are N x P x 2, labels N x P, boxes N x 4, masks N x 1 x h x w.
+        """
         frame = self._require_frame()
         low_res, iou = self.predict_low_res(point_coords, point_labels, boxes, mask_input, multimask_output)
         logits = frame.to_original(low_res)

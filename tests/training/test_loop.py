@@ -55,10 +55,12 @@ def squared_error(model: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Ten
 # --- Killed and started again
 
 
-def train_sam(model, steps: int, state_file: Path | None, kill_at: int | None = None, **changes) -> tuple[Progress, list]:
+def train_sam(
+    model, steps: int, state_file: Path | None, kill_at: int | None = None, **changes
+) -> tuple[Progress, list]:
     """A short interactive training on synthetic scenes that may be killed after a step; and the loss calls it made."""
     scenes = SyntheticScenes(6, seed=3, options=SceneOptions(size=64))
-    views = ViewOptions(image_size=64, mask_size=32, prompts=3, min_cells=4)
+    views = ViewOptions(image_size=64, mask_size=model.config.mask_size, prompts=3, min_cells=4)
     stream = ViewStream([Source(scenes)], views, seed=5)
     options = LoopOptions(steps=steps, learning_rate=1e-3, weight_decay=0.1, checkpoint_seconds=0, **changes)
     method = InteractiveSegmentation(model, InteractiveOptions(rounds=2, interactive_share=0.5), seed=7)
@@ -113,7 +115,9 @@ def test_a_run_killed_twice_ends_bit_equal_to_an_uninterrupted_one(tiny_config, 
     torch.testing.assert_close(killed.state_dict(), whole.state_dict(), rtol=0, atol=0)
     assert got.history == wanted.history
     assert got.best_score == wanted.best_score
-    assert any(not torch.equal(a, b) for a, b in zip(make_sam(tiny_config).parameters(), whole.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(make_sam(tiny_config).parameters(), whole.parameters(), strict=True)
+    )
 
 
 def test_running_statistics_survive_a_kill(tiny_vit_config, make_sam, tmp_path):

@@ -1,0 +1,27 @@
+"""Help texts from the option dataclasses, read from their source: importing them would import torch."""
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+
+def doc(module: str, name: str, field: str) -> str:
+    """The line under a dataclass's field: `doc("sam_edge.compress.prune", "PruneOptions", "ratio")`."""
+    return _fields(module, name)[field]
+
+
+@cache
+def _fields(module: str, name: str) -> dict[str, str]:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    texts: dict[str, str] = {}
+    for statement, after in zip(found.body, found.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            value = after.value if isinstance(after, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                texts[statement.target.id] = value.value
+    return texts

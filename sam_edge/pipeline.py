@@ -1,0 +1,311 @@
+"""The whole lineage from one recipe: each step once, skipped while its inputs are unchanged, then one report."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sam_edge import __version__, steps
+from sam_edge.bench.hardware import hardware
+from sam_edge.bench.report import Picture, Report, StepReport, write_report
+from sam_edge.bench.table import BenchRow, as_dict
+from sam_edge.compress.distil import DistilOptions
+from sam_edge.compress.one_step import OneStepOptions
+from sam_edge.compress.prune import PruneOptions
+from sam_edge.data import open_labelled
+from sam_edge.errors import BackendUnavailableError, DataError, SamEdgeError
+from sam_edge.export.runtimes import open_runtime
+from sam_edge.export.to_onnx import OnnxOptions
+from sam_edge.export.to_tensorrt import TrtOptions
+from sam_edge.files import atomic_file, sha256_of
+from sam_edge.quantize.ptq import QuantizeOptions
+from sam_edge.recipe import Recipe, read_recipe
+from sam_edge.segment.overlay import overlay
+from sam_edge.segment.predictor import SamPredictor
+
+__all__ = ["read_recipe", "run"]
+
+PICTURES = 3
+"""Pictures in the report, each segmented by every model."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model of the lineage."""
+
+    name: str
+    """In the report."""
+    parent: str | None
+    kind: str
+    spec: str
+    """What opens it: a MODEL."""
+    runtime: str | None
+    """What it is measured on; None for an engine, which needs its GPU."""
+    note: str | None = None
+
+
+class Ledger:
+    """What has been done in a run's folder, and from which inputs."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+
+    def step(self, name: str, inputs: Any, made: Path | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of `work()`, or the one on record if inputs and what was made are unchanged."""
+        key = hashlib.sha256(json.dumps([name, inputs, __version__], sort_keys=True, default=str).encode()).hexdigest()
+        record = self.folder / "steps" / f"{name}.json"
+        if record.is_file():
+            saved = json.loads(record.read_text())
+            if saved["key"] == key and saved["made"] == _fingerprint(made):
+                self.say(f"{name}: unchanged, skipped")
+                return saved["result"]
+        self.say(f"{name} ...")
+        started = perf_counter()
+        result = {**work(), "step_seconds": perf_counter() - started}
+        with atomic_file(record) as part:
+            part.write_text(json.dumps({"key": key, "made": _fingerprint(made), "result": result}, default=str))
+        self.say(f"{name}: {result['step_seconds']:.0f} s")
+        return result
+
+
+def _fingerprint(made: Path | None) -> str | None:
+    return sha256_of(made) if made is not None and made.exists() else None
+
+
+def _data_state(spec: str) -> Any:
+    """What a step that reads `spec` depends on: the files' names, sizes and times."""
+    root = Path(spec)
+    if not root.exists():
+        return spec
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    return [spec, [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]]
+
+
+def run(recipe: Recipe, out: Path, *, device: str = "auto", say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Walk the lineage into `out`; returns the paths and the report's numbers.
+
+    Raises:
+        SamEdgeError: whatever a step raises; steps done so far are kept, and the next run goes on from them.
+    """
+    if out.is_file():
+        raise SamEdgeError(f"{out} is a file: --out needs a folder.")
+    ledger = Ledger(out, say)
+    stages, seconds = _make(recipe, out, ledger, device)
+    measured = _measure(recipe, stages, ledger, device)
+    pictures = _pictures(recipe, [stage for stage in stages if stage.runtime], out, device)
+    reports = tuple(_step_report(stage, measured, seconds) for stage in stages)
+    report = Report(
+        title=recipe.title,
+        command=f"sam-edge run --images {recipe.images} --data {recipe.data} --out {out}",
+        recipe=json.dumps(asdict(recipe), indent=1),
+        hardware=hardware(),
+        steps=reports,
+        pictures=pictures,
+        notes=(
+            f"mIoU over the val split of {recipe.data}; latency is the median of {recipe.bench.runs} runs, the models "
+            "taking turns; a quantized checkpoint in torch is simulated in float and therefore not timed.",
+        ),
+    )
+    path = write_report(report, out / "report")
+    return {"out": str(out), "report": str(path), "steps": [asdict(step) for step in reports]}
+
+
+def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[Stage], dict[str, float]]:
+    """Compress, quantize, export, build; returns the stages and the seconds each step took."""
+    base, seed, images = recipe.model, recipe.seed, recipe.images
+    pictures = _data_state(images)
+    start = _fingerprint(Path(base)) or base
+    seconds: dict[str, float] = {}
+
+    def step(name: str, inputs: Any, made: Path, work: Callable[[], dict[str, Any]]) -> str | None:
+        seconds[name] = ledger.step(name, inputs, made, work)["step_seconds"]
+        return _fingerprint(made)
+
+    compressed, quantized = out / "compressed", out / "quantized"
+    slim = OneStepOptions(
+        PruneOptions(recipe.compress.ratio, recipe.compress.importance, seed=seed),  # type: ignore[arg-type]
+        DistilOptions(recipe.compress.epochs, recipe.compress.batch_size, recipe.compress.learning_rate, seed=seed),
+    )
+    integer = QuantizeOptions(recipe.quantize.weights, recipe.quantize.activations, seed=seed)
+    calibration = recipe.quantize.calibration_images
+
+    def onnx(name: str, spec: str, parent: Any, options: OnnxOptions) -> Path:
+        made = out / name
+        work = lambda: steps.to_onnx(spec, images, made, options, seed=seed, device="cpu")  # noqa: E731
+        step(name, [parent, pictures, asdict(options), seed], made, work)
+        return made
+
+    compressed_key = step(
+        "compressed",
+        [start, pictures, asdict(slim)],
+        compressed,
+        lambda: steps.compress(base, images, compressed, slim, device=device),
+    )
+    quantized_key = step(
+        "quantized",
+        [compressed_key, pictures, asdict(integer), calibration],
+        quantized,
+        lambda: steps.quantize(
+            str(compressed), images, quantized, integer, calibration_images=calibration, device=device
+        ),
+    )
+    base_onnx = onnx("base-onnx", base, start, OnnxOptions("fp32"))
+    compressed_onnx = onnx("compressed-onnx", str(compressed), compressed_key, OnnxOptions("fp32"))
+    integer_onnx = onnx("quantized-onnx", str(quantized), quantized_key, OnnxOptions("int8", "cpu"))
+    stages = [
+        Stage("base", None, "checkpoint", base, "torch"),
+        Stage("base-onnx", "base", "onnx fp32", str(base_onnx), "onnxruntime"),
+        Stage("compressed", "base", "compress", str(compressed), "torch"),
+        Stage("compressed-onnx", "compressed", "onnx fp32", str(compressed_onnx), "onnxruntime"),
+        Stage("quantized", "compressed", "quantize", str(quantized), "torch", "integers simulated in float: not timed"),
+    ]
+    if recipe.engine.targets:
+        engine = out / "engine"
+        trt = TrtOptions(recipe.engine.flavor, recipe.engine.targets)  # type: ignore[arg-type]
+        work = lambda: steps.to_engines(  # noqa: E731
+            str(quantized), images, engine, OnnxOptions("int8", "tensorrt"), trt, seed=seed, device="cpu"
+        )
+        note = f"built for {', '.join(recipe.engine.targets)}; runs on such a GPU only, so not timed here"
+        try:
+            step("engine", [quantized_key, pictures, asdict(trt), seed], engine, work)
+            stages.append(Stage("engine", "quantized", "engine int8", str(engine), None, note))
+        except BackendUnavailableError as error:
+            ledger.say(f"engine: not built: {error}")
+    stages.append(Stage("quantized-onnx", "quantized", "onnx int8", str(integer_onnx), "onnxruntime"))
+    return stages, seconds
+
+
+def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -> dict[str, dict[str, Any]]:
+    """mIoU of each stage by point and by box, and one bench of all that can be timed here."""
+    measured: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
+    data = _data_state(recipe.data)
+    for stage in stages:
+        if stage.runtime is None:
+            continue
+        made = Path(stage.spec) if Path(stage.spec).exists() else None
+        inputs = [stage.spec, _fingerprint(made), data, asdict(recipe.evaluate), recipe.seed]
+
+        def work(stage: Stage = stage) -> dict[str, Any]:
+            found = {}
+            for prompt in ("point", "box"):
+                found[prompt] = steps.evaluate(
+                    stage.spec,
+                    recipe.data,
+                    prompt=prompt,
+                    multimask=prompt == "point",
+                    limit=recipe.evaluate.limit,
+                    seed=recipe.seed,
+                    runtime=stage.runtime or "auto",
+                    device=device,
+                )
+            return found
+
+        measured[stage.name] |= ledger.step(f"eval-{stage.name}", inputs, made, work)
+    timed = [stage for stage in stages if stage.runtime]
+    inputs = [[stage.spec, _fingerprint(Path(stage.spec))] for stage in timed] + [asdict(recipe.bench), hardware()]
+
+    def bench() -> dict[str, Any]:
+        image = _labelled(recipe, 1)[0].image
+        rows: list[BenchRow] = []
+        for runtime in ("torch", "onnxruntime"):
+            specs = [stage.spec for stage in timed if stage.runtime == runtime]
+            rows += steps.bench(
+                specs,
+                [runtime],
+                image=image,
+                warmup=recipe.bench.warmup,
+                runs=recipe.bench.runs,
+                seed=recipe.seed,
+                device=device,
+            )
+        return {"rows": [as_dict(row) for row in rows]}
+
+    rows = {(row["model"], row["runtime"]): row for row in ledger.step("bench", inputs, None, bench)["rows"]}
+    for stage in timed:
+        measured[stage.name]["bench"] = rows[stage.spec, stage.runtime]
+    return measured
+
+
+def _step_report(stage: Stage, measured: dict[str, dict[str, Any]], seconds: dict[str, float]) -> StepReport:
+    found = measured[stage.name]
+    row = found.get("bench", {})
+    latencies = row.get("latencies", {}) if stage.kind != "quantize" else {}
+    median = {name: values["median_ms"] for name, values in latencies.items()}
+    engine_bytes = None
+    if stage.runtime is None:
+        engine_bytes = min(_engine_sizes(Path(stage.spec)).values())
+    return StepReport(
+        name=stage.name,
+        parent=stage.parent,
+        kind=stage.kind,
+        runtime=stage.runtime,
+        parameters=row.get("parameters"),
+        encoder_macs=row.get("encoder_macs"),
+        encoder_macs_with_attention=row.get("encoder_macs_with_attention"),
+        file_bytes=engine_bytes or row.get("file_bytes"),
+        miou_point=found["point"]["miou"] if "point" in found else None,
+        miou_box=found["box"]["miou"] if "box" in found else None,
+        latency_ms=median.get("encode"),
+        decode_ms=median.get("decode_point"),
+        end_to_end_ms=median.get("end_to_end"),
+        peak_bytes=row.get("peak_bytes"),
+        seconds=seconds.get(stage.name),
+        note=stage.note,
+    )
+
+
+def _engine_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the engines of each target."""
+    sizes: dict[str, int] = {}
+    for file in folder.glob("*.engine"):
+        target = file.name.split(".")[-2]
+        sizes[target] = sizes.get(target, 0) + file.stat().st_size
+    return sizes
+
+
+def _labelled(recipe: Recipe, count: int) -> list[Any]:
+    """The first few readable labelled pictures of the val split."""
+    found = []
+    for sample in open_labelled(recipe.data, "val"):
+        if sample.annotations:
+            found.append(sample)
+        if len(found) == count:
+            break
+    if not found:
+        raise DataError(f"{recipe.data} has no labelled picture in its val split.")
+    return found
+
+
+def _pictures(recipe: Recipe, stages: list[Stage], out: Path, device: str) -> tuple[Picture, ...]:
+    """The same pictures and boxes through the first model, the compressed one and the last."""
+    shown = [stages[0], *(stage for stage in stages if stage.name in ("compressed", "quantized-onnx"))]
+    samples = _labelled(recipe, PICTURES)
+    columns: list[list[np.ndarray]] = [[] for _ in samples]
+    for stage in shown:
+        predictor = SamPredictor(open_runtime(stage.spec, stage.runtime or "auto", device))
+        for column, sample in zip(columns, samples, strict=True):
+            column.append(_segmented(predictor, sample))
+    pictures = []
+    names = ", ".join(stage.name for stage in shown)
+    for index, (column, sample) in enumerate(zip(columns, samples, strict=True)):
+        file = out / "pictures" / f"{index}.png"
+        with atomic_file(file) as part:
+            Image.fromarray(np.concatenate(column, 1)).save(part, format="PNG")
+        pictures.append(Picture(sample.name, file, f"The largest masks by their boxes; left to right: {names}."))
+    return tuple(pictures)
+
+
+def _segmented(predictor: SamPredictor, sample: Any, most: int = 6) -> np.ndarray:
+    predictor.set_image(sample.image)
+    masks, boxes = [], []
+    for annotation in sorted(sample.annotations, key=lambda a: -a.area)[:most]:
+        x, y, w, h = annotation.bbox_xywh
+        boxes.append((x, y, x + w, y + h))
+        masks.append(predictor.predict(box=np.array(boxes[-1]), multimask_output=False)[0][0])
+    return overlay(sample.image, masks, boxes=boxes)

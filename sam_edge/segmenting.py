@@ -1,0 +1,147 @@
+"""`sam-edge segment`: prompts from the command line, masks into a folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sam_edge.data.image import read_image
+from sam_edge.data.rle import encode_mask
+from sam_edge.errors import PromptError
+from sam_edge.export.runtimes import open_runtime
+from sam_edge.files import atomic_folder
+from sam_edge.segment.everything import EverythingGenerator
+from sam_edge.segment.overlay import overlay
+from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class ImagePrompts:
+    """What is asked of one picture, in its pixels; no points and no box asks for everything."""
+
+    points: tuple[tuple[float, float, int], ...] = ()
+    """(x, y, label) each; label 1 is object, 0 is not."""
+    box: tuple[float, float, float, float] | None = None
+    """XYXY."""
+
+
+def parse_prompts(points: list[str], box: str | None, everything: bool) -> ImagePrompts:
+    """Prompts as they are written on the command line.
+
+    Raises:
+        PromptError: not numbers, too few or too many of them, or both prompts and everything, or neither.
+    """
+    if everything == bool(points or box):
+        raise PromptError("give --point or --box, or --everything.")
+    parsed = []
+    for text in points:
+        numbers = _numbers(text, "--point", "X,Y or X,Y,LABEL", (2, 3))
+        label = int(numbers[2]) if len(numbers) == 3 else 1
+        if label not in (0, 1):
+            raise PromptError(f"--point {text}: the label is 1 (object) or 0 (not), got {numbers[2]:g}.")
+        parsed.append((numbers[0], numbers[1], label))
+    corners = None
+    if box is not None:
+        x0, y0, x1, y1 = _numbers(box, "--box", "X0,Y0,X1,Y1", (4,))
+        if x0 >= x1 or y0 >= y1:
+            raise PromptError(f"--box {box}: X0 must be less than X1, and Y0 than Y1.")
+        corners = (x0, y0, x1, y1)
+    return ImagePrompts(tuple(parsed), corners)
+
+
+def _numbers(text: str, option: str, form: str, counts: tuple[int, ...]) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts or not np.isfinite(numbers).all():
+        raise PromptError(f"{option} {text}: expected {form} in pixels.")
+    return numbers
+
+
+def segment(
+    spec: str,
+    image_file: Path,
+    out: Path,
+    prompts: ImagePrompts,
+    *,
+    points_per_side: int = 32,
+    runtime: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write `overlay.png`, `masks.json` (records with COCO RLE) and one PNG per mask.
+
+    Raises:
+        PromptError: a point or box outside the picture. DataError: an unreadable picture.
+    """
+    image = read_image(image_file)
+    _check_inside(prompts, image.shape[1], image.shape[0])
+    opened = open_runtime(spec, runtime, device)
+    if prompts.points or prompts.box:
+        records, masks = _prompted(opened, image, prompts)
+    else:
+        records, masks = _everything(opened, image, points_per_side)
+    boxes = [prompts.box] if prompts.box else []
+    drawn = overlay(image, masks, points=prompts.points, boxes=boxes, seed=seed)
+    height, width = image.shape[:2]
+    result = {"model": spec, "image": str(image_file), "width": width, "height": height, "masks": records}
+    with atomic_folder(out) as work:
+        Image.fromarray(drawn).save(work / "overlay.png")
+        for index, mask in enumerate(masks):
+            Image.fromarray(mask).save(work / f"mask_{index:03d}.png")
+        (work / "masks.json").write_text(json.dumps(result))
+    return {"out": str(out), **result}
+
+
+def _check_inside(prompts: ImagePrompts, width: int, height: int) -> None:
+    for x, y, _ in prompts.points:
+        if not (0 <= x < width and 0 <= y < height):
+            raise PromptError(f"point {x:g},{y:g} lies outside the picture of {width} x {height} pixels.")
+    if prompts.box and not (0 <= prompts.box[0] < width and 0 <= prompts.box[1] < height):
+        raise PromptError(f"the box begins outside the picture of {width} x {height} pixels.")
+
+
+def _prompted(
+    runtime: Runtime, image: np.ndarray, prompts: ImagePrompts
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """One mask; for a single ambiguous point the best of three by predicted IoU, as segment-anything advises."""
+    predictor = SamPredictor(runtime)
+    predictor.set_image(image)
+    ambiguous = len(prompts.points) == 1 and prompts.box is None
+    masks, iou, _ = predictor.predict(
+        point_coords=np.array([point[:2] for point in prompts.points]) if prompts.points else None,
+        point_labels=np.array([point[2] for point in prompts.points]) if prompts.points else None,
+        box=None if prompts.box is None else np.array(prompts.box),
+        multimask_output=ambiguous,
+    )
+    best = int(iou.argmax())
+    mask = masks[best]
+    record = {
+        "segmentation": encode_mask(mask),
+        "bbox": _bbox(mask),
+        "area": int(mask.sum()),
+        "predicted_iou": float(iou[best]),
+        "point_coords": [list(point[:2]) for point in prompts.points],
+        "crop_box": [0, 0, image.shape[1], image.shape[0]],
+    }
+    return [record], [mask]
+
+
+def _bbox(mask: np.ndarray) -> list[int]:
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(ys):
+        return [0, 0, 0, 0]
+    return [int(xs[0]), int(ys[0]), int(xs[-1] - xs[0]), int(ys[-1] - ys[0])]
+
+
+def _everything(
+    runtime: Runtime, image: np.ndarray, points_per_side: int
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    records = EverythingGenerator(runtime, points_per_side=points_per_side).generate(image)
+    masks = [record["segmentation"] for record in records]
+    return [{**record, "segmentation": encode_mask(record["segmentation"])} for record in records], masks

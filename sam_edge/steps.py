@@ -1,0 +1,280 @@
+"""What each command does, joined from all floors: a MODEL in, files and a plain dict of results out.
+
+Nothing here prints. `on_progress(done, total, text)` is called along the way by whatever takes long.
+"""
+
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sam_edge.bench.latency import MEASUREMENTS, bench_runtimes, time_everything
+from sam_edge.bench.memory import file_bytes, peak_bytes
+from sam_edge.bench.table import BenchRow
+from sam_edge.compress.one_step import OneStepOptions, compress_one_step
+from sam_edge.data import open_images, open_labelled
+from sam_edge.data.split import Split, is_val
+from sam_edge.data.synthetic import SceneOptions, render_scene
+from sam_edge.evaluate.miou import PromptKind, evaluate_miou
+from sam_edge.export.onnx_runtime import ExportedFolder, is_exported_folder
+from sam_edge.export.runtimes import open_runtime, resolve_device
+from sam_edge.export.to_onnx import OnnxOptions, export_onnx
+from sam_edge.export.to_tensorrt import TrtOptions, build_engines
+from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
+from sam_edge.models.cost import cost
+from sam_edge.models.registry import KNOWN, load_model
+from sam_edge.models.sam import EdgeSam
+from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.segment.runtime import Runtime
+from sam_edge.training.loop import Progress
+
+OnProgress = Callable[[int, int, str], None]
+Picture = UInt8[np.ndarray, "h w 3"]
+
+DEFAULT_IMAGES = "synthetic:64"
+"""Pictures that always exist, where no `--images` is given."""
+
+
+def models() -> list[dict[str, Any]]:
+    """Known names with size, cost, source and licence."""
+    return [
+        {
+            "name": known.name,
+            "summary": known.summary,
+            **asdict(cost(known.config)),
+            "source": known.source,
+            "licence": known.licence,
+        }
+        for known in KNOWN.values()
+    ]
+
+
+def compress(
+    spec: str,
+    images: str,
+    out: Path,
+    options: OneStepOptions,
+    *,
+    device: str = "auto",
+    strict: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Prune and distil, and write a checkpoint folder. A killed run continues from the state beside `out`."""
+    model = load_model(spec, resolve_device(device))
+    pictures = open_images(images, strict)
+    parent, before = weights_sha256(model), cost(model.config)
+    state_file = out.absolute().with_name(f".{out.name}.state.safetensors")
+
+    def on_step(progress: Progress, report: dict[str, float]) -> None:
+        if on_progress is not None:
+            total = options.distil.epochs * max(len(pictures.names) // options.distil.batch_size, 1)
+            rate = progress.step * options.distil.batch_size / max(progress.seconds, 1e-9)
+            on_progress(progress.step, total, f"loss {report['loss']:.4f}, {rate:.1f} images/s")
+
+    progress = compress_one_step(model, pictures, options, state_file=state_file, on_step=on_step)
+    _add_step(model, "compress", options.as_dict(), options.prune.seed, parent, [images])
+    save_checkpoint(model, out)
+    state_file.unlink(missing_ok=True)
+    after = cost(model.config)
+    return {
+        "out": str(out),
+        "parameters": after.parameters,
+        "encoder_macs": after.encoder_macs,
+        "encoder_macs_with_attention": after.encoder_macs_with_attention,
+        "parent": asdict(before),
+        "embedding_error": None if progress is None or progress.best_score is None else -progress.best_score,
+        "steps": 0 if progress is None else progress.step,
+        "seconds": 0.0 if progress is None else progress.seconds,
+    }
+
+
+def quantize(
+    spec: str,
+    images: str,
+    out: Path,
+    options: QuantizeOptions,
+    *,
+    calibration_images: int = 8,
+    device: str = "auto",
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Quantize after training, and write a quantized checkpoint folder."""
+    model = load_model(spec, resolve_device(device))
+    parent = weights_sha256(model)
+    pictures = sample_pictures(images, calibration_images, options.seed, strict=strict)
+    quantize_model(model, pictures, options)
+    settings = {**asdict(options), "calibration_images": len(pictures)}
+    _add_step(model, "quantize", settings, options.seed, parent, [images])
+    save_checkpoint(model, out)
+    assert model.config.quantization is not None
+    return {
+        "out": str(out),
+        "layers": len(model.config.quantization),
+        "calibration_images": len(pictures),
+        "file_bytes": file_bytes(out),
+    }
+
+
+def to_onnx(
+    spec: str, images: str, out: Path, options: OnnxOptions, *, seed: int = 0, device: str = "auto"
+) -> dict[str, Any]:
+    """Export to ONNX, with parity on real pictures, and write an exported folder."""
+    model = load_model(spec, resolve_device(device))
+    _, parity = export_onnx(model, out, sample_pictures(images, 2, seed), options)
+    sizes = {file.name: file.stat().st_size for file in sorted(out.glob("*.onnx"))}
+    return {"out": str(out), "precision": options.precision, "parity": parity.as_dict(), "file_bytes": sizes}
+
+
+def to_engines(
+    spec: str, images: str, out: Path, onnx: OnnxOptions, trt: TrtOptions, *, seed: int = 0, device: str = "auto"
+) -> dict[str, Any]:
+    """Build engines of an exported folder, or of a checkpoint that is exported on the way."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(spec)
+        if not is_exported_folder(folder):
+            folder = Path(scratch) / "onnx"
+            to_onnx(spec, images, folder, onnx, seed=seed, device=device)
+        engines = build_engines(ExportedFolder.read(folder), out, trt)
+    return {"out": str(out), "engines": [asdict(engine) for engine in engines]}
+
+
+def evaluate(
+    spec: str,
+    data: str,
+    *,
+    prompt: PromptKind = "box",
+    multimask: bool = False,
+    split: Split = "val",
+    limit: int | None = None,
+    seed: int = 0,
+    runtime: str = "auto",
+    device: str = "auto",
+    strict: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Mean IoU of a MODEL on labelled data; `limit` takes so many pictures by chance."""
+    opened = open_runtime(spec, runtime, device)
+    dataset = open_labelled(data, split, strict)
+    if limit is not None and limit < len(dataset):
+        dataset = dataset.subset(sorted(random.Random(seed).sample(range(len(dataset)), limit)))
+    done = 0
+
+    def on_image() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, len(dataset), f"{prompt} mIoU")
+
+    result = evaluate_miou(opened, dataset, prompt=prompt, multimask=multimask, on_image=on_image)
+    return {"model": spec, "runtime": opened.name, "data": data, "split": split, **result.as_dict()}
+
+
+def bench(
+    specs: Sequence[str],
+    runtimes: Sequence[str],
+    *,
+    image: Picture | None = None,
+    everything: bool = False,
+    points_per_side: int = 32,
+    memory: bool = True,
+    warmup: int = 2,
+    runs: int = 10,
+    seed: int = 0,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> list[BenchRow]:
+    """Latency of every model on every runtime, taking turns; memory of a fresh process each; sizes and MACs."""
+    picture = render_scene(seed, SceneOptions(size=512)).image if image is None else image
+    wanted = [(spec, runtime) for spec in specs for runtime in runtimes or ("auto",)]
+    opened = [open_runtime(spec, runtime, device) for spec, runtime in wanted]
+    done, total = 0, len(MEASUREMENTS) * (warmup + runs) * len(opened)
+
+    def on_run() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, total, "timing")
+
+    latencies = bench_runtimes(opened, picture, warmup=warmup, runs=runs, on_run=on_run)
+    rows = []
+    for (spec, _), runtime, latency in zip(wanted, opened, latencies, strict=True):
+        counted = cost(runtime.config.replace(quantization=None))
+        rows.append(
+            BenchRow(
+                model=spec,
+                runtime=runtime.name,
+                precision=precision_of(runtime),
+                parameters=counted.parameters,
+                encoder_macs=counted.encoder_macs,
+                encoder_macs_with_attention=counted.encoder_macs_with_attention,
+                file_bytes=size_of(spec, runtime),
+                peak_bytes=_peak(spec, runtime.name, picture, device) if memory else None,
+                latencies=latency,
+                everything=time_everything(runtime, picture, points_per_side) if everything else None,
+            )
+        )
+    return rows
+
+
+def precision_of(runtime: Runtime) -> str:
+    """fp32, fp16 or int8; a quantized checkpoint in torch is simulated, and says so."""
+    folder = getattr(runtime, "folder", None)
+    if isinstance(folder, ExportedFolder):
+        return folder.precision
+    return "fp32" if runtime.config.quantization is None else "int8 simulated"
+
+
+def size_of(spec: str, runtime: Runtime) -> int | None:
+    """Bytes on disk of what the runtime ran, or of the checkpoint; None for weights that have no file."""
+    folder = getattr(runtime, "folder", None)
+    if isinstance(folder, ExportedFolder):
+        return file_bytes(folder.path, pattern="*.engine" if runtime.name == "tensorrt" else "*.onnx*")
+    if Path(spec).exists():
+        return file_bytes(Path(spec))
+    if spec == "nano":
+        from sam_edge.models.registry import packaged_folder
+
+        return file_bytes(packaged_folder("nano"))
+    return None
+
+
+def _peak(spec: str, runtime: str, picture: Picture, device: str) -> int:
+    """Peak memory of a process that opens the model and segments one picture by one point."""
+    height, width = picture.shape[:2]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "picture.png"
+        Image.fromarray(picture).save(file)
+        point = f"{width // 2},{height // 2}"
+        command = [sys.executable, "-m", "sam_edge", "segment", spec, str(file), "--point", point, "--runtime", runtime]
+        return peak_bytes([*command, "--device", device, "--out", str(Path(scratch) / "masks")], timeout_s=600)
+
+
+def sample_pictures(images: str, count: int, seed: int, *, strict: bool = False) -> list[Picture]:
+    """`count` pictures drawn by `seed` from the train split of `images`, or from all where there is no such split."""
+    pictures = open_images(images, strict)
+    indices = [index for index, name in enumerate(pictures.names) if not is_val(name)] or list(range(len(pictures)))
+    chosen = random.Random(seed).sample(indices, min(count, len(indices)))
+    return [image for _, image in pictures.subset(chosen)]
+
+
+def _add_step(
+    model: EdgeSam, step: str, settings: dict[str, Any], seed: int, parent_sha256: str, data: Sequence[str]
+) -> None:
+    model.config = model.config.with_step(
+        {
+            "step": step,
+            "settings": settings,
+            "seed": seed,
+            "parent_sha256": parent_sha256,
+            "data": list(data),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
