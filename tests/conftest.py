@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """A ViT SAM of 64 pixels: one windowed block that needs padding, one global block."""
     return ModelConfig(
@@ -49,7 +49,7 @@ def tiny_config() -> ModelConfig:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_vit_config() -> ModelConfig:
     """A TinyViT SAM of 64 pixels whose windows all need padding."""
     return ModelConfig(
@@ -65,13 +65,13 @@ def tiny_vit_config() -> ModelConfig:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scatter() -> Scatter:
     """Moves every weight and statistic of a module off its initial value, by a seed."""
     return _scatter
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_sam(scatter: Scatter) -> MakeSam:
     """Builds an `EdgeSam` of a config with seeded random weights everywhere."""
 
@@ -97,7 +97,7 @@ def pixels() -> torch.Tensor:
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photo() -> np.ndarray:
     """A smooth random RGB picture, 50 high and 90 wide, with structure of several sizes."""
     rng = np.random.default_rng(2)
@@ -105,7 +105,9 @@ def photo() -> np.ndarray:
     for cell in (2, 8, 25):
         coarse = rng.uniform(0, 85, (50 // cell + 1, 90 // cell + 1, 3))
         image += coarse.repeat(cell, 0).repeat(cell, 1)[:50, :90]
-    return image.astype(np.uint8)
+    image = image.astype(np.uint8)
+    image.setflags(write=False)
+    return image
 
 
 @pytest.fixture(scope="session")

@@ -83,15 +83,19 @@ def initialise(model: EdgeSam, seed: int) -> None:
 
 
 def _attend_by_position(decoder: MaskDecoder) -> None:
-    """Let cross attention start where the prompt points.
+    """Let attention start where the prompt points, and let prompts keep apart.
 
     With q and k projected alike, a prompt's token and the pixels at its position already match by their positional
-    encodings. Projected apart, training first has to find that out, and predicts empty masks for as long.
+    encodings. The first self-attention has no residual path: unless it starts as the identity, it replaces all tokens
+    by one mean. Without both, training has to find this out first, and predicts empty masks for as long.
     """
     transformer = decoder.transformer
-    crossing = [transformer.final_attn_token_to_image]
+    attentions = [transformer.layers[0].self_attn, transformer.final_attn_token_to_image]
     for layer in transformer.layers:
-        crossing += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
-    for attention in crossing:
+        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in attentions:
         nn.init.xavier_uniform_(attention.q_proj.weight, gain=POSITION_GAIN)
         attention.k_proj.weight.copy_(attention.q_proj.weight)
+    first = transformer.layers[0].self_attn
+    nn.init.eye_(first.v_proj.weight)
+    nn.init.eye_(first.out_proj.weight)

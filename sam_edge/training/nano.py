@@ -3,14 +3,13 @@
     python -m sam_edge.training.nano --data DIR --out runs/nano
 
 `DIR` holds the SA-1B layout folders named in `PHOTOS`; their train split is used, with synthetic scenes beside.
-Two stages: cheap views of 128 px first, for what textures and edges mean, then the model's own 256 px.
+Three stages: views of 64 and 128 px first, where steps are cheap, then the model's own 256 px.
 A killed run continues when it is started again.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,26 +28,47 @@ from sam_edge.training.train import TrainOptions, train
 PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
 """Folders of labelled photos and how often each is drawn; synthetic scenes are drawn as often as weight 1."""
 
-PROMPTING = InteractiveOptions(rounds=2, interactive_share=0.1)
+PROMPTING = InteractiveOptions(box_share=0.6, rounds=2, interactive_share=0.1)
 
-FIRST = TrainOptions(
-    loop=LoopOptions(steps=2200, learning_rate=6e-4, weight_decay=0.05, warmup_steps=100, ema_decay=0.998),
-    batch_size=4,
-    prompts=8,
-    prompting=PROMPTING,
-    max_zoom=5.0,
-    whole=0.15,
-    seed=0,
+STAGES = (
+    (
+        64,
+        TrainOptions(
+            loop=LoopOptions(steps=700, learning_rate=6e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.99),
+            batch_size=12,
+            prompting=PROMPTING,
+            prompts=8,
+            max_zoom=5.0,
+            whole=0.1,
+            seed=0,
+        ),
+    ),
+    (
+        128,
+        TrainOptions(
+            loop=LoopOptions(steps=1000, learning_rate=5e-4, weight_decay=0.05, warmup_steps=30, ema_decay=0.995),
+            batch_size=6,
+            prompting=PROMPTING,
+            prompts=8,
+            max_zoom=4.0,
+            whole=0.2,
+            seed=1,
+        ),
+    ),
+    (
+        256,
+        TrainOptions(
+            loop=LoopOptions(steps=350, learning_rate=4e-4, weight_decay=0.05, warmup_steps=20, ema_decay=0.99),
+            batch_size=4,
+            prompting=PROMPTING,
+            prompts=8,
+            max_zoom=2.5,
+            whole=0.5,
+            seed=2,
+        ),
+    ),
 )
-SECOND = TrainOptions(
-    loop=LoopOptions(steps=450, learning_rate=4e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.995),
-    batch_size=4,
-    prompts=8,
-    prompting=PROMPTING,
-    max_zoom=3.0,
-    whole=0.4,
-    seed=1,
-)
+"""Side of the views in pixels, and how they are trained on. What prompts mean is learned where steps are cheap."""
 
 
 def sources(data: Path) -> list[Source]:
@@ -57,21 +77,23 @@ def sources(data: Path) -> list[Source]:
     return [*photos, Source(SyntheticScenes(100_000, seed=0, options=SceneOptions(size=256)))]
 
 
-def train_nano(data: Path, out: Path, first_steps: int, second_steps: int, device: str) -> EdgeSam:
-    """Run both stages, leaving `out/first` and `out/nano` as checkpoint folders."""
+def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
+    """Run all stages, leaving each as a checkpoint folder, the last as `out/nano` in float16."""
     mixed = sources(data)
-    if is_checkpoint_folder(out / "first"):
-        model = load_checkpoint(out / "first").to(device)
-    else:
-        model = EdgeSam(NANO_CONFIG.replace(image_size=128)).to(device)
-        initialise(model, seed=0)
-        options = replace(FIRST, loop=replace(FIRST.loop, steps=first_steps))
-        train(model, mixed, options, state_file=out / "first.state", on_step=_log("128 px"))
-        save_checkpoint(model, out / "first")
-    model = resized(model, NANO_CONFIG.image_size)
-    options = replace(SECOND, loop=replace(SECOND.loop, steps=second_steps))
-    train(model, mixed, options, state_file=out / "second.state", on_step=_log("256 px"))
-    save_checkpoint(model, out / "nano", half=True)
+    model: EdgeSam | None = None
+    for image_size, options in STAGES:
+        last = image_size == NANO_CONFIG.image_size
+        folder = out / ("nano" if last else f"stage-{image_size}")
+        if is_checkpoint_folder(folder):
+            model = load_checkpoint(folder).to(device)
+            continue
+        if model is None:
+            model = EdgeSam(NANO_CONFIG.replace(image_size=image_size)).to(device)
+            initialise(model, seed=0)
+        model = resized(model, image_size)
+        train(model, mixed, options, state_file=out / f"{image_size}.state", on_step=_log(f"{image_size} px"))
+        save_checkpoint(model, folder, half=last)
+    assert model is not None
     return model
 
 
@@ -99,11 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of labelled folders")
     parser.add_argument("--out", type=Path, required=True, help="where states and checkpoints go")
-    parser.add_argument("--first-steps", type=int, default=FIRST.loop.steps)
-    parser.add_argument("--second-steps", type=int, default=SECOND.loop.steps)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    train_nano(args.data, args.out, args.first_steps, args.second_steps, args.device)
+    train_nano(args.data, args.out, args.device)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+# Every target sets itself up: a .venv in the checkout, installed once, reused while pyproject.toml is unchanged.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
+
+# Labelled photos beside the checkout, where there are any; synthetic scenes elsewhere.
+PHOTOS := $(firstword $(wildcard ../shared/data/coco128))
+DEMO_DATA := $(if $(PHOTOS),--images $(PHOTOS) --data $(PHOTOS),)
+
+.PHONY: demo test test-slow check format links clean
+
+demo: $(STAMP)
+	$(BIN)/sam-edge run --out demo $(DEMO_DATA)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+check: $(STAMP) links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_floors.py tests/test_packaging.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy follows files, not setuptools' mapping
+links:
+	@for folder in export kernels bench; do ln -sfn ../$$folder sam_edge/$$folder; done
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,rtx,openvino]'
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info sam_edge/export sam_edge/kernels sam_edge/bench

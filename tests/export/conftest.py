@@ -1,0 +1,132 @@
+"""Exported folders of tiny models, each written once and used by many tests."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sam_edge.export import to_onnx
+from sam_edge.export.graphs import halve_positions
+from sam_edge.export.onnx_runtime import OnnxRuntime
+from sam_edge.export.parity import Parity
+from sam_edge.export.to_onnx import OnnxOptions, export_onnx
+from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
+from sam_edge.models.prompts import Prompts
+from sam_edge.models.quantized import set_dialect
+from sam_edge.models.sam import EdgeSam
+from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.segment.runtime import TorchRuntime
+
+LARGEST_FOLDED = 512
+"""As low for a tiny model as the real limit is for a real one."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder, the runtime on it, and the model it should agree with."""
+
+    path: Path
+    parity: Parity
+    runtime: OnnxRuntime
+    model: EdgeSam
+    torch: TorchRuntime
+
+    def decode(self, prompts: Prompts, seed: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Logits and IoU by torch and by ONNX Runtime, on the same random embeddings."""
+        config = self.model.config
+        shape = (len(prompts.labels), config.decoder.dim, config.grid, config.grid)
+        embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        pairs = self.torch.decode(embeddings, prompts), self.runtime.decode(embeddings.numpy(), prompts)
+        return [(logits.numpy(), iou.numpy()) for logits, iou in pairs]
+
+
+Export = Callable[..., Exported]
+
+
+@pytest.fixture(scope="session")
+def small_config() -> ModelConfig:
+    """A ViT SAM whose export takes seconds: one windowed block, one decoder layer."""
+    return ModelConfig(
+        arch="vit",
+        image_size=64,
+        patch_size=8,
+        blocks=uniform_blocks(1, 32, 2, (), window=3, mlp=40),
+        decoder=DecoderConfig(dim=32, depth=1, mlp=48, mask_channels=8, iou_hidden=24),
+    )
+
+
+@pytest.fixture(scope="session")
+def export(make_sam, photo, tmp_path_factory) -> Export:
+    """Exports a config at a precision and opens the result."""
+
+    def build(config: ModelConfig, options: OnnxOptions) -> EdgeSam:
+        model = make_sam(config)
+        if options.precision == "int8":
+            quantize_model(model, [photo, photo[::-1].copy()], QuantizeOptions(prompts_per_image=4))
+        return model
+
+    def write(config: ModelConfig, precision: str, dialect: str = "cpu") -> Exported:
+        options = OnnxOptions(precision, dialect)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(to_onnx, "LARGEST_FOLDED", LARGEST_FOLDED)
+            out = tmp_path_factory.mktemp("export") / "model"
+            path, parity = export_onnx(build(config, options), out, [photo], options)
+        # never what the exporter had in its hands
+        model = build(config, options)
+        if precision == "int8":
+            set_dialect(model, options.dialect)
+            halve_positions(model)
+        return Exported(path, parity, OnnxRuntime(path, threads=1), model, TorchRuntime(model))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def fp32(export, tiny_config) -> Exported:
+    """The ViT in float."""
+    return export(tiny_config, "fp32")
+
+
+@pytest.fixture(scope="session")
+def int8(export, small_config) -> Exported:
+    """A quantized ViT in the CPU dialect."""
+    return export(small_config, "int8")
+
+
+@pytest.fixture(scope="session")
+def fp16(export, small_config) -> Exported:
+    """A ViT in halves."""
+    return export(small_config, "fp16")
+
+
+@pytest.fixture(scope="session")
+def fp32_small(export, small_config) -> Exported:
+    """The same in float."""
+    return export(small_config, "fp32")
+
+
+@pytest.fixture(scope="session")
+def int8_tensorrt(export, small_config) -> Exported:
+    """A quantized ViT in TensorRT's dialect."""
+    return export(small_config, "int8", "tensorrt")
+
+
+@pytest.fixture(scope="session")
+def int8_whole(export, tiny_config) -> Exported:
+    """A quantized ViT of two blocks and two decoder layers."""
+    return export(tiny_config, "int8")
+
+
+@pytest.fixture(scope="session")
+def tiny_vit_fp32(export, tiny_vit_config) -> Exported:
+    """A TinyViT in float."""
+    return export(tiny_vit_config, "fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_vit_int8(export, tiny_vit_config) -> Exported:
+    """A quantized TinyViT in the CPU dialect."""
+    return export(tiny_vit_config, "int8")

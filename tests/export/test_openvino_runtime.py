@@ -1,0 +1,108 @@
+"""OpenVINO reads the files that ONNX Runtime reads, and agrees with it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sam_edge.data import SyntheticScenes
+from sam_edge.errors import BackendUnavailableError, ExportError
+from sam_edge.export.onnx_runtime import OnnxRuntime
+from sam_edge.export.openvino_runtime import OpenVinoRuntime
+from sam_edge.export.parity import answers, compare
+from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
+from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
+from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.segment.runtime import Runtime
+
+CONFIG = ModelConfig(
+    arch="vit",
+    image_size=64,
+    blocks=uniform_blocks(1, 32, 2, (0,), window=0),
+    decoder=DecoderConfig(dim=32, depth=1, mlp=32),
+)
+
+
+def _images() -> list[np.ndarray]:
+    scenes = SyntheticScenes(2)
+    return [scenes[0].image, scenes[1].image]
+
+
+def _export(out: Path, precision: Precision) -> Path:
+    model = EdgeSam(CONFIG)
+    initialise(model, 0)
+    if precision == "int8":
+        quantize_model(model, _images(), QuantizeOptions(prompts_per_image=2))
+    return export_onnx(model, out, _images(), OnnxOptions(precision))[0]
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _export(tmp_path_factory.mktemp("exports") / "fp32", "fp32")
+
+
+@pytest.fixture
+def openvino() -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+
+
+@pytest.mark.usefixtures("openvino")
+def test_float_results_are_those_of_onnx_runtime(fp32: Path) -> None:
+    runtime = OpenVinoRuntime(fp32, threads=1)
+    assert isinstance(runtime, Runtime)
+    assert runtime.name == "openvino"
+    parity = compare(answers(OnnxRuntime(fp32, threads=1), _images()), answers(runtime, _images()))
+    assert parity.mask_iou > 0.9999
+    assert parity.largest_embedding_error < 1e-5
+    assert parity.largest_logit_error < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("openvino")
+def test_int8_graphs_of_the_cpu_dialect_run_and_agree(tmp_path: Path) -> None:
+    folder = _export(tmp_path / "int8", "int8")
+    reference = OnnxRuntime(folder, threads=1)
+    parity = compare(answers(reference, _images()), answers(OpenVinoRuntime(folder, threads=1), _images()))
+    assert parity.mask_iou > 0.95
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_later_call_leaves_earlier_results_alone(fp32: Path) -> None:
+    runtime = OpenVinoRuntime(fp32, threads=1)
+    first = runtime.encode(torch.zeros(1, 3, 64, 64))
+    kept = first.copy()
+    runtime.encode(torch.ones(1, 3, 64, 64))
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.usefixtures("openvino")
+def test_bfloat16_runs_where_the_processor_has_it_and_is_refused_elsewhere(fp32: Path) -> None:
+    import openvino
+
+    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if not able:
+        with pytest.raises(BackendUnavailableError, match="does not compute in bf16"):
+            OpenVinoRuntime(fp32, "bf16")
+        return
+    runtime = OpenVinoRuntime(fp32, "bf16", threads=1)
+    assert runtime.name == "openvino-bf16"
+    parity = compare(answers(OnnxRuntime(fp32, threads=1), _images()), answers(runtime, _images()))
+    assert 1e-5 < parity.largest_embedding_error < 0.05
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_graph_that_openvino_refuses_is_one_line(fp32: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "encoder.onnx").write_text("no graph")
+    monkeypatch.setattr("sam_edge.export.onnx_runtime.ExportedFolder.graph_file", lambda *_: tmp_path / "encoder.onnx")
+    with pytest.raises(ExportError, match=r"OpenVINO refuses encoder\.onnx") as refused:
+        OpenVinoRuntime(fp32)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_absent_package_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'sam-edge\[openvino\]'"):
+        OpenVinoRuntime(tmp_path)
