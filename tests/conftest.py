@@ -117,3 +117,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data beside the project")
     return folder
+
+
+@pytest.fixture
+def tiny_slim(tiny_config: ModelConfig, make_sam: MakeSam) -> EdgeSam:
+    """A small SAM with q, k and v apart."""
+    return make_sam(tiny_config.replace(arch="slim_vit"))

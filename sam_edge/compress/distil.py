@@ -112,4 +112,4 @@ def embedding_error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Squared error over the teacher's variance, all pictures together: 0 is the teacher, 1 a constant."""
     teacher = torch.cat([embedding.flatten() for embedding in wanted])
     student = torch.cat([embedding.flatten() for embedding in got])
-    return float((student - teacher).square().mean() / teacher.var())
+    return ((student - teacher).square().mean() / teacher.var()).item()

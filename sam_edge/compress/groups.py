@@ -33,6 +33,11 @@ class EncoderGroups:
     mlp: tuple[nn.Linear, ...]
     """Per block, hidden channels of the MLP."""
 
+    def roots(self, part: str) -> tuple[nn.Module, ...]:
+        """The roots of `embedding`, `qk`, `v` or `mlp`."""
+        found = getattr(self, part)
+        return found if isinstance(found, tuple) else (found,)
+
     def group(self, root: nn.Module, channels: list[int]) -> tp.Group:
         """Everything that goes when `channels` of `root`'s output go."""
         prune = tp.prune_conv_out_channels if isinstance(root, nn.Conv2d) else tp.prune_linear_out_channels

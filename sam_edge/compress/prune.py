@@ -1,6 +1,7 @@
 """One-step structured pruning of a ViT encoder: the papers' baseline (SlimSAM, section 3.1 and figure 6)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +18,9 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.models.vit import SplitAttention
 
 ImportanceName = Literal["magnitude", "random"]
+Part = Literal["embedding", "qk", "v", "mlp"]
+
+ALL_PARTS: tuple[Part, ...] = ("embedding", "qk", "v", "mlp")
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class PruneOptions:
     """Seed of random importance."""
 
 
-def prune_encoder(model: EdgeSam, options: PruneOptions) -> None:
-    """Remove the least important channels of embedding, q/k, v and MLPs in place; `model.config` follows.
+def prune_encoder(model: EdgeSam, options: PruneOptions, parts: Sequence[Part] = ALL_PARTS) -> None:
+    """Remove the least important channels of the `parts` in place; `model.config` follows.
 
     Every head of a block loses the same of its channels, so that the relative-position tables survive: their
     columns are kept with the channels that they multiply. The old attention scale is folded into k.
@@ -51,10 +55,11 @@ def prune_encoder(model: EdgeSam, options: PruneOptions) -> None:
     prepare_for_quantization(model)
     encoder = model.image_encoder
     groups = find_groups(encoder)
-    scores = _scores(groups, options)
+    scores = _scores(groups, options, parts)
     kept = {root: _kept_channels(root, scores[root], groups, model, options) for root in scores}
     for block, q in zip(encoder.blocks, groups.qk, strict=True):
-        _keep_head_channels(block.attn, kept[q])
+        if q in kept:
+            _keep_head_channels(block.attn, kept[q])
     for root, keep in kept.items():
         removed = sorted(set(range(scores[root].numel())) - set(keep))
         if removed:
@@ -66,10 +71,12 @@ def prune_encoder(model: EdgeSam, options: PruneOptions) -> None:
     )
 
 
-def _scores(groups: EncoderGroups, options: PruneOptions) -> dict[nn.Module, Float[Tensor, "channels"]]:
-    """Importance of each channel of each root, before anything is removed."""
+def _scores(
+    groups: EncoderGroups, options: PruneOptions, parts: Sequence[Part]
+) -> dict[nn.Module, Float[Tensor, "channels"]]:
+    """Importance of each channel of each root of the `parts`, before anything is removed."""
     measure = tp.importance.GroupMagnitudeImportance(p=2) if options.importance == "magnitude" else None
-    roots: list[nn.Module] = [groups.embedding, *groups.qk, *groups.v, *groups.mlp]
+    roots = [root for part in parts for root in groups.roots(part)]
     generator = torch.Generator().manual_seed(options.seed)
     scores = {}
     for root in roots:

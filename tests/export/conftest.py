@@ -52,8 +52,9 @@ def small_config() -> ModelConfig:
     return ModelConfig(
         arch="vit",
         image_size=64,
-        patch_size=8,
-        blocks=uniform_blocks(1, 32, 2, (), window=3, mlp=40),
+        # as many positions as the exporter's own limits tell from a small table
+        patch_size=4,
+        blocks=uniform_blocks(1, 40, 2, (), window=3, mlp=48),
         decoder=DecoderConfig(dim=32, depth=1, mlp=48, mask_channels=8, iou_hidden=24),
     )
 

@@ -28,13 +28,13 @@ ALL = [*FLOAT, *INTEGER, pytest.param("fp16", marks=SLOW)]
 HEADS = ("iou_prediction_head.layers.2", *(f"output_hypernetworks_mlps.{i}.layers.2" for i in range(4)))
 
 
-def some_prompts(batch: int, sets: int, points: int, masks: bool = False) -> Prompts:
-    """Random points, with a mask prompt of the ViTs' size where asked."""
+def some_prompts(batch: int, sets: int, points: int, mask_size: int = 0) -> Prompts:
+    """Random points, with a mask prompt where it has a size."""
     generator = torch.Generator().manual_seed(sets)
     return Prompts(
         64 * torch.rand(batch, sets, points, 2, generator=generator),
         torch.randint(-1, 4, (batch, sets, points), generator=generator),
-        torch.randn(batch, sets, 1, 32, 32, generator=generator) if masks else None,
+        torch.randn(batch, sets, 1, mask_size, mask_size, generator=generator) if mask_size else None,
     )
 
 
@@ -71,7 +71,7 @@ def test_masks_are_torch_s_at_other_sizes(request, name, batch, sets, points):
 @pytest.mark.parametrize("name", ["fp32", "int8"])
 def test_mask_prompts_are_torch_s(request, name):
     exported = request.getfixturevalue(name)
-    wanted, got = exported.decode(some_prompts(2, 2, 1, masks=True))
+    wanted, got = exported.decode(some_prompts(2, 2, 1, exported.model.config.mask_size))
     for one, other in zip(wanted, got, strict=True):
         assert_agree(name, one, other, 1e-3)
 
@@ -99,14 +99,14 @@ def test_padded_sets_give_what_each_gives_alone(request, name):
 def test_a_mask_counts_only_where_it_is_said_to_be_given(request, name):
     exported = request.getfixturevalue(name)
     session = ort.InferenceSession(exported.path / "decoder.onnx", providers=["CPUExecutionProvider"])
-    prompts = some_prompts(1, 2, 2, masks=True)
-    embeddings = np.random.default_rng(1).normal(size=(1, 32, 8, 8)).astype(np.float32)
-    given = {"embeddings": embeddings, **decoder_inputs(exported.model.config, prompts)}
+    config = exported.model.config
+    prompts = some_prompts(1, 2, 2, config.mask_size)
+    embeddings = np.random.default_rng(1).normal(size=(1, 32, config.grid, config.grid)).astype(np.float32)
+    given = {"embeddings": embeddings, **decoder_inputs(config, prompts)}
     with_masks = session.run(None, given)[0]
     ignored = session.run(None, {**given, "has_mask_input": np.zeros((1, 2), np.float32)})[0]
-    absent = session.run(
-        None, {"embeddings": embeddings, **decoder_inputs(exported.model.config, Prompts(prompts.coords, prompts.labels))}
-    )[0]
+    without = decoder_inputs(config, Prompts(prompts.coords, prompts.labels))
+    absent = session.run(None, {"embeddings": embeddings, **without})[0]
     mixed = session.run(None, {**given, "has_mask_input": np.array([[0, 1]], np.float32)})[0]
     np.testing.assert_array_equal(ignored, absent)
     tolerance = 2e-3 * np.abs(absent).max()
@@ -189,7 +189,7 @@ def test_no_large_table_of_an_integer_graph_is_float32(request, name, graph):
     ]
     # positions are added, so they have no integer form
     positions = graph == "encoder" and exported.model.config.arch != "tiny_vit"
-    assert [value.data_type for value in large if "bias" not in value.name] == [TensorProto.FLOAT16] * positions
+    assert [value.data_type for value in large] == [TensorProto.FLOAT16] * positions
 
 
 @pytest.mark.parametrize("graph", ["encoder", "decoder"])
