@@ -84,7 +84,7 @@ def to_half(model: EdgeSam) -> EdgeSam:
     model.half()
     # sines of coordinates times frequencies: in halves the phase itself would be off
     model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix = frequencies
-    swap_modules(model, lambda module: isinstance(module, LayerNorm2d), Float32Norm)  # type: ignore[arg-type]
+    swap_modules(model, lambda module: isinstance(module, LayerNorm2d), Float32Norm)
     return model
 
 
@@ -138,4 +138,4 @@ def halve_positions(model: EdgeSam) -> None:
     """
     positions = getattr(model.image_encoder, "pos_embed", None)
     if positions is not None:
-        model.image_encoder.pos_embed = nn.Parameter(positions.detach().half(), requires_grad=False)  # type: ignore[assignment]
+        model.image_encoder.pos_embed = nn.Parameter(positions.detach().half(), requires_grad=False)

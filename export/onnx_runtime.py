@@ -1,5 +1,6 @@
 """Exported folders, and ONNX Runtime as a runtime."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,21 @@ class ExportedFolder:
             raise CheckpointError(f"{path / MANIFEST} does not describe an exported model: {error}.") from error
         for graph in folder.graphs.values():
             file = path / graph["file"]
-            if not file.is_file() or sha256_of(file) != graph["sha256"]:
+            if not file.is_file() or graph_sha256(file) != graph["sha256"]:
                 raise CheckpointError(f"{file} is missing or was changed since it was exported: export again.")
         return folder
 
     def graph_file(self, name: str) -> Path:
         """Path of a graph's ONNX file."""
         return self.path / self.graphs[name]["file"]
+
+
+def graph_sha256(file: Path) -> str:
+    """Hash of a graph: its file's, or, for weights kept beside it, that of both files' hashes."""
+    data = file.with_name(f"{file.name}.data")
+    if not data.is_file():
+        return sha256_of(file)
+    return hashlib.sha256((sha256_of(file) + sha256_of(data)).encode()).hexdigest()
 
 
 def is_exported_folder(path: str | Path) -> bool:
@@ -105,6 +114,12 @@ class OnnxRuntime:
             name: ort.InferenceSession(self.folder.graph_file(name), options, providers=[provider])
             for name in self.folder.graphs
         }
+        for session in self._sessions.values():
+            # without its libraries ONNX Runtime falls back to the CPU and says nothing
+            if session.get_providers()[0] != provider:
+                raise BackendUnavailableError(
+                    f"ONNX Runtime could not start its {provider}: install the CUDA libraries, or use --device cpu."
+                )
 
     def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[np.ndarray, "b c g g"]:
         """Image embeddings."""

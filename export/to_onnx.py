@@ -14,9 +14,9 @@ from onnxscript import ir, opset18
 
 from sam_edge.errors import ExportError
 from sam_edge.export.graphs import GraphSpec, graphs, halve_positions, to_half
-from sam_edge.export.onnx_runtime import MANIFEST, OnnxRuntime
+from sam_edge.export.onnx_runtime import MANIFEST, OnnxRuntime, graph_sha256
 from sam_edge.export.parity import Parity, answers, compare, require
-from sam_edge.files import atomic_folder, sha256_of
+from sam_edge.files import atomic_folder
 from sam_edge.models.quantized import Dialect, prepare_for_quantization, set_dialect
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.runtime import TorchRuntime
@@ -121,7 +121,7 @@ def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
     program.save(file, external_data=_weight_bytes(spec) > 1_800_000_000)
     return {
         "file": file.name,
-        "sha256": sha256_of(file),
+        "sha256": graph_sha256(file),
         "inputs": {value.name: _shape(value) for value in program.model.graph.inputs},
         "outputs": {value.name: _shape(value) for value in program.model.graph.outputs},
     }
@@ -130,10 +130,10 @@ def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
 def _translations() -> dict[Any, Any]:
     """ONNX's own operators for the two that quantized layers are made of."""
 
-    def quantize(x, scale, zero_point):  # type: ignore[no-untyped-def]
+    def quantize(x, scale, zero_point):
         return opset18.QuantizeLinear(x, scale, zero_point)
 
-    def dequantize(q, scale, zero_point, axis: int):  # type: ignore[no-untyped-def]
+    def dequantize(q, scale, zero_point, axis: int):
         return opset18.DequantizeLinear(q, scale, zero_point, axis=axis)
 
     ops = torch.ops.sam_edge
@@ -142,10 +142,10 @@ def _translations() -> dict[Any, Any]:
 
 def _name_axes(model: ir.Model, spec: GraphSpec) -> None:
     """Give free sizes their names instead of the exporter's s20, s0, ..."""
-    names = {}
+    names: dict[str, str] = {}
     for value in model.graph.inputs:
-        for axis, name in spec.dynamic[value.name or ""].items():
-            names[str(value.shape[axis])] = name  # type: ignore[index]
+        sizes = [str(size) for size in value.shape or ()]
+        names |= {sizes[axis]: name for axis, name in spec.dynamic[value.name or ""].items()}
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape([names.get(str(size), size) for size in value.shape or ()])
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -137,7 +138,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
 
     def onnx(name: str, spec: str, parent: Any, options: OnnxOptions) -> Path:
         made = out / name
-        work = lambda: steps.to_onnx(spec, images, made, options, seed=seed, device="cpu")  # noqa: E731
+        work = partial(steps.to_onnx, spec, images, made, options, seed=seed, device="cpu")
         step(name, [parent, pictures, asdict(options), seed], made, work)
         return made
 
@@ -145,14 +146,14 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
         "compressed",
         [start, pictures, asdict(slim)],
         compressed,
-        lambda: steps.compress(base, images, compressed, slim, device=device),
+        partial(steps.compress, base, images, compressed, slim, device=device),
     )
     quantized_key = step(
         "quantized",
         [compressed_key, pictures, asdict(integer), calibration],
         quantized,
-        lambda: steps.quantize(
-            str(compressed), images, quantized, integer, calibration_images=calibration, device=device
+        partial(
+            steps.quantize, str(compressed), images, quantized, integer, calibration_images=calibration, device=device
         ),
     )
     base_onnx = onnx("base-onnx", base, start, OnnxOptions("fp32"))
@@ -168,9 +169,8 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
     if recipe.engine.targets:
         engine = out / "engine"
         trt = TrtOptions(recipe.engine.flavor, recipe.engine.targets)  # type: ignore[arg-type]
-        work = lambda: steps.to_engines(  # noqa: E731
-            str(quantized), images, engine, OnnxOptions("int8", "tensorrt"), trt, seed=seed, device="cpu"
-        )
+        integers = OnnxOptions("int8", "tensorrt")
+        work = partial(steps.to_engines, str(quantized), images, engine, integers, trt, seed=seed, device="cpu")
         note = f"built for {', '.join(recipe.engine.targets)}; runs on such a GPU only, so not timed here"
         try:
             step("engine", [quantized_key, pictures, asdict(trt), seed], engine, work)

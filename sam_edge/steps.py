@@ -21,6 +21,8 @@ from sam_edge.bench.memory import file_bytes, peak_bytes
 from sam_edge.bench.table import BenchRow
 from sam_edge.compress.one_step import OneStepOptions, compress_one_step
 from sam_edge.data import open_images, open_labelled
+from sam_edge.data.dataset import Dataset
+from sam_edge.data.sample import LabelledImage
 from sam_edge.data.split import Split, is_val
 from sam_edge.data.synthetic import SceneOptions, render_scene
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
@@ -162,7 +164,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Mean IoU of a MODEL on labelled data; `limit` takes so many pictures by chance."""
     opened = open_runtime(spec, runtime, device)
-    dataset = open_labelled(data, split, strict)
+    dataset: Dataset[LabelledImage] = open_labelled(data, split, strict)
     if limit is not None and limit < len(dataset):
         dataset = dataset.subset(sorted(random.Random(seed).sample(range(len(dataset)), limit)))
     done = 0

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from sam_edge.models.vit import SplitAttention
 
+Root = nn.Conv2d | nn.Linear
+
 
 @dataclass(frozen=True)
 class EncoderGroups:
@@ -33,12 +35,12 @@ class EncoderGroups:
     mlp: tuple[nn.Linear, ...]
     """Per block, hidden channels of the MLP."""
 
-    def roots(self, part: str) -> tuple[nn.Module, ...]:
+    def roots(self, part: str) -> tuple[Root, ...]:
         """The roots of `embedding`, `qk`, `v` or `mlp`."""
         found = getattr(self, part)
         return found if isinstance(found, tuple) else (found,)
 
-    def group(self, root: nn.Module, channels: list[int]) -> tp.Group:
+    def group(self, root: Root, channels: list[int]) -> tp.Group:
         """Everything that goes when `channels` of `root`'s output go."""
         prune = tp.prune_conv_out_channels if isinstance(root, nn.Conv2d) else tp.prune_linear_out_channels
         return self.graph.get_pruning_group(root, prune, idxs=channels)

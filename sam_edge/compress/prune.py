@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch_pruning as tp
 from jaxtyping import Float
+from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, nn
 
-from sam_edge.compress.groups import EncoderGroups, find_groups
+from sam_edge.compress.groups import EncoderGroups, Root, find_groups
 from sam_edge.errors import CompressionError
 from sam_edge.models.config import BlockConfig
 from sam_edge.models.quantized import prepare_for_quantization
@@ -73,7 +74,7 @@ def prune_encoder(model: EdgeSam, options: PruneOptions, parts: Sequence[Part] =
 
 def _scores(
     groups: EncoderGroups, options: PruneOptions, parts: Sequence[Part]
-) -> dict[nn.Module, Float[Tensor, "channels"]]:
+) -> dict[Root, Float[Tensor, "channels"]]:
     """Importance of each channel of each root of the `parts`, before anything is removed."""
     measure = tp.importance.GroupMagnitudeImportance(p=2) if options.importance == "magnitude" else None
     roots = [root for part in parts for root in groups.roots(part)]
@@ -89,7 +90,7 @@ def _scores(
 
 
 def _kept_channels(
-    root: nn.Module, score: Tensor, groups: EncoderGroups, model: EdgeSam, options: PruneOptions
+    root: Root, score: Tensor, groups: EncoderGroups, model: EdgeSam, options: PruneOptions
 ) -> list[int]:
     """The channels of a root that stay, in order."""
     heads = model.config.blocks[0].heads
@@ -128,8 +129,9 @@ def _keep_head_channels(attention: SplitAttention, kept: list[int]) -> None:
         attention.rel_pos_w = nn.Parameter(attention.rel_pos_w.detach()[:, columns].clone())
 
 
-def _measured(block: nn.Module, config: BlockConfig) -> BlockConfig:
-    attention = block.attn
+def _measured(block: Block, config: BlockConfig) -> BlockConfig:
+    """The block's config with the widths that its layers now have."""
+    attention = cast(SplitAttention, block.attn)
     return replace(
         config,
         embed=attention.q.in_features,

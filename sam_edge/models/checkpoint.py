@@ -28,6 +28,7 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
         (work / CONFIG).write_text(model.config.to_json())
         try:
             save_file(tensors, work / WEIGHTS)
+            (work / WEIGHTS).chmod(0o644)
         except SafetensorError as error:
             # how safetensors reports a full disk
             raise SamEdgeError(f"cannot write {folder}: {_first_line(error)}.") from error

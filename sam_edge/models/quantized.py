@@ -141,6 +141,8 @@ class QuantizedLayer(nn.Module):
     """What quantized layers share: integer weights with a scale per output channel, and the input's grid."""
 
     weight: Int8[Tensor, "out *rest"]
+    weight_scale: Float[Tensor, "out"]
+    weight_zero_point: Int8[Tensor, "out"]
 
     def __init__(self, weight: Tensor, bias: Tensor | None, channels: int, plan: LayerQuantization) -> None:
         super().__init__()
@@ -179,12 +181,14 @@ class QuantizedConv2d(QuantizedLayer):
 
     def __init__(self, conv: nn.Conv2d, plan: LayerQuantization) -> None:
         super().__init__(conv.weight, conv.bias, conv.out_channels, plan)
-        self.geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.stride, self.padding = conv.stride, cast(tuple[int, ...], conv.padding)
+        self.dilation, self.groups = conv.dilation, conv.groups
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """The convolution."""
         weight = dequantize(self.weight, self.weight_scale, self.weight_zero_point, 0)
-        return self.output(F.conv2d(self.input(x), weight, self.bias, *self.geometry))
+        y = F.conv2d(self.input(x), weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return self.output(y)
 
 
 class QuantizedUpscale(QuantizedLayer):

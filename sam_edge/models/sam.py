@@ -22,7 +22,7 @@ class EdgeSam(Sam):
     def __init__(self, config: ModelConfig) -> None:
         dim, grid = config.decoder.dim, (config.grid, config.grid)
         super().__init__(
-            image_encoder=build_encoder(config),  # type: ignore[arg-type]
+            image_encoder=build_encoder(config),
             prompt_encoder=PromptEncoder(
                 embed_dim=dim,
                 image_embedding_size=grid,

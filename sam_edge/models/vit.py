@@ -125,4 +125,4 @@ def swap_modules(
 
 def split_attention(encoder: ImageEncoderViT) -> dict[str, nn.Module]:
     """Replace segment-anything's fused attention by the split form, in place and without changing the function."""
-    return swap_modules(encoder, lambda module: isinstance(module, Attention), SplitAttention.from_fused)  # type: ignore[arg-type]
+    return swap_modules(encoder, lambda module: isinstance(module, Attention), SplitAttention.from_fused)

@@ -31,14 +31,14 @@ class EverythingGenerator(SamAutomaticMaskGenerator):
         # the base class reads one number off the model that it makes its predictor from
         size_only = SimpleNamespace(image_encoder=SimpleNamespace(img_size=runtime.config.image_size))
         super().__init__(
-            size_only,  # type: ignore[arg-type]
+            size_only,
             points_per_side,
             points_per_batch,
             thresholds.pred_iou if pred_iou_thresh is None else pred_iou_thresh,
             thresholds.stability if stability_score_thresh is None else stability_score_thresh,
             **options,
         )
-        self.predictor = _GeneratorPredictor(runtime)  # type: ignore[assignment]
+        self.predictor = _GeneratorPredictor(runtime)
 
     def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
         """Mask records of an H x W x 3 uint8 RGB image, with segment-anything's keys."""
@@ -50,7 +50,7 @@ class _GeneratorPredictor(SamPredictor):
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
-        self.model = SimpleNamespace(  # type: ignore[assignment]
+        self.model = SimpleNamespace(
             mask_threshold=MASK_THRESHOLD,
             config=runtime.config,
             encode=runtime.encode,

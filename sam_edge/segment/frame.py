@@ -48,7 +48,7 @@ def to_pixels(image: UInt8[np.ndarray, "h w 3"], config: ModelConfig) -> tuple[F
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise DataError(f"an image must be H x W x 3 uint8, got {image.shape} {image.dtype}.")
-    frame = Frame.of(*image.shape[:2], config.image_size)
+    frame = Frame.of(image.shape[0], image.shape[1], config.image_size)
     resized = ResizeLongestSide(config.image_size).apply_image(image)
     return normalise(torch.from_numpy(resized).permute(2, 0, 1)[None], config), frame
 

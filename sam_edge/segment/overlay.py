@@ -24,7 +24,7 @@ def overlay(
     thickness = max(round(max(image.shape[:2]) / 400), 1)
     outlines = []
     for mask in sorted(masks, key=lambda m: -int(m.sum())):
-        hue = np.uint8([[[rng.integers(180), 200, 255]]])
+        hue = np.array([[[rng.integers(180), 200, 255]]], np.uint8)
         colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
         canvas[mask] = 0.55 * canvas[mask] + 0.45 * colour
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

@@ -45,7 +45,9 @@ class InteractiveSegmentation:
         coords, labels = self._first_prompts(batch, generator)
         interactive = torch.rand((), generator=generator) < options.interactive_share
         wanted = target.to(device)
-        masks, losses, report = None, [], {}
+        masks: Tensor | None = None
+        losses: list[Tensor] = []
+        report: dict[str, Tensor] = {}
         for number in range(options.rounds if interactive else 1):
             prompts = Prompts(coords.to(device), labels.to(device), masks)
             logits, iou = model.decoder.decode(embeddings, prompts)

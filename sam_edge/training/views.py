@@ -60,7 +60,9 @@ def random_view(sample: LabelledImage, options: ViewOptions, rng: np.random.Gene
 
     inside = [a for a in sample.annotations if _overlaps(a, left, top, crop_w, crop_h)]
     order = rng.permutation(len(inside))
-    masks, interior, boxes = [], [], []
+    masks: list[np.ndarray] = []
+    interior: list[np.ndarray] = []
+    boxes: list[np.ndarray] = []
     for index in order:
         if len(masks) == options.prompts:
             break

@@ -1,0 +1,65 @@
+"""The pipeline: one report of what was measured, and steps that are done once."""
+
+import json
+
+import pytest
+
+from sam_edge import pipeline, steps
+from sam_edge.models.checkpoint import save_checkpoint
+from sam_edge.recipe import BenchRecipe, CompressRecipe, EngineRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
+
+
+@pytest.fixture
+def recipe(tiny_slim, tmp_path) -> Recipe:
+    return Recipe(
+        model=str(save_checkpoint(tiny_slim, tmp_path / "model")),
+        images="synthetic:12:1",
+        data="synthetic:24:2",
+        compress=CompressRecipe(epochs=1),
+        quantize=QuantizeRecipe(calibration_images=2),
+        engine=EngineRecipe(targets=()),
+        evaluate=EvaluateRecipe(limit=1),
+        bench=BenchRecipe(warmup=0, runs=1),
+    )
+
+
+def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_path, monkeypatch):
+    # a fresh process per stage would take most of this test's time; bench has tests of its own
+    monkeypatch.setattr(steps, "peak_bytes", lambda command, timeout_s: 10**8)
+    out = tmp_path / "run"
+    said: list[str] = []
+    result = pipeline.run(recipe, out, device="cpu", say=said.append)
+    report = json.loads((out / "report" / "report.json").read_text())
+    names = [step["name"] for step in report["steps"]]
+    assert names == ["base", "base-onnx", "compressed", "compressed-onnx", "quantized", "quantized-onnx"]
+    by_name = {step["name"]: step for step in result["steps"]}
+    assert by_name["compressed"]["parameters"] < by_name["base"]["parameters"]
+    assert by_name["quantized-onnx"]["file_bytes"] < by_name["compressed-onnx"]["file_bytes"]
+    assert all(by_name[name]["miou_box"] is not None for name in names)
+    assert by_name["quantized"]["latency_ms"] is None
+    assert "data:image/png" in (out / "report" / "report.html").read_text()
+
+    for done in ("compress", "quantize", "to_onnx", "evaluate", "bench"):
+        monkeypatch.setattr(steps, done, lambda *a, **k: pytest.fail("done twice"))
+    again: list[str] = []
+    assert pipeline.run(recipe, out, device="cpu", say=again.append)["steps"] == result["steps"]
+    assert all("skipped" in text for text in again)
+
+
+def test_a_changed_or_lost_result_is_made_again(tmp_path):
+    ledger = pipeline.Ledger(tmp_path, lambda text: None)
+    made = tmp_path / "thing"
+    count = 0
+
+    def work() -> dict[str, int]:
+        nonlocal count
+        count += 1
+        made.mkdir(exist_ok=True)
+        (made / "file").write_text("content")
+        return {"count": count}
+
+    assert ledger.step("s", {"a": 1}, made, work)["count"] == 1
+    assert ledger.step("s", {"a": 1}, made, work)["count"] == 1
+    assert ledger.step("s", {"a": 2}, made, work)["count"] == 2
+    (made / "file").write_text("damaged")
+    assert ledger.step("s", {"a": 2}, made, work)["count"] == 3

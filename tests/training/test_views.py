@@ -1,0 +1,189 @@
+"""sam_edge.training.views: pixels, masks, points and boxes tell of the same thing after every crop and flip."""
+
+import numpy as np
+import pytest
+
+from sam_edge.data.sample import Annotation, LabelledImage
+from sam_edge.data.synthetic import SceneOptions, render_scene
+from sam_edge.training.views import View, ViewOptions, cell_to_pixel, random_view
+
+BLUE, ORANGE = np.array([20, 40, 200]), np.array([240, 140, 20])
+PLAIN = ViewOptions(image_size=64, mask_size=32, prompts=3, colour=0.0, padding=(21.0, 41.0, 201.0))
+
+
+def labelled(height: int, width: int, *masks: np.ndarray) -> LabelledImage:
+    """Orange things on blue."""
+    image = np.tile(BLUE.astype(np.uint8), (height, width, 1))
+    for mask in masks:
+        image[mask] = ORANGE
+    return LabelledImage("picture", image, tuple(Annotation.from_mask(mask) for mask in masks))
+
+
+def one_disc(height: int, width: int, x: float = 0.4, y: float = 0.55, radius: float = 0.22) -> LabelledImage:
+    """A disc, in shares of the sides."""
+    ys, xs = np.mgrid[:height, :width]
+    mask = (xs - x * width) ** 2 + (ys - y * height) ** 2 < (radius * min(height, width)) ** 2
+    return labelled(height, width, mask)
+
+
+def views(sample: LabelledImage, options: ViewOptions, count: int = 40) -> list[View]:
+    """Several random views; those that show nothing are left out."""
+    found = [random_view(sample, options, np.random.default_rng(seed)) for seed in range(count)]
+    return [view for view in found if view is not None]
+
+
+def orange(view: View, size: int) -> np.ndarray:
+    """Share of each mask cell's pixels that are orange."""
+    closer = ((view.image - ORANGE[:, None, None]) ** 2.0).sum(0) < ((view.image - BLUE[:, None, None]) ** 2.0).sum(0)
+    cell = closer.shape[0] // size
+    return closer.reshape(size, cell, size, cell).mean((1, 3))
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (90, 160), (160, 90), (40, 30), (700, 500)], ids=str)
+def test_masks_lie_where_the_pixels_say(shape):
+    found = views(one_disc(*shape), PLAIN)
+    assert len(found) > 20
+    for view in found:
+        mask = view.masks[0] / 255
+        seen = orange(view, 32)
+        assert np.abs(mask - seen).mean() < 0.03
+        for along in (np.arange(32), np.arange(32)[:, None]):
+            # centres of gravity, in cells: sizes are rounded to whole cells here and to whole pixels there
+            assert (mask * along).sum() / mask.sum() == pytest.approx((seen * along).sum() / seen.sum(), abs=0.6)
+        # every prompt of a picture with one thing asks for that
+        assert (view.masks == view.masks[0]).all()
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (90, 160), (700, 500)], ids=str)
+def test_boxes_are_tight_and_points_inside(shape):
+    for view in views(one_disc(*shape), PLAIN):
+        binary = view.masks[0] > 127
+        rows, columns = np.flatnonzero(binary.any(1)), np.flatnonzero(binary.any(0))
+        x0, y0, x1, y1 = view.boxes[0]
+        # from the first pixel of the first cell to the last pixel of the last
+        assert [x0, y0, x1, y1] == [2 * columns[0], 2 * rows[0], 2 * columns[-1] + 1, 2 * rows[-1] + 1]
+        x, y = (round(float(value)) for value in view.interior[0])
+        assert binary[y // 2, x // 2]
+        assert x0 <= x <= x1
+        assert y0 <= y <= y1
+        assert (view.image[:, y, x] == ORANGE).all()
+
+
+def test_the_interior_point_is_the_middle_of_a_disc():
+    options = ViewOptions(image_size=64, mask_size=32, prompts=1, whole=1.0, colour=0.0)
+    for view in views(one_disc(100, 100), options, 6):
+        x0, y0, x1, y1 = view.boxes[0]
+        assert np.abs(view.interior[0] - [(x0 + x1) / 2, (y0 + y1) / 2]).max() <= 2
+
+
+def test_whole_views_come_flipped_half_of_the_time_and_are_otherwise_segment_anything_s():
+    options = ViewOptions(image_size=64, mask_size=32, prompts=1, whole=1.0, colour=0.0)
+    found = views(one_disc(60, 120, x=0.25, y=0.5), options, 200)
+    middles = np.array([view.interior[0] for view in found])
+    left, right = middles[:, 0] < 32, middles[:, 0] > 32
+    assert 70 < left.sum() < 130
+    # padding stays below and right: a flip turns the picture, not the frame
+    assert np.abs(middles[left] - [16, 16]).max() <= 2
+    assert np.abs(middles[right] - [48, 16]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "extent"), [((60, 120), (64, 32)), ((120, 60), (32, 64)), ((50, 50), (64, 64))], ids=str
+)
+def test_padding_is_the_pixel_mean_and_lies_outside_the_extent(shape, extent):
+    padding = (10.4, 200.6, 30.0)
+    options = ViewOptions(image_size=64, mask_size=32, prompts=1, whole=1.0, colour=0.0, padding=padding)
+    for view in views(one_disc(*shape), options, 8):
+        assert view.extent.tolist() == pytest.approx(extent)
+        inside = np.zeros((64, 64), bool)
+        inside[: extent[1], : extent[0]] = True
+        assert (view.image[:, ~inside] == np.array([[10], [201], [30]])).all()
+        assert not view.masks[:, ~inside[::2, ::2]].any()
+        assert (view.image[:, inside] != np.array([[10], [201], [30]])).any(0).all()
+
+
+def test_the_extent_of_a_crop_is_what_is_picture():
+    for view in views(one_disc(80, 200), PLAIN, 60):
+        width, height = view.extent
+        assert (view.masks.shape, view.image.shape) == ((3, 32, 32), (3, 64, 64))
+        assert 0 < width <= 64.001
+        padded = (view.image == np.round(PLAIN.padding).astype(np.uint8)[:, None, None]).all(0)
+        assert abs(padded.all(1).sum() - (64 - height)) <= 1
+        assert abs(padded.all(0).sum() - (64 - width)) <= 1
+        assert (view.boxes[:, 2] <= np.ceil(width)).all()
+        assert (view.boxes[:, 3] <= np.ceil(height)).all()
+
+
+def test_zooms_are_between_one_and_the_largest():
+    options = ViewOptions(image_size=64, mask_size=32, prompts=1, whole=0.0, max_zoom=4.0, colour=0.0)
+    sample = labelled(400, 400, np.ones((400, 400), bool))
+    # a grid of lines every 40 pixels shows the magnification
+    sample.image[::40] = 0
+    sides = []
+    for view in views(sample, options, 150):
+        assert view.extent.tolist() == pytest.approx([64, 64])
+        dark = (view.image.sum(0).mean(1) < 0.9 * np.median(view.image.sum(0).mean(1))).sum()
+        sides.append(dark)
+    # between two and a half and ten lines are to be seen
+    assert min(sides) >= 2
+    assert max(sides) <= 22
+    assert len(set(sides)) > 3
+
+
+def test_nothing_visible_gives_none():
+    tiny = np.zeros((200, 200), bool)
+    tiny[100:104, 100:104] = True
+    assert views(labelled(200, 200, tiny), ViewOptions(64, 32, 3, whole=1.0), 10) == []
+    # crops of a corner's thing show it only sometimes
+    corner = np.zeros((200, 200), bool)
+    corner[:30, :30] = True
+    found = views(labelled(200, 200, corner), ViewOptions(64, 32, 3, whole=0.0, max_zoom=6.0), 100)
+    assert 0 < len(found) < 95
+    assert all((view.masks[0] > 127).sum() >= 12 for view in found)
+    assert random_view(labelled(50, 50), PLAIN, np.random.default_rng(0)) is None
+
+
+def test_fewer_things_than_prompts_repeat_and_more_are_drawn_from():
+    masks = []
+    for index in range(6):
+        mask = np.zeros((120, 120), bool)
+        mask[40 * (index // 3) : 40 * (index // 3) + 30, 40 * (index % 3) : 40 * (index % 3) + 30] = True
+        masks.append(mask)
+    options = ViewOptions(64, 32, prompts=4, whole=1.0, colour=0.0)
+    many = views(labelled(120, 120, *masks), options, 30)
+    for view in many:
+        assert len({mask.tobytes() for mask in view.masks}) == 4
+    assert len({view.masks.tobytes() for view in many}) > 5
+    few = views(labelled(120, 120, *masks[:2]), options, 30)
+    for view in few:
+        assert len({mask.tobytes() for mask in view.masks}) == 2
+        # each prompt's point and box are its own mask's
+        for mask, point, box in zip(view.masks, view.interior, view.boxes, strict=True):
+            x, y = (int(round(float(value)) // 2) for value in point)
+            assert mask[y, x] > 127
+            assert mask[int(box[1]) // 2, int(box[0]) // 2] > 127
+
+
+def test_a_view_is_a_function_of_its_generator():
+    sample = render_scene(4, SceneOptions(size=96))
+    options = ViewOptions(64, 32, 3)
+    first, again, other = (random_view(sample, options, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    for name in ("image", "masks", "interior", "boxes", "extent"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    assert not np.array_equal(first.image, other.image)
+
+
+def test_colours_change_by_no_more_than_asked():
+    sample = one_disc(100, 100)
+    changed = views(sample, ViewOptions(64, 32, 1, whole=1.0, colour=0.2), 60)
+    plain = views(sample, ViewOptions(64, 32, 1, whole=1.0, colour=0.0), 60)
+    means = np.array([view.image.mean() for view in changed])
+    level = np.mean([view.image.mean() for view in plain])
+    assert np.ptp([view.image.mean() for view in plain]) < 3
+    assert (np.abs(means / level - 1) < 0.25).all()
+    assert means.std() > 0.05 * level
+
+
+def test_cells_have_their_centres_at_pixel_centres():
+    # cell 0 of two pixels has its centre between pixels 0 and 1
+    assert cell_to_pixel(np.array([0.0, 31.0]), PLAIN).tolist() == [0.5, 62.5]
