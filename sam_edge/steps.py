@@ -29,7 +29,8 @@ from sam_edge.evaluate.miou import PromptKind, evaluate_miou
 from sam_edge.export.onnx_runtime import ExportedFolder, is_exported_folder
 from sam_edge.export.runtimes import open_runtime, resolve_device
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
-from sam_edge.export.to_tensorrt import TrtOptions, build_engines
+from sam_edge.export.tensorrt_runtime import load_library
+from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.cost import cost
 from sam_edge.models.registry import KNOWN, load_model
@@ -139,6 +140,8 @@ def to_engines(
     spec: str, images: str, out: Path, onnx: OnnxOptions, trt: TrtOptions, *, seed: int = 0, device: str = "auto"
 ) -> dict[str, Any]:
     """Build engines of an exported folder, or of a checkpoint that is exported on the way."""
+    # a target that cannot be built is known before a long export, not after it
+    resolve_targets(load_library(trt.flavor), trt)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(spec)
         if not is_exported_folder(folder):

@@ -1,0 +1,1 @@
+"""Pruning through dependency groups, and distillation."""

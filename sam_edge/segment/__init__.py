@@ -1,0 +1,1 @@
+"""How a model is used: the runtime contract, the predictor, everything mode, overlays."""

@@ -217,6 +217,20 @@ def test_the_best_validated_weights_are_kept(decay):
     assert not torch.equal(seen[1]["weight"], seen[2]["weight"])
 
 
+def test_the_best_weights_come_with_the_running_statistics_they_were_validated_with():
+    model = nn.Sequential(regression(), nn.BatchNorm1d(3).double())
+    scores, seen = iter([3.0, 1.0, 2.0]), []
+
+    def validate(scored):
+        seen.append(copied(scored))
+        return next(scores)
+
+    options = LoopOptions(steps=3, learning_rate=0.1, validate_every=1)
+    fit(model, squared_error(model), samples, options, validate=validate)
+    assert not torch.equal(seen[0]["1.running_mean"], seen[2]["1.running_mean"])
+    torch.testing.assert_close(copied(model), seen[0], rtol=0, atol=0)
+
+
 def test_validating_an_average_leaves_the_trained_weights_alone():
     checked, plain = regression(), regression()
     options = LoopOptions(steps=6, learning_rate=0.1, ema_decay=0.5)
