@@ -40,6 +40,7 @@ class ExportedFolder:
         path = Path(path)
         try:
             values = json.loads((path / MANIFEST).read_text())
+            files = [(path / graph["file"], graph["sha256"]) for graph in values["graphs"].values()]
             folder = cls(
                 path,
                 ModelConfig.from_dict(values["config"]),
@@ -49,11 +50,10 @@ class ExportedFolder:
             )
         except OSError as error:
             raise CheckpointError(f"{path / MANIFEST} cannot be read: {error.strerror}.") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path / MANIFEST} does not describe an exported model: {error}.") from error
-        for graph in folder.graphs.values():
-            file = path / graph["file"]
-            if not file.is_file() or graph_sha256(file) != graph["sha256"]:
+        for file, sha256 in files:
+            if not file.is_file() or graph_sha256(file) != sha256:
                 raise CheckpointError(f"{file} is missing or was changed since it was exported: export again.")
         return folder
 

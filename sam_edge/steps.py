@@ -28,8 +28,8 @@ from sam_edge.data.synthetic import SceneOptions, render_scene
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
 from sam_edge.export.onnx_runtime import ExportedFolder, is_exported_folder
 from sam_edge.export.runtimes import open_runtime, resolve_device
-from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.tensorrt_runtime import load_library
+from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.cost import cost

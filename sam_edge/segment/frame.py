@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+from torchvision.transforms.functional import resize, to_pil_image
 
 from sam_edge.errors import DataError
 from sam_edge.models.config import ModelConfig
@@ -46,10 +47,11 @@ def to_pixels(image: UInt8[np.ndarray, "h w 3"], config: ModelConfig) -> tuple[F
     Raises:
         DataError: not an H x W x 3 uint8 array.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise DataError(f"an image must be H x W x 3 uint8, got {image.shape} {image.dtype}.")
     frame = Frame.of(image.shape[0], image.shape[1], config.image_size)
-    resized = ResizeLongestSide(config.image_size).apply_image(image)
+    # as its `apply_image`, but for sides that would be rounded to nothing
+    resized = np.array(resize(to_pil_image(image), list(frame.input_size)))
     return normalise(torch.from_numpy(resized).permute(2, 0, 1)[None], config), frame
 
 

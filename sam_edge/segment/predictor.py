@@ -83,12 +83,19 @@ class SamPredictor:
         if point_coords is not None:
             if point_labels is None or len(point_labels) != len(point_coords):
                 raise PromptError("point_labels must hold one label for each of point_coords.")
+            if np.ndim(point_coords) != 2 or np.shape(point_coords)[1] != 2:
+                raise PromptError(f"point_coords must be N x 2, got {np.shape(point_coords)}.")
             points = frame.to_input(torch.as_tensor(np.asarray(point_coords), dtype=torch.float32))[None]
             labels = torch.as_tensor(np.asarray(point_labels))[None]
         if box is not None:
+            if np.size(box) != 4:
+                raise PromptError(f"box must be x0, y0, x1, y1, got {np.shape(box)}.")
             corners = torch.as_tensor(np.asarray(box), dtype=torch.float32).reshape(-1, 2, 2)
             boxes = frame.to_input(corners).reshape(-1, 4)
         if mask_input is not None:
+            side = self.model.config.mask_size
+            if np.shape(mask_input) != (1, side, side):
+                raise PromptError(f"mask_input must be 1 x {side} x {side}, got {np.shape(mask_input)}.")
             masks = torch.as_tensor(np.asarray(mask_input), dtype=torch.float32)[None]
         result = self.predict_torch(points, labels, boxes, masks, multimask_output, return_logits)
         found, iou, low_res = (part[0].cpu().numpy() for part in result)

@@ -7,7 +7,7 @@ had happened, bit for bit on a CPU.
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -37,7 +37,7 @@ class LoopOptions:
     optimizer: Literal["adam", "adamw"] = "adamw"
     """`adam` as in the papers, or `adamw`."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices and kernels; vectors are never decayed."""
+    """Weight decay of matrices and kernels, decoupled under `adamw`; vectors are never decayed."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the learning rate after warm-up."""
     warmup_steps: int = 0
@@ -97,10 +97,11 @@ def fit(
     optimizer = _optimizer(trained, options)
     average = {name: p.detach().clone() for name, p in trained.items()} if options.ema_decay else {}
     best: dict[str, Tensor] = {}
+    statistics = dict(model.named_buffers())
     progress = Progress()
     identity = f"{identity} {json.dumps(asdict(options), sort_keys=True)}"
     if state_file is not None and state_file.exists():
-        progress = _restore(state_file, identity, trained, optimizer, average, best)
+        progress = _restore(state_file, identity, trained, statistics, optimizer, average, best)
     saved_at = perf_counter()
     first, last = progress.step * options.accumulate, options.steps * options.accumulate
     source = iter(batches(first, last))
@@ -117,16 +118,18 @@ def fit(
             report["score"] = score = _validated(model, trained, average, validate)
             if progress.best_score is None or score > progress.best_score:
                 progress.best_score = score
-                best = {name: p.detach().clone() for name, p in (average or trained).items()}
+                best = {name: p.detach().clone() for name, p in ((average or trained) | statistics).items()}
         if done or progress.step % max(options.steps // 200, 1) == 0 or "score" in report:
             progress.history.append({"step": progress.step, **report})
         if on_step is not None:
             on_step(progress, report)
         if state_file is not None and (done or perf_counter() - saved_at > options.checkpoint_seconds):
             if _rank() == 0:
-                _save(state_file, identity, trained, optimizer, average, best, progress)
+                _save(state_file, identity, trained, statistics, optimizer, average, best, progress)
             saved_at = perf_counter()
     _load_into(trained, best or average or trained)
+    if best:
+        _load_into(statistics, best)
     model.eval()
     return progress
 
@@ -209,7 +212,7 @@ def _update_average(average: dict[str, Tensor], trained: dict[str, nn.Parameter]
 
 
 @torch.no_grad()
-def _load_into(trained: dict[str, nn.Parameter], values: dict[str, Any]) -> None:
+def _load_into(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, parameter in trained.items():
         parameter.copy_(values[name])
 
@@ -234,12 +237,14 @@ def _save(
     path: Path,
     identity: str,
     trained: dict[str, nn.Parameter],
+    statistics: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
     progress: Progress,
 ) -> None:
     tensors = {f"model.{name}": p.detach() for name, p in trained.items()}
+    tensors |= {f"buffer.{name}": value for name, value in statistics.items()}
     tensors |= {f"ema.{name}": value for name, value in average.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -253,6 +258,7 @@ def _restore(
     path: Path,
     identity: str,
     trained: dict[str, nn.Parameter],
+    statistics: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
@@ -262,12 +268,15 @@ def _restore(
         if metadata.get("identity") != identity:
             raise TrainingError(f"{path} is the state of a run with other settings: choose another --out or delete it.")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "best": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "ema": {}, "best": {}, "optimizer": {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
         parts[kind][rest] = value
     device = next(iter(trained.values())).device
     _load_into(trained, parts["model"])
+    if parts["buffer"]:
+        # states of before buffers were saved have none
+        _load_into(statistics, parts["buffer"])
     for name, mean in average.items():
         mean.copy_(parts["ema"][name])
     best.update({name: value.to(device) for name, value in parts["best"].items()})
