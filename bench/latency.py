@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from sam_edge.bench.errors import BenchError
+from sam_edge.errors import BenchError
 from sam_edge.models.prompts import FOREGROUND, Prompts
 from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.frame import to_pixels

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from sam_edge.bench.errors import BenchError
-from sam_edge.errors import BackendUnavailableError, CheckpointError
+from sam_edge.errors import BackendUnavailableError, BenchError, CheckpointError
 
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data", ".engine", ".pth", ".pt", ".bin", ".xml")
 """Files that a device needs to run a model; `.data` holds ONNX's weights, `.bin` and `.xml` OpenVINO's."""

@@ -15,8 +15,9 @@ from sam_edge.export.openvino_runtime import OpenVinoRuntime
 from sam_edge.export.tensorrt_runtime import Flavor, TensorRtRuntime, load_library, machine_target, read_engines
 from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, rtx_targets
+from sam_edge.models.known import KNOWN
 from sam_edge.models.quantized import Dialect
-from sam_edge.models.registry import KNOWN, load_model
+from sam_edge.models.registry import load_model
 from sam_edge.segment.runtime import Runtime, TorchRuntime
 
 RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "openvino-bf16", "tensorrt")

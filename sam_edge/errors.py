@@ -46,3 +46,7 @@ class BackendUnavailableError(SamEdgeError):
 
 class RecipeError(SamEdgeError):
     """A pipeline recipe with unknown or contradictory entries."""
+
+
+class BenchError(SamEdgeError):
+    """A measurement asked for with impossible settings, or a measured command that failed."""

@@ -33,7 +33,8 @@ from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.cost import cost
-from sam_edge.models.registry import KNOWN, load_model
+from sam_edge.models.known import KNOWN
+from sam_edge.models.registry import load_model, packaged_folder
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.segment.runtime import Runtime
@@ -245,8 +246,6 @@ def size_of(spec: str, runtime: Runtime) -> int | None:
     if Path(spec).exists():
         return file_bytes(Path(spec))
     if spec == "nano":
-        from sam_edge.models.registry import packaged_folder
-
         return file_bytes(packaged_folder("nano"))
     return None
 

@@ -21,7 +21,7 @@ from rich.progress import (
 
 from sam_edge.errors import CheckpointError
 from sam_edge.files import atomic_file, sha256_of
-from sam_edge.models.registry import KnownModel
+from sam_edge.models.known import KnownModel
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30

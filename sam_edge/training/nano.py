@@ -17,7 +17,7 @@ import torch
 from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
-from sam_edge.models.registry import NANO_CONFIG
+from sam_edge.models.known import NANO_CONFIG
 from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.training.interactive import InteractiveOptions

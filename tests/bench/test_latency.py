@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from sam_edge.bench import latency
-from sam_edge.bench.errors import BenchError
 from sam_edge.bench.latency import (
     MEASUREMENTS,
     Latency,
@@ -14,6 +13,7 @@ from sam_edge.bench.latency import (
     measure,
     measure_in_turn,
 )
+from sam_edge.errors import BenchError
 from sam_edge.models.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
 from sam_edge.models.prompts import Prompts
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam_edge.bench.errors import BenchError
 from sam_edge.bench.memory import file_bytes, peak_bytes
-from sam_edge.errors import CheckpointError
+from sam_edge.errors import BenchError, CheckpointError
 
 
 def python(code: str) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from sam_edge.errors import CheckpointError, ModelError
 from sam_edge.models.config import BlockConfig, DecoderConfig, ModelConfig, Thresholds, uniform_blocks
-from sam_edge.models.registry import KNOWN
+from sam_edge.models.known import KNOWN
 
 
 def changed(config: ModelConfig, **fields) -> ModelConfig:

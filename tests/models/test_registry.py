@@ -11,7 +11,8 @@ from sam_edge.errors import BackendUnavailableError, CheckpointError, ModelError
 from sam_edge.models import registry
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
 from sam_edge.models.config import Thresholds
-from sam_edge.models.registry import KNOWN, KnownModel, load_model, random_model
+from sam_edge.models.known import KNOWN, KnownModel
+from sam_edge.models.registry import load_model, random_model
 
 
 @pytest.fixture
