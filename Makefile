@@ -36,6 +36,8 @@ links:
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	# while the links are there, setuptools takes them for the mapping and writes none
+	rm -f sam_edge/export sam_edge/kernels sam_edge/bench
 	$(BIN)/python -m pip install --quiet --editable '.[dev,rtx,openvino]'
 	rm -f $(VENV)/.installed-*
 	touch $@
