@@ -81,7 +81,7 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
     Raises:
         RecipeError: unreadable, not TOML, or entries that a recipe does not have.
     """
-    source = Path(str(importlib.resources.files("sam_edge") / "recipes" / "demo.toml")) if path is None else path
+    source = Path(str(importlib.resources.files("sam_edge") / "demo.toml")) if path is None else path
     try:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
