@@ -19,6 +19,7 @@ from PIL import Image
 from sam_edge.bench.latency import MEASUREMENTS, bench_runtimes, time_everything
 from sam_edge.bench.memory import file_bytes, peak_bytes
 from sam_edge.bench.table import BenchRow
+from sam_edge.compress.distil import distil_steps
 from sam_edge.compress.one_step import OneStepOptions, compress_one_step
 from sam_edge.data import open_images, open_labelled
 from sam_edge.data.dataset import Dataset
@@ -79,7 +80,7 @@ def compress(
 
     def on_step(progress: Progress, report: dict[str, float]) -> None:
         if on_progress is not None:
-            total = options.distil.epochs * max(len(pictures.names) // options.distil.batch_size, 1)
+            total = distil_steps(pictures.names, options.distil)
             rate = progress.step * options.distil.batch_size / max(progress.seconds, 1e-9)
             on_progress(progress.step, total, f"loss {report['loss']:.4f}, {rate:.1f} images/s")
 

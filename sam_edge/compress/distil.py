@@ -38,6 +38,18 @@ class DistilOptions:
     """Seed of the order and the crops."""
 
 
+def split_indices(names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out; too few pictures for a split serve as both."""
+    held_out = [index for index, name in enumerate(names) if is_val(name)]
+    training = [index for index, name in enumerate(names) if not is_val(name)]
+    return training or held_out, held_out or training
+
+
+def distil_steps(names: Sequence[str], options: DistilOptions) -> int:
+    """Optimizer steps that a distillation on pictures of these names takes."""
+    return options.epochs * max(len(split_indices(names)[0]) // options.batch_size, 1)
+
+
 def distil_embedding(
     student: EdgeSam,
     teacher: EdgeSam,
@@ -54,21 +66,19 @@ def distil_embedding(
     Raises:
         DataError: no readable picture. TrainingError: the loss diverged.
     """
-    held_out = [index for index, name in enumerate(pictures.names) if is_val(name)]
-    training = [index for index, name in enumerate(pictures.names) if not is_val(name)] or held_out
+    training, held_out = split_indices(pictures.names)
     config = student.config
     stream = PictureStream(
         pictures, training, PictureOptions(config.image_size, padding=config.pixel_mean), options.seed
     )
-    steps_per_epoch = max(len(training) // options.batch_size, 1)
-    steps = options.epochs * steps_per_epoch
+    steps = distil_steps(pictures.names, options)
     loop = LoopOptions(
         steps=steps,
         learning_rate=options.learning_rate,
         optimizer="adam",
         warmup_steps=min(50, steps // 20),
         bf16=options.bf16,
-        validate_every=max(steps_per_epoch, steps // 20, 1),
+        validate_every=max(steps // min(options.epochs, 20), 1),
     )
     teacher.requires_grad_(False).eval()
     student.requires_grad_(False)
@@ -90,7 +100,7 @@ def distil_embedding(
         loop,
         state_file=state_file,
         identity=json.dumps([asdict(options), asdict(config), pictures.names], sort_keys=True),
-        validate=_validation(teacher, pictures, held_out or training),
+        validate=_validation(teacher, pictures, held_out),
         on_step=on_step,
     )
 

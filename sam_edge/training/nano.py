@@ -3,7 +3,7 @@
     python -m sam_edge.training.nano --data DIR --out runs/nano
 
 `DIR` holds the SA-1B layout folders named in `PHOTOS`; their train split is used, with synthetic scenes beside.
-Three stages: views of 64 and 128 px first, where steps are cheap, then the model's own 256 px.
+In stages: views of 64 and 128 px first, where steps are cheap, then the model's own 256 px.
 A killed run continues when it is started again.
 """
 
@@ -56,15 +56,27 @@ STAGES = (
         ),
     ),
     (
+        128,
+        TrainOptions(
+            loop=LoopOptions(steps=650, learning_rate=5e-4, weight_decay=0.05, warmup_steps=20, ema_decay=0.995),
+            batch_size=8,
+            prompting=PROMPTING,
+            prompts=16,
+            max_zoom=3.0,
+            whole=0.3,
+            seed=2,
+        ),
+    ),
+    (
         256,
         TrainOptions(
-            loop=LoopOptions(steps=350, learning_rate=4e-4, weight_decay=0.05, warmup_steps=20, ema_decay=0.99),
+            loop=LoopOptions(steps=280, learning_rate=4e-4, weight_decay=0.05, warmup_steps=10, ema_decay=0.99),
             batch_size=4,
             prompting=PROMPTING,
-            prompts=8,
-            max_zoom=2.5,
-            whole=0.5,
-            seed=2,
+            prompts=16,
+            max_zoom=2.0,
+            whole=0.6,
+            seed=3,
         ),
     ),
 )
@@ -81,9 +93,9 @@ def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
     """Run all stages, leaving each as a checkpoint folder, the last as `out/nano` in float16."""
     mixed = sources(data)
     model: EdgeSam | None = None
-    for image_size, options in STAGES:
-        last = image_size == NANO_CONFIG.image_size
-        folder = out / ("nano" if last else f"stage-{image_size}")
+    for number, (image_size, options) in enumerate(STAGES):
+        last = number + 1 == len(STAGES)
+        folder = out / ("nano" if last else f"stage-{number}")
         if is_checkpoint_folder(folder):
             model = load_checkpoint(folder).to(device)
             continue
@@ -91,7 +103,7 @@ def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
             model = EdgeSam(NANO_CONFIG.replace(image_size=image_size)).to(device)
             initialise(model, seed=0)
         model = resized(model, image_size)
-        train(model, mixed, options, state_file=out / f"{image_size}.state", on_step=_log(f"{image_size} px"))
+        train(model, mixed, options, state_file=out / f"stage-{number}.state", on_step=_log(f"{image_size} px"))
         save_checkpoint(model, folder, half=last)
     assert model is not None
     return model

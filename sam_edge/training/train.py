@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions, Progress, Validate, fit
@@ -67,6 +68,7 @@ def train(
 
     data = [{"name": _name(source), "images": len(source.dataset), "weight": source.weight} for source in sources]
     settings = asdict(options)
+    parent = weights_sha256(model) if model.config.lineage else None
     model.requires_grad_(True)
     progress = fit(
         model,
@@ -83,7 +85,7 @@ def train(
             "step": "train",
             "settings": settings,
             "seed": options.seed,
-            "parent_sha256": None,
+            "parent_sha256": parent,
             "data": data,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(progress.seconds),
