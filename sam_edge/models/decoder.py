@@ -77,7 +77,9 @@ class PromptableDecoder(nn.Module):
             decoder.transformer, image.flatten(0, 1), state.positions, tokens, present[:, None, None]
         )
         count = decoder.num_mask_tokens
-        iou = decoder.iou_prediction_head(queries[:, 0])
+        # heads keep a token axis of one: of a plain matrix product and its bias ONNX Runtime makes a float Gemm,
+        # even where both operands are integers
+        iou = decoder.iou_prediction_head(queries[:, :1])[:, 0]
         return (
             queries[:, 1 : 1 + count].unflatten(0, (batch, sets)),
             iou.unflatten(0, (batch, sets)),
@@ -94,7 +96,7 @@ class PromptableDecoder(nn.Module):
         features = decoder.output_upscaling(image)
         tokens = mask_tokens.flatten(0, 1)
         mlps = decoder.output_hypernetworks_mlps
-        weights = torch.stack([mlp(tokens[:, i]) for i, mlp in enumerate(mlps)], 1)
+        weights = torch.cat([mlp(tokens[:, i : i + 1]) for i, mlp in enumerate(mlps)], 1)
         logits = (weights @ features.flatten(2)).unflatten(2, (4 * grid[0], 4 * grid[1]))
         return logits.unflatten(0, (batch, sets))
 
