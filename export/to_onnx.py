@@ -25,7 +25,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 OPSET = 18
 SCHEMA = 1
-LARGEST_FOLDED = 16384
+LARGEST_FOLDED = 4096
 """Constants of more elements than this are computed in the graph: stored, they would outweigh int8 weights."""
 ALWAYS_FOLDED = ("Transpose", "Reshape")
 """Folded at any size: they add nothing, and TensorRT takes int8 weights only straight before DequantizeLinear."""
@@ -151,7 +151,11 @@ def _name_axes(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _strip_notes(model: ir.Model) -> None:
-    """Drop the exporter's stack traces: for a small model they would be a tenth of the file."""
+    """Drop stack traces and the shapes of inner values: for a small model they would be a tenth of the file.
+
+    Every runtime infers those shapes itself.
+    """
+    kept = set(model.graph.outputs)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -159,6 +163,8 @@ def _strip_notes(model: ir.Model) -> None:
         for value in node.outputs:
             value.metadata_props.clear()
             value.doc_string = None
+            if value not in kept:
+                value.shape = value.type = None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
 
