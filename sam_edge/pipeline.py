@@ -109,8 +109,8 @@ def run(recipe: Recipe, out: Path, *, device: str = "auto", say: Callable[[str],
         steps=reports,
         pictures=pictures,
         notes=(
-            f"mIoU over the val split of {recipe.data}; latency is the median of {recipe.bench.runs} runs, the models of a runtime "
-            "taking turns; a quantized checkpoint in torch is simulated in float and therefore not timed.",
+            f"mIoU over the val split of {recipe.data}; latency is the median of {recipe.bench.runs} runs, in which "
+            "the models of a runtime take turns; a quantized checkpoint in torch is simulated in float, so not timed.",
         ),
     )
     path = write_report(report, out / "report")
