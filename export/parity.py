@@ -12,6 +12,7 @@ from sam_edge.errors import ExportError
 from sam_edge.models.prompts import ABSENT, Prompts
 from sam_edge.segment.frame import Frame, to_pixels
 from sam_edge.segment.runtime import Runtime
+from sam_edge.training.losses import mask_iou
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,7 @@ def require(parity: Parity, smallest_iou: float, what: str) -> None:
 
 def mask_agreement(a: Float[Tensor, "*n h w"], b: Float[Tensor, "*n h w"]) -> Float[Tensor, "n"]:
     """IoU of each pair of masks at logit 0; two empty masks agree."""
-    first, second = (a > 0).flatten(0, -3).flatten(1), (b > 0).flatten(0, -3).flatten(1)
-    union = (first | second).sum(1)
-    overlap = (first & second).sum(1)
-    return torch.where(union > 0, overlap / union.clamp(min=1), torch.ones_like(union, dtype=torch.float))
+    return mask_iou(a, (b > 0).float()).flatten()
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

@@ -109,6 +109,8 @@ MODEL_HELP = (
     "A known name (see `sam-edge models`), a checkpoint file (.pth, .pt, .safetensors), a checkpoint folder, "
     "an exported folder, or random:NAME for a known architecture with random weights."
 )
+DEFAULT_IMAGES = "synthetic:64"
+"""Pictures that always exist, where `--images` may be left out."""
 IMAGES_HELP = "Folder of photos, without labels; or synthetic[:COUNT[:SEED]]."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Images = Annotated[str, typer.Option("--images", metavar="DIR", help=IMAGES_HELP)]
@@ -262,7 +264,7 @@ def export_onnx(
     dialect: Annotated[Dialect, typer.Option(help=doc("sam_edge.export.to_onnx", "OnnxOptions", "dialect"))] = (
         Dialect.cpu
     ),
-    images: Images = "synthetic:64",
+    images: Images = DEFAULT_IMAGES,
     as_json: Json = False,
     seed: Seed = 0,
     device: OnDevice = Device.cpu,
@@ -295,7 +297,7 @@ def export_trt(
     max_batch: Annotated[int, typer.Option(help=doc("sam_edge.export.to_tensorrt", "TrtOptions", "max_batch"))] = 1,
     max_sets: Annotated[int, typer.Option(help=doc("sam_edge.export.to_tensorrt", "TrtOptions", "max_sets"))] = 64,
     max_points: Annotated[int, typer.Option(help=doc("sam_edge.export.to_tensorrt", "TrtOptions", "max_points"))] = 16,
-    images: Images = "synthetic:64",
+    images: Images = DEFAULT_IMAGES,
     as_json: Json = False,
     seed: Seed = 0,
     device: OnDevice = Device.cpu,

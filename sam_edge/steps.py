@@ -44,9 +44,6 @@ from sam_edge.training.loop import Progress
 OnProgress = Callable[[int, int, str], None]
 Picture = UInt8[np.ndarray, "h w 3"]
 
-DEFAULT_IMAGES = "synthetic:64"
-"""Pictures that always exist, where no `--images` is given."""
-
 
 def models() -> list[dict[str, Any]]:
     """Known names with size, cost, source and licence."""
