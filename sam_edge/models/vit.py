@@ -15,7 +15,11 @@ from segment_anything.modeling.common import MLPBlock
 from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT, get_rel_pos
 from torch import Tensor, nn
 
+from sam_edge.models.attention import positional_attention
 from sam_edge.models.config import BlockConfig, ModelConfig
+
+SMALLEST_BANDED = 512
+"""Tokens from which a training step on a CPU attends in bands: 2.2 x faster at 1024, slower in windows of 64."""
 
 
 class SplitAttention(nn.Module):
@@ -52,18 +56,28 @@ class SplitAttention(nn.Module):
         batch, height, width, _ = x.shape
         tokens = x.flatten(1, 2)
         q, k, v = (self._by_head(layer(tokens)) for layer in (self.q, self.k, self.v))
-        bias = self._position_bias(q, height, width) if self.use_rel_pos else None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if not self.use_rel_pos:
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            rel_h, rel_w = self._relative_positions(q, height, width)
+            if q.requires_grad and height * width >= SMALLEST_BANDED and q.device.type == "cpu":
+                flat = (x.flatten(0, 1) for x in (q, k, v, rel_h, rel_w))
+                out = positional_attention(*flat).unflatten(0, (batch, self.heads))
+            else:
+                bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(3)
+                out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, -1))
 
     def _by_head(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n d"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _position_bias(self, q: Float[Tensor, "b heads n d"], height: int, width: int) -> Float[Tensor, "b heads n n"]:
+    def _relative_positions(
+        self, q: Float[Tensor, "b heads n d"], height: int, width: int
+    ) -> tuple[Float[Tensor, "b heads n h"], Float[Tensor, "b heads n w"]]:
         grid = q.unflatten(2, (height, width))
         rel_h = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
         rel_w = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(width, width, self.rel_pos_w))
-        return (rel_h[..., :, None] + rel_w[..., None, :]).flatten(4, 5).flatten(2, 3)
+        return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
 
 
 def build_vit(config: ModelConfig) -> ImageEncoderViT:

@@ -3,7 +3,7 @@
     python -m sam_edge.training.nano --data DIR --out runs/nano
 
 `DIR` holds the SA-1B layout folders named in `PHOTOS`; their train split is used, with synthetic scenes beside.
-In stages: views of 64 and 128 px first, where steps are cheap, then the model's own 256 px.
+In stages: crops of 64 and 128 px first, where steps are cheap, then the model's own 256 px.
 A killed run continues when it is started again.
 """
 
@@ -18,7 +18,7 @@ from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
 from sam_edge.models.known import NANO_CONFIG
-from sam_edge.models.resize import resized
+from sam_edge.models.resize import extended
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.training.interactive import InteractiveOptions
 from sam_edge.training.loop import LoopOptions, Progress
@@ -34,53 +34,69 @@ STAGES = (
     (
         64,
         TrainOptions(
-            loop=LoopOptions(steps=700, learning_rate=6e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.99),
-            batch_size=12,
+            loop=LoopOptions(
+                steps=700,
+                learning_rate=1e-3,
+                optimizer="muon",
+                weight_decay=0.05,
+                schedule="constant",
+                warmup_steps=30,
+                ema_decay=0.98,
+            ),
+            batch_size=16,
             prompting=PROMPTING,
             prompts=8,
-            max_zoom=5.0,
-            whole=0.1,
+            min_zoom=2.0,
+            max_zoom=8.0,
+            whole=0.0,
+            min_cells=6,
             seed=0,
         ),
     ),
     (
         128,
         TrainOptions(
-            loop=LoopOptions(steps=1000, learning_rate=5e-4, weight_decay=0.05, warmup_steps=30, ema_decay=0.995),
-            batch_size=6,
-            prompting=PROMPTING,
-            prompts=8,
-            max_zoom=4.0,
-            whole=0.2,
-            seed=1,
-        ),
-    ),
-    (
-        128,
-        TrainOptions(
-            loop=LoopOptions(steps=650, learning_rate=5e-4, weight_decay=0.05, warmup_steps=20, ema_decay=0.995),
+            loop=LoopOptions(
+                steps=900,
+                learning_rate=1e-3,
+                optimizer="muon",
+                weight_decay=0.05,
+                schedule="constant",
+                warmup_steps=20,
+                ema_decay=0.98,
+            ),
             batch_size=8,
             prompting=PROMPTING,
-            prompts=16,
-            max_zoom=3.0,
-            whole=0.3,
-            seed=2,
+            prompts=8,
+            min_zoom=1.4,
+            max_zoom=5.0,
+            whole=0.1,
+            min_cells=6,
+            seed=1,
         ),
     ),
     (
         256,
         TrainOptions(
-            loop=LoopOptions(steps=280, learning_rate=4e-4, weight_decay=0.05, warmup_steps=10, ema_decay=0.99),
+            loop=LoopOptions(
+                steps=1800,
+                learning_rate=8e-4,
+                optimizer="muon",
+                weight_decay=0.05,
+                warmup_steps=20,
+                ema_decay=0.99,
+            ),
             batch_size=4,
             prompting=PROMPTING,
-            prompts=16,
-            max_zoom=2.0,
+            prompts=8,
+            max_zoom=2.5,
             whole=0.6,
-            seed=3,
+            min_cells=6,
+            seed=2,
         ),
     ),
 )
-"""Side of the views in pixels, and how they are trained on. What prompts mean is learned where steps are cheap."""
+"""Side of the views in pixels, and how they are trained on: crops at the scale of the whole picture first."""
 
 
 def sources(data: Path) -> list[Source]:
@@ -100,9 +116,9 @@ def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
             model = load_checkpoint(folder).to(device)
             continue
         if model is None:
-            model = EdgeSam(NANO_CONFIG.replace(image_size=image_size)).to(device)
+            model = EdgeSam(NANO_CONFIG).to(device)
             initialise(model, seed=0)
-        model = resized(model, image_size)
+        model = extended(model, image_size)
         train(model, mixed, options, state_file=out / f"stage-{number}.state", on_step=_log(f"{image_size} px"))
         save_checkpoint(model, folder, half=last)
     assert model is not None

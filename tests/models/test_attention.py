@@ -1,0 +1,59 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sam_edge.models import attention, vit
+from sam_edge.models.attention import positional_attention
+from sam_edge.models.vit import SplitAttention
+
+
+def operands(batch, height, width, dim, value_dim):
+    generator = torch.Generator().manual_seed(0)
+    sizes = (dim, dim, value_dim, height, width)
+    return [
+        torch.randn(batch, height * width, size, generator=generator, dtype=torch.float64).requires_grad_()
+        for size in sizes
+    ]
+
+
+def reference(q, k, v, rel_h, rel_w):
+    bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+@pytest.mark.parametrize("band", [3, 7, 256])
+def test_bands_give_the_attention_and_gradients_of_the_whole_matrix(monkeypatch, band):
+    monkeypatch.setattr(attention, "BAND", band)
+    inputs = operands(2, 4, 5, 6, 3)
+    got, wanted = positional_attention(*inputs), reference(*inputs)
+    torch.testing.assert_close(got, wanted)
+    direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, inputs, direction), torch.autograd.grad(wanted, inputs, direction)
+    )
+
+
+def test_a_training_step_of_a_large_grid_attends_in_bands_and_changes_nothing(monkeypatch):
+    layer = SplitAttention(8, 8, 8, 2, 6).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(2))
+    x = torch.randn(2, 6, 6, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    wanted = layer(x)
+    monkeypatch.setattr(vit, "SMALLEST_BANDED", 36)
+    called = []
+
+    def spy(*inputs):
+        called.append(inputs[0].shape)
+        return positional_attention(*inputs)
+
+    monkeypatch.setattr(vit, "positional_attention", spy)
+    got = layer(x)
+    assert called == [(4, 36, 4)]
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.sum(), layer.parameters()), torch.autograd.grad(wanted.sum(), layer.parameters())
+    )
+    with torch.no_grad():
+        layer(x)
+    assert len(called) == 1
