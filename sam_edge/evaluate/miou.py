@@ -19,6 +19,17 @@ PromptKind = Literal["point", "box"]
 
 
 @dataclass(frozen=True)
+class ReliabilityBin:
+    """The masks whose predicted IoU lies in one tenth of [0, 1]."""
+
+    predicted: float
+    """Mean predicted IoU."""
+    actual: float
+    """Mean actual IoU."""
+    masks: int
+
+
+@dataclass(frozen=True)
 class MiouResult:
     """Mean IoU over a data set's masks."""
 
@@ -36,6 +47,8 @@ class MiouResult:
     """Mean over masks of the ellipse inscribed in the box, which knows nothing of the picture; boxes only."""
     iou_error: float
     """Mean absolute difference of predicted and actual IoU of the masks taken."""
+    reliability: tuple[ReliabilityBin, ...]
+    """How predicted and actual IoU agree, by tenths of the predicted one; empty tenths are left out."""
     masks: int
     images: int
     skipped: int
@@ -79,6 +92,7 @@ def evaluate_miou(
         miou_best_of_three=float(np.mean([row.best for row in rows])) if multimask else None,
         miou_ellipse=float(np.mean([row.ellipse for row in rows])) if prompt == "box" else None,
         iou_error=float(np.mean([abs(row.predicted - row.iou) for row in rows])),
+        reliability=_reliability([(row.predicted, row.iou) for row in rows]),
         masks=len(rows),
         images=len(per_image),
         skipped=dataset.skipped,
@@ -91,6 +105,16 @@ class _Row:
     best: float
     predicted: float
     ellipse: float
+
+
+def _reliability(pairs: list[tuple[float, float]]) -> tuple[ReliabilityBin, ...]:
+    tenths = [min(max(int(predicted * 10), 0), 9) for predicted, _ in pairs]
+    bins = []
+    for tenth in sorted(set(tenths)):
+        inside = np.array([pair for pair, of in zip(pairs, tenths, strict=True) if of == tenth])
+        predicted, actual = inside.mean(0)
+        bins.append(ReliabilityBin(float(predicted), float(actual), len(inside)))
+    return tuple(bins)
 
 
 def _image_rows(

@@ -245,3 +245,16 @@ def test_real_weights_score_as_their_own_predictor_does(tiny_config, make_sam, d
             masks, predicted, _ = predictor.predict(np.array([annotation.point_xy]), np.array([1]))
             scores.append(iou(masks[predicted.argmax()], annotation.mask()))
     assert evaluate_miou(runtime, data, multimask=True).miou == pytest.approx(np.mean(scores), abs=1e-3)
+
+
+def test_reliability_sets_promises_beside_what_was_kept(tiny_config):
+    data = Samples([labelled(square(64, 64, 0, 0, 64, 64), square(64, 64, 0, 0, 32, 64))])
+
+    def masks(wanted):
+        return [wanted & (np.arange(64) < 32)] * 4
+
+    result = evaluate_miou(Fake(tiny_config, data, masks, iou=(0.83, 0, 0, 0)), data)
+    (only,) = result.reliability
+    assert only.predicted == pytest.approx(0.83)
+    assert only.actual == pytest.approx(0.75, abs=0.02)
+    assert only.masks == 2
