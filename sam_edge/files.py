@@ -14,6 +14,23 @@ OURS = ("config.json", "model.json", "engine.json", "report.json", "bench.json",
 """Files that show a folder to be sam-edge's own."""
 
 
+def cache_folder() -> Path:
+    """`$SAM_EDGE_CACHE`, or `~/.cache/sam-edge`."""
+    return Path(os.environ.get("SAM_EDGE_CACHE") or Path.home() / ".cache" / "sam-edge").expanduser()
+
+
+def check_target(target: Path) -> None:
+    """Refuse what `atomic_folder` would refuse, before work of hours is done for it.
+
+    Raises:
+        SamEdgeError: `target` is a file, or a folder that holds something else than sam-edge's own.
+    """
+    if target.is_file():
+        raise SamEdgeError(f"{target} is a file: --out needs a folder.")
+    if target.is_dir() and any(target.iterdir()) and not _is_ours(target):
+        raise SamEdgeError(f"{target} is not empty and was not written by sam-edge: choose another --out.")
+
+
 @contextmanager
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
@@ -25,10 +42,7 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         SamEdgeError: `target` is a file, holds something else, or the disk refuses the write.
     """
     target = Path(target).absolute()
-    if target.is_file():
-        raise SamEdgeError(f"{target} is a file: --out needs a folder.")
-    if target.is_dir() and any(target.iterdir()) and not _is_ours(target):
-        raise SamEdgeError(f"{target} is not empty and was not written by sam-edge: choose another --out.")
+    check_target(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))

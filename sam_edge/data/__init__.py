@@ -1,4 +1,4 @@
-"""Where images and masks come from: photo folders, SA-1B, COCO, synthetic scenes.
+"""Where images and masks come from: photo folders, SA-1B (folders or tars), COCO, synthetic scenes.
 
 `open_labelled` and `open_images` take whatever a user names; everything yields HWC uint8 RGB arrays.
 """
@@ -11,6 +11,7 @@ from sam_edge.data.open import open_images, open_labelled
 from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
+from sam_edge.data.shards import TarShards
 from sam_edge.data.split import Split, is_val, select
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes, render_scene
 
@@ -26,6 +27,7 @@ __all__ = [
     "SceneOptions",
     "Split",
     "SyntheticScenes",
+    "TarShards",
     "decode_mask",
     "encode_mask",
     "is_val",

@@ -1,6 +1,7 @@
 """One image file to RGB bytes, whatever the camera, scanner or drawing program wrote."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,16 +23,21 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such image file; check the path.")
+    return decode_image(path, str(path))
+
+
+def decode_image(file: Path | BinaryIO, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Like `read_image`, for an open file too; `where` is what errors call it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
             return _to_rgb(_upright(image))
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{where}: {error}") from error
     except Exception as error:
         # Wide on purpose: broken bytes make the decoders raise almost anything (OSError, SyntaxError,
         # struct.error, zlib.error, IndexError, ...), and each of them means the same to the user.
-        raise DataError(f"{path}: not a readable image ({error}); replace or remove it.") from error
+        raise DataError(f"{where}: not a readable image ({error}); replace or remove it.") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

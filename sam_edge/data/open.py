@@ -1,4 +1,4 @@
-"""What people may write after `--data`: a folder, a COCO file, or `synthetic`."""
+"""What people may write after `--data`: a folder, a COCO file, tar shards, or `synthetic`."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from sam_edge.data.dataset import Dataset
 from sam_edge.data.folder import ImageFolder
 from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.sample import LabelledDataset
+from sam_edge.data.shards import TarShards
 from sam_edge.data.split import Split
 from sam_edge.data.synthetic import SyntheticScenes
 from sam_edge.errors import DataError
@@ -22,8 +23,8 @@ def open_labelled(spec: str | Path, split: Split = "all", strict: bool = False) 
     """Images with masks, by what `spec` is.
 
     A folder of image and JSON pairs opens as SA-1B; a `.json` file, or a folder with `instances*.json` or
-    `annotations/instances*.json`, as COCO; `synthetic`, `synthetic:COUNT` and `synthetic:COUNT:SEED` are
-    generated scenes. Raises DataError for anything else.
+    `annotations/instances*.json`, as COCO; a `.tar`, or a folder with `*.tar`, as shards of SA-1B; `synthetic`,
+    `synthetic:COUNT` and `synthetic:COUNT:SEED` are generated scenes. Raises DataError for anything else.
     """
     scenes = _synthetic(spec, split)
     if scenes is not None:
@@ -31,16 +32,20 @@ def open_labelled(spec: str | Path, split: Split = "all", strict: bool = False) 
     path = Path(spec)
     if path.is_file() and path.suffix.lower() == ".json":
         return CocoInstances(path, split=split, strict=strict)
+    if path.is_file() and path.suffix.lower() == ".tar":
+        return TarShards(path, split, strict)
     if not path.is_dir():
         raise DataError(
             f"{spec}: no such data; allowed are a folder of image and JSON pairs (SA-1B), a COCO instances "
-            ".json or its folder, and synthetic[:COUNT[:SEED]]."
+            ".json or its folder, a .tar of such pairs or a folder of them, and synthetic[:COUNT[:SEED]]."
         )
     found = sorted(path.glob("instances*.json")) + sorted(path.glob("annotations/instances*.json"))
     if len(found) > 1:
         # Guessing train or val for the user would quietly measure on the wrong one.
         raise DataError(f"{spec}: holds {', '.join(file.name for file in found)}; name the one to use.")
-    return CocoInstances(found[0], split=split, strict=strict) if found else Sa1bFolder(path, split, strict)
+    if found:
+        return CocoInstances(found[0], split=split, strict=strict)
+    return TarShards(path, split, strict) if any(path.glob("*.tar")) else Sa1bFolder(path, split, strict)
 
 
 def open_images(
@@ -51,13 +56,13 @@ def open_images(
     `limit` keeps the first so many. Raises DataError for anything else.
     """
     scenes = _synthetic(spec, "all")
-    return ImageFolder(spec, strict, limit) if scenes is None else _PicturesOnly(scenes, limit)
+    return ImageFolder(spec, strict, limit) if scenes is None else PicturesOnly(scenes, limit)
 
 
-class _PicturesOnly(Dataset[tuple[str, UInt8[np.ndarray, "h w 3"]]]):
+class PicturesOnly(Dataset[tuple[str, UInt8[np.ndarray, "h w 3"]]]):
     """A labelled dataset seen as an unlabelled one."""
 
-    def __init__(self, labelled: LabelledDataset, limit: int | None) -> None:
+    def __init__(self, labelled: LabelledDataset, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise DataError(f"limit must be at least 1, got {limit}.")
         self._labelled = labelled

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from pycocotools import mask as coco_mask
 
 from sam_edge.errors import DataError
@@ -18,6 +18,48 @@ def encode_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
 def decode_mask(rle: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
     """The mask of a compressed RLE made by `encode_mask` or checked by `to_rle`."""
     return coco_mask.decode(rle).astype(bool)
+
+
+def coverage(
+    rle: dict[str, Any], columns: Float[np.ndarray, " c"], rows: Float[np.ndarray, " r"]
+) -> UInt8[np.ndarray, "r-1 c-1"]:
+    """How much of each cell of a grid a mask covers, 0 to 255, without decoding the mask.
+
+    `columns` and `rows` are the grid's lines in the mask's pixels, in ascending order, anywhere; what lies outside the
+    picture is not covered. The work grows with the part of the mask's box that the grid shows, not with the picture.
+    """
+    height = int(rle["size"][0])
+    left, top, box_width, box_height = coco_mask.toBbox(rle)
+    # only cells, and only columns of pixels, that the mask's box touches
+    first_c, last_c = _touched(columns, left, left + box_width)
+    first_r, last_r = _touched(rows, top, top + box_height)
+    covered = np.zeros((len(rows) - 1, len(columns) - 1), np.uint8)
+    if box_width == 0 or first_c >= last_c or first_r >= last_r:
+        return covered
+    x_lines = columns[first_c : last_c + 1]
+    y_lines = rows[first_r : last_r + 1]
+    x0, x1 = max(int(x_lines[0]), int(left)), min(int(np.ceil(x_lines[-1])), int(left + box_width))
+    # the pixels set before a place of the picture's scan down its columns: a polyline through the runs' ends
+    runs = _runs(rle["counts"])
+    ends = np.concatenate([[0], np.cumsum(runs)])
+    runs[::2] = 0
+    filled = np.concatenate([[0], np.cumsum(runs)])
+    places = np.arange(x0, x1)[:, None] * height + np.clip(y_lines, 0, height)
+    in_column = np.diff(np.interp(places, ends, filled), axis=1)
+    before = np.concatenate([np.zeros((1, in_column.shape[1])), np.cumsum(in_column, axis=0)])
+    x = np.clip(x_lines, x0, x1) - x0
+    whole = np.minimum(x.astype(np.int64), x1 - x0 - 1)
+    inside = np.diff(before[whole] + (x - whole)[:, None] * in_column[whole], axis=0).T
+    areas = np.diff(y_lines)[:, None] * np.diff(x_lines)
+    covered[first_r:last_r, first_c:last_c] = np.rint(255 * inside / areas)
+    return covered
+
+
+def _touched(lines: Float[np.ndarray, " n"], low: float, high: float) -> tuple[int, int]:
+    """First and last (exclusive) of the cells between `lines` that overlap low..high."""
+    first = int(np.searchsorted(lines, low, "right")) - 1
+    last = int(np.searchsorted(lines, high, "left"))
+    return max(first, 0), min(last, len(lines) - 1)
 
 
 def to_rle(segmentation: object, height: int, width: int) -> dict[str, Any]:

@@ -45,14 +45,23 @@ def read_sa1b_json(path: Path, height: int, width: int) -> tuple[Annotation, ...
     Raises DataError, naming the file, if it is not JSON, lacks a key, or has a mask of another size.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); replace or remove it.") from error
+    return parse_sa1b(text, str(path), height, width)
+
+
+def parse_sa1b(text: bytes, where: str, height: int, width: int) -> tuple[Annotation, ...]:
+    """Like `read_sa1b_json`, for the content of the file; `where` is what errors call it."""
+    try:
+        content = json.loads(text)
         return tuple(_annotation(entry, height, width) for entry in content["annotations"])
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{where}: {error}") from error
     except KeyError as error:
-        raise DataError(f"{path}: lacks the key {error}; expected SA-1B annotations.") from error
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: not SA-1B annotations ({error}); replace or remove it.") from error
+        raise DataError(f"{where}: lacks the key {error}; expected SA-1B annotations.") from error
+    except (ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{where}: not SA-1B annotations ({error}); replace or remove it.") from error
 
 
 def _annotation(entry: dict[str, Any], height: int, width: int) -> Annotation:

@@ -69,6 +69,15 @@ class LabelledImage:
 class LabelledDataset(Dataset[LabelledImage]):
     """A dataset of `LabelledImage`s; see `Dataset` for what happens to broken files."""
 
+    def draw(self, rng: np.random.Generator, shared: np.random.Generator) -> Any:
+        """The index of a random item; `shared` is in the same state for examples that should lie close together."""
+        return int(rng.integers(len(self)))
+
+    def sample(self, count: int, rng: np.random.Generator) -> Dataset[LabelledImage]:
+        """`count` random items, or all where there are fewer, in the order of the dataset."""
+        chosen = rng.choice(len(self), min(count, len(self)), replace=False)
+        return self.subset(sorted(int(index) for index in chosen))
+
 
 def most_interior_point(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
     """Column and row of the pixel farthest from the outside of a non-empty mask, in pixels."""

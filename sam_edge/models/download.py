@@ -1,7 +1,6 @@
 """Weights from the network into a cache: URLs into sam-edge's folder, hub models through huggingface_hub."""
 
 import http.client
-import os
 import re
 import urllib.request
 from pathlib import Path
@@ -20,16 +19,11 @@ from rich.progress import (
 )
 
 from sam_edge.errors import CheckpointError
-from sam_edge.files import atomic_file, sha256_of
+from sam_edge.files import atomic_file, cache_folder, sha256_of
 from sam_edge.models.known import KnownModel
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
-
-
-def cache_folder() -> Path:
-    """`$SAM_EDGE_CACHE`, or `~/.cache/sam-edge`."""
-    return Path(os.environ.get("SAM_EDGE_CACHE") or Path.home() / ".cache" / "sam-edge").expanduser()
 
 
 def fetch(known: KnownModel) -> Path:

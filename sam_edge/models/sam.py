@@ -12,9 +12,6 @@ from sam_edge.models.vit import build_vit
 POSITION_GAIN = 2.0
 """Gain of the projections that cross attention starts with: sharp enough to tell positions a few tokens apart."""
 
-FINEST_FREQUENCY = 0.3
-"""Standard deviation of the finest positional frequencies, in cycles per token; what is finer would alias."""
-
 
 class EdgeSam(Sam):
     """segment-anything's `Sam` that knows its config, and decodes in batches through `decoder`.
@@ -81,19 +78,8 @@ def initialise(model: EdgeSam, seed: int) -> None:
         positions = getattr(model.image_encoder, "pos_embed", None)
         if positions is not None:
             nn.init.trunc_normal_(positions, std=0.02)
-        _spread_frequencies(model)
+        model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.normal_()
         _attend_by_position(model.mask_decoder)
-
-
-def _spread_frequencies(model: EdgeSam) -> None:
-    """Normal frequencies for the positional encoding of prompts, as SAM's, but log-uniformly wider up to the tokens'.
-
-    SAM's normal frequencies tell positions apart that are a twelfth of the image away from each other; boxes of a few
-    pixels then look alike, and stay so for a long training.
-    """
-    frequencies = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-    widest = max(FINEST_FREQUENCY * model.config.grid / 2, 1.0)
-    frequencies.normal_().mul_(widest ** torch.linspace(0, 1, frequencies.shape[1]))
 
 
 def _attend_by_position(decoder: MaskDecoder) -> None:

@@ -1,16 +1,26 @@
-"""Promptable segmentation as a training method: points, boxes and masks over several rounds."""
+"""Promptable segmentation as a training method: points, boxes and masks over several rounds.
 
+What is random about an example depends on its number alone, so that the same examples get the same prompts however
+they are spread over processes and accumulated batches.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sam_edge.errors import TrainingError
 from sam_edge.models.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.losses import segmentation_loss
 from sam_edge.training.prompting import correction, jitter_boxes, random_cells
-from sam_edge.training.stream import ViewBatch
+from sam_edge.training.stream import ViewBatch, first_example
+
+OF_EXAMPLE, OF_STEP = 0, 1
+"""What a random number belongs to."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,13 @@ class InteractiveOptions:
     interactive_share: float = 0.25
     """Share of steps that go on past the first round."""
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise TrainingError(f"rounds must be at least 1, got {self.rounds}.")
+        for name in ("box_share", "interior_share", "interactive_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} must be in [0, 1], got {getattr(self, name)}.")
+
 
 class InteractiveSegmentation:
     """SAM's interactive training: `loss(batch, step)` for the training loop."""
@@ -38,12 +55,14 @@ class InteractiveSegmentation:
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The step's loss, averaged over its rounds, and the first round's parts."""
         model, options = self.model, self.options
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        first = first_example(step, len(batch.image))
+        generators = [_generator(self.seed, OF_EXAMPLE, number) for number in range(first, first + len(batch.image))]
         device = next(model.parameters()).device
         embeddings = model.encode(model.preprocess(batch.image.to(device).float()))
         target = batch.masks.float() / 255
-        coords, labels = self._first_prompts(batch, generator)
-        interactive = torch.rand((), generator=generator) < options.interactive_share
+        coords, labels = _joined(self._first_prompts(batch.example(i), g) for i, g in enumerate(generators))
+        # the same in every process, or they would wait for each other
+        interactive = torch.rand((), generator=_generator(self.seed, OF_STEP, step)) < options.interactive_share
         wanted = target.to(device)
         masks: Tensor | None = None
         losses: list[Tensor] = []
@@ -56,7 +75,10 @@ class InteractiveSegmentation:
             report = report or parts
             if number + 1 < options.rounds and interactive:
                 masks = logits[:, :, 0:1].detach().float()
-                cells, new_labels = correction(masks[:, :, 0].cpu() > 0, target > 0.5, generator)
+                predicted = masks[:, :, 0].cpu() > 0
+                cells, new_labels = _joined(
+                    correction(predicted[i : i + 1], target[i : i + 1] > 0.5, g) for i, g in enumerate(generators)
+                )
                 coords = torch.cat([coords, self._to_pixels(cells, batch)[:, :, None]], 2)
                 labels = torch.cat([labels, new_labels[:, :, None]], 2)
         return torch.stack(losses).mean(), report
@@ -79,3 +101,14 @@ class InteractiveSegmentation:
     @staticmethod
     def _to_pixels(cells: Tensor, batch: ViewBatch) -> Float[Tensor, "b k 2"]:
         return (cells.float() + 0.5) * (batch.image.shape[-1] / batch.masks.shape[-1]) - 0.5
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    # torch's generator on the CPU looks at 32 bits of a seed only, so all numbers are mixed into those
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def _joined(drawn: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What was drawn for each example, as a batch."""
+    first, second = zip(*drawn, strict=True)
+    return torch.cat(first), torch.cat(second)

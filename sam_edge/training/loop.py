@@ -14,16 +14,27 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sam_edge.errors import TrainingError
 from sam_edge.files import atomic_file
+from sam_edge.training.processes import agreed, average_gradients, mean_of_all, rank, share
 
 Loss = Callable[[Any, int], tuple[Tensor, dict[str, Tensor]]]
-Validate = Callable[[nn.Module], float]
+Validate = Callable[[nn.Module], float | dict[str, float]]
+"""Score of a model, higher is better; alone, or as `score` among others that are only reported.
+
+Every process calls it; the score of process 0 counts.
+"""
+
+MUON_SMALLEST = 16
+"""Shortest side of a matrix that Muon orthogonalises; what is narrower (tokens, heads of one output) is AdamW's."""
+
+
+PATIENCE = 4
+"""Validations in a row without a new best score after which `plateau` halves the learning rate (SlimSAM, sec. 4.1)."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,12 @@ class LoopOptions:
     """Optimizer steps."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    """`adam` as in the papers, or `adamw`."""
+    optimizer: Literal["adam", "adamw", "muon"] = "adamw"
+    """`adam` as in the papers, `adamw`, or `muon` (Jordan et al. 2024) for matrices with `adamw` for all else."""
     weight_decay: float = 0.0
-    """Weight decay of matrices and kernels, decoupled under `adamw`; vectors are never decayed."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Course of the learning rate after warm-up."""
+    """Weight decay of matrices and kernels, decoupled but under `adam`; vectors are never decayed."""
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    """Course of the learning rate after warm-up; `plateau` halves it when validation stops improving."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     accumulate: int = 1
@@ -55,6 +66,16 @@ class LoopOptions:
     validate_every: int = 0
     """Steps between validations; the best weights are then kept. 0 validates never."""
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulate < 1:
+            raise TrainingError(f"a run needs steps >= 1 and accumulate >= 1, got {self.steps} and {self.accumulate}.")
+        if not self.learning_rate > 0:
+            raise TrainingError(f"learning_rate must be positive, got {self.learning_rate}.")
+        if not 0 <= self.ema_decay < 1:
+            raise TrainingError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
+        if min(self.weight_decay, self.warmup_steps, self.clip_norm, self.validate_every) < 0:
+            raise TrainingError("weight_decay, warmup_steps, clip_norm and validate_every cannot be negative.")
+
 
 @dataclass
 class Progress:
@@ -66,6 +87,10 @@ class Progress:
     data_wait_seconds: float = 0.0
     """Part of it spent waiting for batches."""
     best_score: float | None = None
+    stale: int = 0
+    """Validations since the best score, or since the last halving under `plateau`."""
+    halvings: int = 0
+    """Times that `plateau` has halved the learning rate."""
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -82,11 +107,13 @@ def fit(
 ) -> Progress:
     """Train `model` in place and leave in it the EMA, or the best validated weights, or the last ones.
 
+    Under `torchrun`, every process starts from the weights of process 0, which alone saves, and ends with the same.
+
     Args:
         batches: `batches(first, last)` iterates over the batches first..last-1, `accumulate` of them per step.
         state_file: where the run's state is saved and resumed from.
         identity: what the run is (settings, data); a state file of another identity is refused.
-        validate: score of the model, higher is better.
+        validate: see `Validate`.
 
     Raises:
         TrainingError: the loss is not finite, or the state file belongs to another run.
@@ -94,42 +121,51 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise TrainingError("nothing to train: every parameter is frozen.")
-    optimizer = _optimizer(trained, options)
+    optimizers = _optimizers(trained, options)
     average = {name: p.detach().clone() for name, p in trained.items()} if options.ema_decay else {}
     best: dict[str, Tensor] = {}
     statistics = dict(model.named_buffers())
     progress = Progress()
-    identity = f"{identity} {json.dumps(asdict(options), sort_keys=True)}"
+    share(model)
+    settings = {name: value for name, value in asdict(options).items() if name != "checkpoint_seconds"}
+    identity = f"{identity} {json.dumps(settings, sort_keys=True)}"
     if state_file is not None and state_file.exists():
-        progress = _restore(state_file, identity, trained, statistics, optimizer, average, best)
+        progress = _restore(state_file, identity, trained, statistics, optimizers, average, best)
+    if progress.step != agreed(progress.step):
+        raise TrainingError(f"{state_file} is not the same for all processes: --out must be a folder that all see.")
     saved_at = perf_counter()
     first, last = progress.step * options.accumulate, options.steps * options.accumulate
     source = iter(batches(first, last))
     model.train()
     while progress.step < options.steps:
         started = perf_counter()
-        report, waited = _step(model, trained, optimizer, loss, source, progress.step, options)
+        report, waited = _step(model, trained, optimizers, loss, source, progress, options)
         _update_average(average, trained, options.ema_decay, progress.step)
         progress.step += 1
         progress.seconds += perf_counter() - started
         progress.data_wait_seconds += waited
         done = progress.step == options.steps
         if validate and options.validate_every and (done or progress.step % options.validate_every == 0):
-            report["score"] = score = _validated(model, trained, average, validate)
+            report |= _validated(model, trained, average, validate)
+            report["score"] = score = agreed(report["score"])
+            progress.stale += 1
             if progress.best_score is None or score > progress.best_score:
-                progress.best_score = score
+                progress.best_score, progress.stale = score, 0
                 best = {name: p.detach().clone() for name, p in ((average or trained) | statistics).items()}
+            elif options.schedule == "plateau" and progress.stale == PATIENCE:
+                progress.stale, progress.halvings = 0, progress.halvings + 1
         if done or progress.step % max(options.steps // 200, 1) == 0 or "score" in report:
             progress.history.append({"step": progress.step, **report})
         if on_step is not None:
             on_step(progress, report)
         if state_file is not None and (done or perf_counter() - saved_at > options.checkpoint_seconds):
-            if _rank() == 0:
-                _save(state_file, identity, trained, statistics, optimizer, average, best, progress)
+            if rank() == 0:
+                _save(state_file, identity, trained, statistics, optimizers, average, best, progress)
             saved_at = perf_counter()
     _load_into(trained, best or average or trained)
     if best:
         _load_into(statistics, best)
+    share(model)
     model.eval()
     return progress
 
@@ -137,18 +173,21 @@ def fit(
 def _step(
     model: nn.Module,
     trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     loss: Loss,
     source: Any,
-    step: int,
+    progress: Progress,
     options: LoopOptions,
 ) -> tuple[dict[str, float], float]:
     """One optimizer step; returns the report and the seconds waited for data."""
+    step = progress.step
     device = next(iter(trained.values())).device
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(step, options)
-    optimizer.zero_grad(set_to_none=True)
-    waited, report = 0.0, {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, options) * 0.5**progress.halvings
+        optimizer.zero_grad(set_to_none=True)
+    waited = 0.0
+    report: dict[str, float] = {}
     for micro in range(options.accumulate):
         asked = perf_counter()
         batch = next(source)
@@ -158,49 +197,50 @@ def _step(
         if not torch.isfinite(value):
             raise TrainingError(f"the loss is {value.item()} at step {step}: lower --learning-rate.")
         (value / options.accumulate).backward()
-        report = {"loss": value.item(), **{name: float(part) for name, part in parts.items()}}
+        for name, part in {"loss": value.detach(), **parts}.items():
+            report[name] = report.get(name, 0.0) + float(part) / options.accumulate
     average_gradients(trained.values())
     if options.clip_norm:
         nn.utils.clip_grad_norm_(trained.values(), options.clip_norm)
-    optimizer.step()
-    return report, waited
+    for optimizer in optimizers:
+        optimizer.step()
+    return mean_of_all(report, device), waited
 
 
 def learning_rate_at(step: int, options: LoopOptions) -> float:
     """Linear warm-up, then the schedule."""
     if step < options.warmup_steps:
         return options.learning_rate * (step + 1) / options.warmup_steps
-    if options.schedule == "constant":
+    if options.schedule in ("constant", "plateau"):
         return options.learning_rate
     share = (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1)
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Mean of every gradient over the processes of a `torchrun`; nothing to do in a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _optimizer(trained: dict[str, nn.Parameter], options: LoopOptions) -> torch.optim.Optimizer:
-    decayed = [p for p in trained.values() if p.ndim > 1]
-    plain = [p for p in trained.values() if p.ndim <= 1]
+def _optimizers(trained: dict[str, nn.Parameter], options: LoopOptions) -> list[torch.optim.Optimizer]:
+    orthogonal, elementwise = [], []
+    for p in trained.values():
+        by_muon = options.optimizer == "muon" and p.ndim == 2 and min(p.shape) >= MUON_SMALLEST
+        (orthogonal if by_muon else elementwise).append(p)
     groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [p for p in elementwise if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in elementwise if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-    return kind([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
+    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+    optimizers: list[torch.optim.Optimizer] = []
+    if any(group["params"] for group in groups):
+        optimizers.append(kind([group for group in groups if group["params"]], lr=options.learning_rate, fused=True))
+    if orthogonal:
+        # updates of AdamW's size (Liu et al. 2025), so that one learning rate serves both
+        optimizers.append(
+            torch.optim.Muon(
+                orthogonal,
+                lr=options.learning_rate,
+                weight_decay=options.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
 
 
 @torch.no_grad()
@@ -219,18 +259,18 @@ def _load_into(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> N
 
 def _validated(
     model: nn.Module, trained: dict[str, nn.Parameter], average: dict[str, Tensor], validate: Validate
-) -> float:
-    """Score of the averaged weights, with the trained ones put back afterwards."""
+) -> dict[str, float]:
+    """Scores of the averaged weights, with the trained ones put back afterwards."""
     kept = {name: p.detach().clone() for name, p in trained.items()} if average else {}
     if average:
         _load_into(trained, average)
     model.eval()
     with torch.no_grad():
-        score = validate(model)
+        found = validate(model)
     model.train()
     if kept:
         _load_into(trained, kept)
-    return score
+    return found if isinstance(found, dict) else {"score": found}
 
 
 def _save(
@@ -238,7 +278,7 @@ def _save(
     identity: str,
     trained: dict[str, nn.Parameter],
     statistics: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     average: dict[str, Tensor],
     best: dict[str, Tensor],
     progress: Progress,
@@ -247,8 +287,9 @@ def _save(
     tensors |= {f"buffer.{name}": value for name, value in statistics.items()}
     tensors |= {f"ema.{name}": value for name, value in average.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with atomic_file(path) as part:
         save_file(tensors, part, metadata={"identity": identity, "progress": json.dumps(asdict(progress))})
@@ -259,7 +300,7 @@ def _restore(
     identity: str,
     trained: dict[str, nn.Parameter],
     statistics: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     average: dict[str, Tensor],
     best: dict[str, Tensor],
 ) -> Progress:
@@ -280,9 +321,10 @@ def _restore(
     for name, mean in average.items():
         mean.copy_(parts["ema"][name])
     best.update({name: value.to(device) for name, value in parts["best"].items()})
-    state: dict[int, dict[str, Tensor]] = {}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in parts["optimizer"].items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        number, index, key = name.split(".")
+        states[int(number)].setdefault(int(index), {})[key] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(**json.loads(metadata["progress"]))

@@ -4,18 +4,25 @@ Example number i depends on (seed, i) alone: whatever the worker count, and afte
 same pixels. So a run's data order needs no state besides the step it is at.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sam_edge.data.sample import LabelledDataset
+from sam_edge.data.sample import LabelledDataset, LabelledImage
 from sam_edge.errors import DataError
+from sam_edge.training.processes import rank, world
 from sam_edge.training.views import View, ViewOptions, random_view
+
+LANES, NEIGHBOURS = 8, 512
+"""Of a source in shards, each of so many interleaved lanes of examples reads one stretch of a shard for so many."""
+CACHE_BYTES = 256 << 20
+"""Memory that each process may fill with pictures it has read, so that small data sets are decoded once."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +43,45 @@ class ViewStream(Dataset[View]):
         self.options = options
         self.seed = seed
         weights = np.array([source.weight for source in sources], float)
+        if not weights.sum() > 0:
+            raise DataError("every --data has weight 0: nothing would ever be drawn.")
         self.probabilities = weights / weights.sum()
+        self._cache: OrderedDict[tuple[int, Any], LabelledImage] = OrderedDict()
+        self._cached_bytes = 0
 
     def __getitem__(self, index: int) -> View:
         """The view number `index`; draws again, up to 100 times, past unreadable files and empty crops."""
         rng = np.random.default_rng([self.seed, index])
+        # the same for the neighbours in a lane; the last entry keeps it apart from every example's own
+        shared = np.random.default_rng([self.seed, index // (LANES * NEIGHBOURS), index % LANES, 1])
+        reason = "the data set's masks are too small"
         for _ in range(100):
-            source = self.sources[rng.choice(len(self.sources), p=self.probabilities)].dataset
+            source = int(rng.choice(len(self.sources), p=self.probabilities))
             try:
-                sample = source[int(rng.integers(len(source)))]
-            except DataError:
+                sample = self._draw(source, rng, shared)
+                other = self._draw(source, rng, shared) if rng.random() < self.options.copy_paste else None
+            except DataError as error:
+                reason = str(error)
                 continue
-            view = random_view(sample, self.options, rng)
+            view = random_view(sample, self.options, rng, other)
             if view is not None:
                 return view
-        raise DataError("no usable mask in 100 draws: the data set's masks are too small or its files unreadable.")
+        raise DataError(f"no usable mask in 100 draws: {reason}")
+
+    def _draw(self, source: int, rng: np.random.Generator, shared: np.random.Generator) -> LabelledImage:
+        dataset = self.sources[source].dataset
+        number = dataset.draw(rng, shared)
+        sample = self._cache.get((source, number))
+        if sample is not None:
+            self._cache.move_to_end((source, number))
+            return sample
+        sample = dataset[number]
+        self._cache[source, number] = sample
+        self._cached_bytes += sample.image.nbytes
+        while self._cached_bytes > CACHE_BYTES:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.image.nbytes
+        return sample
 
 
 @dataclass(frozen=True)
@@ -63,18 +94,25 @@ class ViewBatch:
     boxes: torch.Tensor
     extent: torch.Tensor
 
+    def example(self, index: int) -> "ViewBatch":
+        """One example as a batch of its own."""
+        return ViewBatch(*(getattr(self, field.name)[index : index + 1] for field in fields(self)))
+
+
+def first_example(step: int, batch_size: int) -> int:
+    """Number of the first example in this process's batch of a step; the processes' batches follow each other."""
+    return (step * world() + rank()) * batch_size
+
 
 class Steps(Sampler[list[int]]):
     """Batches of consecutive example numbers, this process's share of each step, from `start` to `stop`."""
 
     def __init__(self, start: int, stop: int, batch_size: int) -> None:
         self.start, self.stop, self.batch_size = start, stop, batch_size
-        together = dist.is_available() and dist.is_initialized()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.stop):
-            first = (step * self.world + self.rank) * self.batch_size
+            first = first_example(step, self.batch_size)
             yield list(range(first, first + self.batch_size))
 
     def __len__(self) -> int:
@@ -90,8 +128,14 @@ def step_batches(
         batch_sampler=Steps(start, stop, batch_size),
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=_one_thread,
         prefetch_factor=4 if workers else None,
     )
+
+
+def _one_thread(worker: int) -> None:
+    # OpenCV would start a thread per core in every worker
+    cv2.setNumThreads(0)
 
 
 def stack_views(views: list[View]) -> ViewBatch:
@@ -100,5 +144,4 @@ def stack_views(views: list[View]) -> ViewBatch:
     def stack(name: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([getattr(view, name) for view in views]))
 
-    names = ("image", "masks", "interior", "boxes", "extent")
-    return ViewBatch(*(stack(name) for name in names))
+    return ViewBatch(*(stack(field.name) for field in fields(ViewBatch)))

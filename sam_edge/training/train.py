@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
+from sam_edge.data.shards import TarShards
+from sam_edge.errors import TrainingError
 from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions, Progress, Validate, fit
+from sam_edge.training.processes import world
 from sam_edge.training.stream import Source, ViewBatch, ViewStream, stack_views, step_batches
 from sam_edge.training.views import ViewOptions
 
@@ -23,7 +26,7 @@ class TrainOptions:
     loop: LoopOptions
     """Optimizer and schedule."""
     batch_size: int = 8
-    """Views per batch."""
+    """Views per batch, in each process."""
     workers: int = 1
     """Processes that read and crop; 0 does it in the training process."""
     seed: int = 0
@@ -32,10 +35,31 @@ class TrainOptions:
     """How prompts are drawn."""
     prompts: int = 16
     """Prompted masks per view."""
+    min_zoom: float = 1.0
+    """Smallest magnification of a view."""
     max_zoom: float = 3.0
     """Largest magnification of a view."""
+    min_cells: int = 12
+    """Smallest visible area of a prompted mask, in cells of the decoder's logits."""
     whole: float = 0.3
     """Share of views that show the whole picture."""
+    colour: float = 0.2
+    """Largest relative change of brightness, contrast and saturation, and largest turn of the hue in radians."""
+    degrade: float = 0.0
+    """Chance of each of: view made grey, blurred, noisy."""
+    copy_paste: float = 0.0
+    """Share of views into which a few things of another picture of the same source are pasted."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.prompts < 1:
+            raise TrainingError(f"batch_size and prompts must be at least 1, got {self.batch_size} and {self.prompts}.")
+        if self.workers < 0 or not 0 <= self.seed < 1 << 30:
+            raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
+        if not 0 < self.min_zoom <= self.max_zoom:
+            raise TrainingError(f"need 0 < min_zoom <= max_zoom, got {self.min_zoom} and {self.max_zoom}.")
+        for name in ("whole", "colour", "degrade", "copy_paste"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} must be in [0, 1], got {getattr(self, name)}.")
 
 
 def train(
@@ -57,8 +81,13 @@ def train(
         image_size=model.config.image_size,
         mask_size=model.config.mask_size,
         prompts=options.prompts,
+        min_zoom=options.min_zoom,
         max_zoom=options.max_zoom,
+        min_cells=options.min_cells,
         whole=options.whole,
+        colour=options.colour,
+        degrade=options.degrade,
+        copy_paste=options.copy_paste,
         padding=model.config.pixel_mean,
     )
     stream = ViewStream(sources, views, options.seed)
@@ -66,9 +95,11 @@ def train(
     def batches(first: int, last: int) -> Iterable[ViewBatch]:
         return step_batches(stream, options.batch_size, first, last, workers=options.workers, collate=stack_views)
 
-    data = [{"name": _name(source), "images": len(source.dataset), "weight": source.weight} for source in sources]
-    settings = asdict(options)
-    parent = weights_sha256(model) if model.config.lineage else None
+    data = [_description(source) for source in sources]
+    settings = asdict(options) | {"processes": world()}
+    start = weights_sha256(model)
+    # how fast the same examples arrive is no part of what the run is
+    run = {name: value for name, value in settings.items() if name not in ("workers", "loop")}
     model.requires_grad_(True)
     progress = fit(
         model,
@@ -76,7 +107,7 @@ def train(
         batches,
         options.loop,
         state_file=state_file,
-        identity=json.dumps([settings, data, model.config.image_size], sort_keys=True),
+        identity=json.dumps([run, data, start], sort_keys=True),
         validate=validate,
         on_step=on_step,
     )
@@ -85,7 +116,7 @@ def train(
             "step": "train",
             "settings": settings,
             "seed": options.seed,
-            "parent_sha256": parent,
+            "parent_sha256": start if model.config.lineage else None,
             "data": data,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(progress.seconds),
@@ -97,6 +128,11 @@ def train(
     return progress
 
 
-def _name(source: Source) -> str:
-    root = getattr(source.dataset, "root", None)
-    return Path(root).name if root is not None else type(source.dataset).__name__
+def _description(source: Source) -> dict[str, object]:
+    """What the lineage says of a source."""
+    dataset = source.dataset
+    root = getattr(dataset, "root", None) or getattr(dataset, "annotation_json", None)
+    name = type(dataset).__name__ if root is None else Path(root).name
+    # shards are counted, since counting their pictures would read them all
+    size = {"shards": len(dataset.shards)} if isinstance(dataset, TarShards) else {"images": len(dataset)}
+    return {"name": name, **size, "weight": source.weight}

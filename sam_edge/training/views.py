@@ -7,7 +7,12 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from sam_edge.data.rle import coverage
 from sam_edge.data.sample import Annotation, LabelledImage
+from sam_edge.training.colour import degrade, recolour
+
+PASTED = 3
+"""Most things pasted into one view."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,18 @@ class ViewOptions:
     """Side of the target masks, in cells: the size of the decoder's logits."""
     prompts: int = 16
     """Masks prompted per view; masks repeat, with other prompts, where a picture has fewer."""
+    min_zoom: float = 1.0
+    """Smallest magnification of a view."""
     max_zoom: float = 3.0
-    """The view's side is the picture's long side over a zoom drawn log-uniformly from 1 to this."""
+    """The view's side is the picture's long side over a zoom drawn log-uniformly from `min_zoom` to this."""
     whole: float = 0.3
     """Share of views that show the whole picture, padded as SAM pads it."""
     colour: float = 0.2
-    """Largest relative change of brightness, contrast and saturation."""
+    """Largest relative change of brightness, contrast and saturation, and largest turn of the hue in radians."""
+    degrade: float = 0.0
+    """Chance of each of: made grey, blurred, noisy."""
+    copy_paste: float = 0.0
+    """Share of views into which a few things of another picture are pasted (Ghiasi et al. 2021)."""
     min_cells: int = 12
     """Smallest visible area of a mask, in cells of `mask_size`."""
     padding: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -47,29 +58,78 @@ class View:
     """Width and height of the part that is picture, not padding."""
 
 
-def random_view(sample: LabelledImage, options: ViewOptions, rng: np.random.Generator) -> View | None:
-    """Crop, flip, resize and recolour; None when no mask remains visible enough to be asked for."""
-    height, width = sample.image.shape[:2]
-    whole = rng.random() < options.whole
-    zoom = 1.0 if whole else float(np.exp(rng.uniform(0, np.log(options.max_zoom))))
-    side = max(round(max(height, width) / zoom), 16)
-    left = 0 if whole else int(rng.integers(0, max(width - side, 0) + 1))
-    top = 0 if whole else int(rng.integers(0, max(height - side, 0) + 1))
-    crop_w, crop_h = min(side, width - left), min(side, height - top)
-    flip = rng.random() < 0.5
+@dataclass(frozen=True)
+class Crop:
+    """The part of a picture that a view shows, in pixels of the picture."""
 
-    inside = [a for a in sample.annotations if _overlaps(a, left, top, crop_w, crop_h)]
-    order = rng.permutation(len(inside))
+    left: int
+    top: int
+    width: int
+    height: int
+    side: int
+    """What the view's side stands for; more than width or height where the view is padded."""
+    flip: bool
+
+    @classmethod
+    def draw(cls, image: UInt8[np.ndarray, "h w 3"], options: ViewOptions, rng: np.random.Generator) -> "Crop":
+        """A random crop of a picture."""
+        height, width = image.shape[:2]
+        whole = rng.random() < options.whole
+        zoom = 1.0 if whole else float(np.exp(rng.uniform(np.log(options.min_zoom), np.log(options.max_zoom))))
+        side = max(round(max(height, width) / zoom), 16)
+        left = 0 if whole else int(rng.integers(0, max(width - side, 0) + 1))
+        top = 0 if whole else int(rng.integers(0, max(height - side, 0) + 1))
+        return cls(left, top, min(side, width - left), min(side, height - top), side, bool(rng.random() < 0.5))
+
+    def shows(self, annotation: Annotation) -> bool:
+        """Whether the annotation's box overlaps the crop."""
+        x, y, w, h = annotation.bbox_xywh
+        return x < self.left + self.width and x + w > self.left and y < self.top + self.height and y + h > self.top
+
+    def cells(self, annotation: Annotation, size: int) -> UInt8[np.ndarray, "size size"]:
+        """How much of each of the view's `size` x `size` cells an annotation covers, 0 to 255."""
+        steps = np.arange(size + 1) * (self.side / size)
+        columns = self.left + self.width - steps[::-1] if self.flip else self.left + steps
+        covered = coverage(annotation.rle, columns, self.top + steps)
+        return covered[:, ::-1] if self.flip else covered
+
+    def pixels(self, image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "y x 3"]:
+        """The crop at the view's scale and as the view shows it, but not padded."""
+        part = image[self.top : self.top + self.height, self.left : self.left + self.width]
+        part = resize(part, self.side, size)
+        return part[:, ::-1] if self.flip else part
+
+
+def random_view(
+    sample: LabelledImage, options: ViewOptions, rng: np.random.Generator, other: LabelledImage | None = None
+) -> View | None:
+    """Crop, flip, resize and recolour, with things of `other` pasted in; None when no mask remains visible enough."""
+    crop = Crop.draw(sample.image, options, rng)
+    pixels = recolour(crop.pixels(sample.image, options.image_size), options.colour, rng)
+    image = pad(pixels, options.image_size, np.round(options.padding))
+    scale = options.image_size / crop.side
+    extent = np.array([crop.width * scale, crop.height * scale], np.float32)
+    pasted: list[np.ndarray] = []
+    if other is not None:
+        image, pasted = _paste(image, (pixels.shape[0], pixels.shape[1]), other, options, rng)
+    hidden = np.max(pasted, axis=0) if pasted else None
+
+    candidates: list[Annotation | np.ndarray] = [*pasted, *(a for a in sample.annotations if crop.shows(a))]
     masks: list[np.ndarray] = []
     interior: list[np.ndarray] = []
     boxes: list[np.ndarray] = []
-    for index in order:
+    for index in rng.permutation(len(candidates)):
         if len(masks) == options.prompts:
             break
-        mask = inside[index].mask()[top : top + crop_h, left : left + crop_w]
-        target = place(mask.astype(np.uint8) * 255, side, options.mask_size, flip, 0)
-        binary = target > 127
-        if binary.sum() < options.min_cells:
+        candidate = candidates[index]
+        if isinstance(candidate, Annotation):
+            target = crop.cells(candidate, options.mask_size)
+            # cells are covered by both only along edges, where the larger share would be taken twice by a product
+            target = target if hidden is None else np.minimum(target, 255 - hidden)
+        else:
+            target = candidate
+        binary = (target > 127).astype(np.uint8)
+        if cv2.countNonZero(binary) < options.min_cells:
             continue
         masks.append(target)
         interior.append(_interior_point(binary, options))
@@ -78,47 +138,76 @@ def random_view(sample: LabelledImage, options: ViewOptions, rng: np.random.Gene
         return None
     chosen = np.concatenate([np.arange(len(masks)), rng.integers(0, len(masks), options.prompts)])
     chosen = chosen[: options.prompts]
-    pixels = recolour(sample.image[top : top + crop_h, left : left + crop_w], options.colour, rng)
-    image = place(pixels, side, options.image_size, flip, np.round(options.padding))
-    scale = options.image_size / side
+    height, width = pixels.shape[:2]
+    image[:height, :width] = degrade(image[:height, :width], options.degrade, rng)
     return View(
         image=np.ascontiguousarray(image.transpose(2, 0, 1)),
         masks=np.stack(masks)[chosen],
         interior=np.stack(interior)[chosen],
         boxes=np.stack(boxes)[chosen],
-        extent=np.array([crop_w * scale, crop_h * scale], np.float32),
+        extent=extent,
     )
 
 
-def _overlaps(annotation: Annotation, left: int, top: int, width: int, height: int) -> bool:
-    x, y, w, h = annotation.bbox_xywh
-    return x < left + width and x + w > left and y < top + height and y + h > top
+def _paste(
+    image: np.ndarray, picture: tuple[int, int], other: LabelledImage, options: ViewOptions, rng: np.random.Generator
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A few things of a view of `other` laid over `image`; returns the picture and their cells.
+
+    They stay where their own view shows them (as in Ghiasi et al. 2021), within `picture`, the height and width that
+    is not padding. What would cover more than half of it is not pasted: nothing would be left to ask for.
+    """
+    crop = Crop.draw(other.image, options, rng)
+    height, width = picture
+    shown = [a for a in other.annotations if crop.shows(a)]
+    wanted = int(rng.integers(1, PASTED + 1))
+    cells: list[np.ndarray] = []
+    alpha = np.zeros(image.shape[:2], np.uint8)
+    for index in rng.permutation(len(shown)):
+        if len(cells) == wanted:
+            break
+        share = crop.cells(shown[index], options.image_size)
+        share[height:], share[:, width:] = 0, 0
+        target = cv2.resize(share, (options.mask_size, options.mask_size), interpolation=cv2.INTER_AREA)
+        area = cv2.countNonZero((target > 127).astype(np.uint8))
+        room = options.mask_size**2 * height * width / options.image_size**2
+        if options.min_cells <= area <= room / 2:
+            cells.append(target)
+            alpha = np.maximum(alpha, share)
+    if not cells:
+        return image, []
+    above = pad(recolour(crop.pixels(other.image, options.image_size), options.colour, rng), options.image_size, 0)
+    weight = alpha[..., None] * np.float32(1 / 255)
+    return np.rint(image + weight * (above.astype(np.float32) - image)).astype(np.uint8), cells
 
 
-def place(pixels: np.ndarray, side: int, size: int, flip: bool, fill: Any) -> np.ndarray:
-    """Resize so that `side` becomes `size`, flip, and pad right and below with `fill`, as SAM does."""
+def resize(pixels: np.ndarray, side: int, size: int) -> np.ndarray:
+    """Resize so that `side` pixels become `size`."""
     scale = size / side
-    width = max(round(pixels.shape[1] * scale), 1)
-    height = max(round(pixels.shape[0] * scale), 1)
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(pixels, (width, height), interpolation=method)
-    if flip:
-        resized = resized[:, ::-1]
-    canvas = np.full((size, size, *pixels.shape[2:]), fill, np.uint8)
-    canvas[:height, :width] = resized[:size, :size]
+    width = min(max(round(pixels.shape[1] * scale), 1), size)
+    height = min(max(round(pixels.shape[0] * scale), 1), size)
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def pad(pixels: np.ndarray, size: int, fill: Any) -> np.ndarray:
+    """A square of `size`, padded right and below with `fill`, as SAM does."""
+    canvas = np.empty((size, size, *pixels.shape[2:]), np.uint8)
+    height, width = pixels.shape[:2]
+    canvas[:height, :width] = pixels
+    canvas[height:], canvas[:height, width:] = fill, fill
     return canvas
 
 
-def _interior_point(binary: np.ndarray, options: ViewOptions) -> np.ndarray:
-    depth = cv2.distanceTransform(np.pad(binary, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+def _interior_point(binary: UInt8[np.ndarray, "m m"], options: ViewOptions) -> np.ndarray:
+    depth = cv2.distanceTransform(np.pad(binary, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     return cell_to_pixel(np.array([x, y], np.float32), options)
 
 
-def _tight_box(binary: np.ndarray, options: ViewOptions) -> np.ndarray:
-    ys, xs = np.flatnonzero(binary.any(1)), np.flatnonzero(binary.any(0))
+def _tight_box(binary: UInt8[np.ndarray, "m m"], options: ViewOptions) -> np.ndarray:
+    x, y, width, height = cv2.boundingRect(binary)
     cell = options.image_size / options.mask_size
-    box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32) * cell
+    box = np.array([x, y, x + width, y + height], np.float32) * cell
     box[2:] -= 1
     return box
 
@@ -126,15 +215,3 @@ def _tight_box(binary: np.ndarray, options: ViewOptions) -> np.ndarray:
 def cell_to_pixel(cells: np.ndarray, options: ViewOptions) -> np.ndarray:
     """Centres of mask cells, in pixels of the view."""
     return (cells + 0.5) * (options.image_size / options.mask_size) - 0.5
-
-
-def recolour(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Random brightness, contrast and saturation, each changed by at most `amount` of itself."""
-    if amount == 0:
-        return image
-    pixels = image.astype(np.float32)
-    brightness, contrast, saturation = 1 + rng.uniform(-amount, amount, 3)
-    grey = pixels.mean(-1, keepdims=True)
-    pixels = (grey + (pixels - grey) * saturation) * brightness
-    mean = pixels.mean()
-    return np.clip((pixels - mean) * contrast + mean, 0, 255).astype(np.uint8)

@@ -5,7 +5,7 @@ import torch
 
 from sam_edge.errors import ModelError
 from sam_edge.models.prompts import Prompts
-from sam_edge.models.resize import extended, resized
+from sam_edge.models.resize import resized
 
 
 @pytest.fixture(params=["vit", "slim_vit"])
@@ -71,35 +71,3 @@ def test_a_tiny_vit_keeps_its_weights_and_gains_a_grid(tiny_vit_config, make_sam
     larger = resized(sam, 2 * tiny_vit_config.image_size)
     torch.testing.assert_close(larger.state_dict(), sam.state_dict(), rtol=0, atol=0)
     assert larger.config.grid == 2 * sam.config.grid
-
-
-def test_an_extended_model_treats_distances_in_pixels_as_before(sam):
-    large = extended(sam, 128)
-    near = torch.tensor([[[[10.0, 20.0], [16.0, 23.0]]]])
-    far = near + 50
-    labels = torch.ones(1, 1, 2, dtype=torch.long)
-
-    def phases(model, coords):
-        # labels add a constant each: the difference of two points of one kind is positional alone
-        tokens = model.decoder._embed_points(coords, labels)[0, 0]
-        half = tokens.shape[-1] // 2
-        tokens = tokens - model.prompt_encoder.point_embeddings[1].weight
-        return (tokens[0, :half] * tokens[1, half:] - tokens[0, half:] * tokens[1, :half]).double()
-
-    torch.testing.assert_close(phases(large, near), phases(sam, near), atol=1e-4, rtol=0)
-    torch.testing.assert_close(phases(large, far), phases(sam, near), atol=1e-4, rtol=0)
-
-
-def test_an_extended_model_keeps_the_bias_of_every_distance(sam):
-    small = sam.image_encoder.blocks[1].attn.rel_pos_h
-    large = extended(sam, 128).image_encoder.blocks[1].attn.rel_pos_h
-    assert large.shape[0] == 31
-    torch.testing.assert_close(large[8:23], small, rtol=0, atol=0)
-    assert (large[:8] == small[0]).all()
-    assert (large[23:] == small[-1]).all()
-
-
-def test_shrinking_undoes_extending_but_for_the_position_embedding(sam):
-    back, state = extended(extended(sam, 128), 64).state_dict(), sam.state_dict()
-    del back["image_encoder.pos_embed"], state["image_encoder.pos_embed"]
-    torch.testing.assert_close(back, state, rtol=0, atol=0)

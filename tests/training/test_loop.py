@@ -99,8 +99,9 @@ def train_sam(
         {"ema_decay": 0.9, "warmup_steps": 2},
         {"accumulate": 2, "optimizer": "adam", "schedule": "constant"},
         {"validate_every": 2, "ema_decay": 0.5},
+        {"optimizer": "muon"},
     ],
-    ids=["plain", "ema", "accumulate", "validated"],
+    ids=["plain", "ema", "accumulate", "validated", "muon"],
 )
 def test_a_run_killed_twice_ends_bit_equal_to_an_uninterrupted_one(tiny_config, make_sam, tmp_path, changes):
     whole, killed = make_sam(tiny_config), make_sam(tiny_config)

@@ -184,6 +184,69 @@ def test_colours_change_by_no_more_than_asked():
     assert means.std() > 0.05 * level
 
 
+GREEN = np.array([30, 200, 60])
+
+
+def green_block(height: int = 100, width: int = 100, share: float = 0.3) -> LabelledImage:
+    """A green square on black."""
+    image = np.zeros((height, width, 3), np.uint8)
+    mask = np.zeros((height, width), bool)
+    top, left = int(height * 0.3), int(width * 0.3)
+    mask[top : top + int(height * share), left : left + int(width * share)] = True
+    image[mask] = GREEN
+    return LabelledImage("other", image, (Annotation.from_mask(mask),))
+
+
+def test_pasted_things_hide_what_lies_beneath_and_are_asked_for():
+    options = ViewOptions(image_size=64, mask_size=32, prompts=2, whole=0.5, colour=0.0, min_cells=4)
+    under, hidden = one_disc(100, 100, x=0.5, y=0.5, radius=0.35), 0
+    for seed in range(60):
+        view = random_view(under, options, np.random.default_rng(seed), green_block())
+        assert view is not None
+        pixels = view.image.transpose(1, 2, 0).astype(int)
+        is_green = (np.abs(pixels - GREEN).sum(-1) < 60).reshape(32, 2, 32, 2).mean((1, 3))
+        masks = {mask.tobytes(): mask / 255 for mask in view.masks}
+        pasted = [mask for mask in masks.values() if is_green[mask > 0.5].mean() > 0.8]
+        others = [mask for mask in masks.values() if is_green[mask > 0.5].mean() <= 0.8]
+        if min(mask.sum() for mask in masks.values()) < 40:
+            # slivers at the edge are mostly half covered cells, neither one nor the other
+            continue
+        # every green pixel belongs to the pasted mask, which brings nothing but green along
+        assert np.abs(sum(pasted) - is_green).mean() < 0.03
+        assert not (pixels.sum(-1) == 0).any()
+        hidden += bool(pasted)
+        for mask in others:
+            assert is_green[mask > 0.9].max(initial=0) <= 0.5
+            orange_cells = orange(view, 32)
+            assert np.abs(np.where(is_green > 0, 0, orange_cells - mask)).mean() < 0.03
+    assert hidden > 30
+
+
+def test_masks_that_are_wholly_covered_vanish():
+    options = ViewOptions(image_size=64, mask_size=32, prompts=3, whole=1.0, colour=0.0, min_cells=4)
+    # centred, so that flips leave it under the block
+    under, over = one_disc(100, 100, x=0.5, y=0.5, radius=0.1), green_block(share=0.4)
+    for seed in range(20):
+        view = random_view(under, options, np.random.default_rng(seed), over)
+        assert view is not None
+        assert len({mask.tobytes() for mask in view.masks}) == 1
+        assert (view.masks[0] > 127).sum() == pytest.approx((0.4 * 32) ** 2, rel=0.15)
+
+
+def test_nothing_is_pasted_onto_padding_and_nothing_that_covers_most():
+    options = ViewOptions(image_size=64, mask_size=32, prompts=3, whole=1.0, colour=0.0, min_cells=4)
+    wide = one_disc(50, 100, x=0.2, y=0.5)
+    padding = np.round(np.array(options.padding)).astype(np.uint8)[:, None, None]
+    for seed in range(20):
+        view = random_view(wide, options, np.random.default_rng(seed), green_block(share=0.69))
+        assert view is not None
+        assert (view.image[:, 32:] == padding).all()
+        assert not view.masks[:, 16:].any()
+        full = random_view(wide, options, np.random.default_rng(seed), labelled(100, 100, np.ones((100, 100), bool)))
+        assert full is not None
+        assert len({mask.tobytes() for mask in full.masks}) == 1
+
+
 def test_cells_have_their_centres_at_pixel_centres():
     # cell 0 of two pixels has its centre between pixels 0 and 1
     assert cell_to_pixel(np.array([0.0, 31.0]), PLAIN).tolist() == [0.5, 62.5]

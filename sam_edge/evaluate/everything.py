@@ -1,0 +1,111 @@
+"""Everything-mode mean IoU: for every labelled mask the record that matches it best (TinySAM, table 2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sam_edge.data.dataset import Dataset
+from sam_edge.data.sample import LabelledImage
+from sam_edge.errors import DataError
+from sam_edge.segment.everything import STRATEGIES, EverythingGenerator, Strategy
+from sam_edge.segment.matching import agreement, best_ious
+from sam_edge.segment.observed import ObservedRuntime
+from sam_edge.segment.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class StrategyMiou:
+    """What one strategy of everything mode finds of a data set's masks, and what it takes."""
+
+    strategy: Strategy
+    miou: float
+    """Mean over labelled masks."""
+    miou_per_image: float
+    """Mean over images of the mean over an image's masks."""
+    records: float
+    """Masks found, mean over images."""
+    asked: float
+    """Share of the grid's points asked, mean over images."""
+    agreement: float
+    """IoU of best matches with the grid strategy's records, mean over images; 1 for itself."""
+    seconds: float
+    """Time of an image, median."""
+    masks: int
+    images: int
+    skipped: int
+    """Images that could not be read."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def record_ious(sample: LabelledImage, records: Sequence[dict[str, Any]]) -> Float[np.ndarray, "masks"]:
+    """IoU of each labelled mask with the record that matches it best."""
+    return best_ious([annotation.rle for annotation in sample.annotations], records)
+
+
+def evaluate_strategies(
+    runtime: Runtime,
+    dataset: Dataset[LabelledImage],
+    strategies: Sequence[Strategy] = STRATEGIES,
+    *,
+    points_per_side: int = 32,
+    on_image: Callable[[], None] = lambda: None,
+) -> list[StrategyMiou]:
+    """Each strategy on each image, with the model's own thresholds and tau; the grid comes first.
+
+    Raises:
+        DataError: no mask at all. EverythingError: no tau for the hierarchical strategy.
+    """
+    observed = ObservedRuntime(runtime)
+    generators = {
+        strategy: EverythingGenerator(observed, points_per_side, output_mode="coco_rle", strategy=strategy)
+        for strategy in STRATEGIES
+        if strategy in strategies or strategy == "grid"
+    }
+    rows: dict[Strategy, list[_Row]] = {strategy: [] for strategy in generators}
+    for sample in dataset:
+        reference: list[dict[str, Any]] = []
+        for strategy, generator in generators.items() if sample.annotations else ():
+            observed.reset()
+            start = perf_counter()
+            records = generator.generate(sample.image)
+            seconds = perf_counter() - start
+            reference = records if strategy == "grid" else reference
+            same = 1.0 if strategy == "grid" else agreement(reference, records)
+            rows[strategy].append(_Row(record_ious(sample, records), len(records), observed.points, same, seconds))
+        on_image()
+    if not rows["grid"]:
+        raise DataError("the data set has no masks to evaluate on: check --data and --split.")
+    total = points_per_side**2
+    return [_summary(strategy, rows[strategy], total, dataset.skipped) for strategy in strategies]
+
+
+@dataclass(frozen=True)
+class _Row:
+    ious: Float[np.ndarray, "masks"]
+    records: int
+    points: int
+    agreement: float
+    seconds: float
+
+
+def _summary(strategy: Strategy, rows: list[_Row], points: int, skipped: int) -> StrategyMiou:
+    ious = np.concatenate([row.ious for row in rows])
+    return StrategyMiou(
+        strategy=strategy,
+        miou=float(ious.mean()),
+        miou_per_image=float(np.mean([row.ious.mean() for row in rows])),
+        records=float(np.mean([row.records for row in rows])),
+        asked=float(np.mean([row.points for row in rows])) / points,
+        agreement=float(np.mean([row.agreement for row in rows])),
+        seconds=float(np.median([row.seconds for row in rows])),
+        masks=len(ious),
+        images=len(rows),
+        skipped=skipped,
+    )

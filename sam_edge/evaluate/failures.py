@@ -1,0 +1,54 @@
+"""The masks that a model gets most wrong: what a model card shows, and where training data is missing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from sam_edge.data.dataset import Dataset
+from sam_edge.data.sample import Annotation, LabelledImage
+from sam_edge.evaluate.miou import iou
+from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.runtime import Runtime
+
+SMALLEST_SHARE = 0.01
+"""Area of the smallest mask looked at, as a share of the picture: of smaller ones a picture shows little."""
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """A mask asked for by its box, and what came."""
+
+    sample: LabelledImage
+    annotation: Annotation
+    mask: Bool[np.ndarray, "h w"]
+    iou: float
+
+
+def worst_masks(runtime: Runtime, dataset: Dataset[LabelledImage], count: int) -> list[Failure]:
+    """The `count` masks of lowest IoU, at most one per picture, worst first."""
+    predictor = SamPredictor(runtime)
+    worst = [failure for sample in dataset if (failure := _worst(predictor, sample)) is not None]
+    return sorted(worst, key=lambda failure: failure.iou)[:count]
+
+
+def _worst(predictor: SamPredictor, sample: LabelledImage) -> Failure | None:
+    smallest = SMALLEST_SHARE * sample.image.shape[0] * sample.image.shape[1]
+    annotations = [annotation for annotation in sample.annotations if annotation.area >= smallest]
+    if not annotations:
+        return None
+    predictor.set_image(sample.image)
+    assert predictor.frame is not None
+    worst: Failure | None = None
+    for annotation in annotations:
+        x, y, width, height = annotation.bbox_xywh
+        corners = torch.tensor([[[x, y], [x + width, y + height]]])
+        found, _, _ = predictor.predict_torch(
+            None, None, predictor.frame.to_input(corners).flatten(1), multimask_output=False
+        )
+        mask = found[0, 0].cpu().numpy()
+        failure = Failure(sample, annotation, mask, iou(mask, annotation.mask()))
+        if worst is None or failure.iou < worst.iou:
+            worst = failure
+    return worst

@@ -1,0 +1,41 @@
+"""sam-edge card: a page of what was measured, beside its numbers and its failures."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam_edge.card import write_card
+from sam_edge.errors import DataError
+from sam_edge.models.checkpoint import save_checkpoint
+
+DATA = "synthetic:3:1"
+
+
+@pytest.fixture
+def checkpoint(tiny_sam, tmp_path):
+    return str(save_checkpoint(tiny_sam, tmp_path / "model"))
+
+
+def test_a_card_holds_its_notes_the_measurements_and_the_worst_masks(checkpoint, tmp_path):
+    notes = tmp_path / "notes.md"
+    notes.write_text("# tiny\n\nLicence: none.")
+    result = write_card(checkpoint, [DATA], tmp_path / "card", notes=notes, split="all", limit=2)
+    page = (tmp_path / "card" / "CARD.md").read_text()
+    measured = json.loads((tmp_path / "card" / "card.json").read_text())["measured"]
+    assert page.startswith("# tiny\n\nLicence: none.\n")
+    assert measured == json.loads(json.dumps(result["measured"]))
+    (row,) = measured
+    assert len(row["clicks"]) == 5
+    for value in (row["box"]["miou"], row["point_multimask"]["miou_best_of_three"], row["clicks"][4]):
+        assert f"| {value:.3f} " in page
+    picture = np.array(Image.open(tmp_path / "card" / "failures.png"))
+    assert picture.shape[0] == 2 * 224
+    assert picture.shape[1] % 224 == 0
+
+
+def test_unreadable_notes_leave_nothing(checkpoint, tmp_path):
+    with pytest.raises(DataError, match="notes"):
+        write_card(checkpoint, [DATA], tmp_path / "card", notes=tmp_path / "notes.md")
+    assert not (tmp_path / "card").exists()

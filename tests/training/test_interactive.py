@@ -1,0 +1,77 @@
+"""sam_edge.training.interactive: prompts belong to examples, not to batches."""
+
+import pytest
+import torch
+
+from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
+from sam_edge.errors import TrainingError
+from sam_edge.models.prompts import BOX_START, FOREGROUND
+from sam_edge.training import interactive
+from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
+from sam_edge.training.stream import Source, ViewBatch, ViewStream, step_batches
+from sam_edge.training.stream import stack_views as stacked
+from sam_edge.training.views import ViewOptions
+
+
+@pytest.fixture
+def batch(tiny_config) -> ViewBatch:
+    """Examples 0 to 3 of a stream of scenes."""
+    scenes = SyntheticScenes(6, seed=3, options=SceneOptions(size=64))
+    views = ViewOptions(image_size=64, mask_size=tiny_config.mask_size, prompts=3, min_cells=4)
+    return next(iter(step_batches(ViewStream([Source(scenes)], views, 5), 4, 0, 1, workers=0, collate=stacked)))
+
+
+def half(batch: ViewBatch, number: int) -> ViewBatch:
+    first, second = (batch.example(2 * number + place) for place in (0, 1))
+    return ViewBatch(*(torch.cat(pair) for pair in zip(vars(first).values(), vars(second).values(), strict=True)))
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_the_loss_of_a_batch_is_that_of_its_halves(tiny_sam, batch, rounds):
+    method = InteractiveSegmentation(tiny_sam, InteractiveOptions(rounds=rounds, interactive_share=1.0), seed=7)
+    whole, parts = method(batch, 0)
+    halves = [method(half(batch, number), number) for number in (0, 1)]
+    assert sum(loss.item() for loss, _ in halves) / 2 == pytest.approx(whole.item(), rel=1e-4)
+    for name, value in parts.items():
+        assert sum(float(part[name]) for _, part in halves) / 2 == pytest.approx(float(value), rel=1e-4, abs=1e-6)
+
+
+def test_processes_prompt_their_share_as_one_would(tiny_sam, batch, monkeypatch):
+    method = InteractiveSegmentation(tiny_sam, InteractiveOptions(rounds=1), seed=7)
+    whole, _ = method(batch, 0)
+    monkeypatch.setattr("sam_edge.training.stream.world", lambda: 2)
+    losses = []
+    for number in (0, 1):
+        monkeypatch.setattr("sam_edge.training.stream.rank", lambda number=number: number)
+        losses.append(method(half(batch, number), 0)[0].item())
+    assert sum(losses) / 2 == pytest.approx(whole.item(), rel=1e-4)
+    assert losses[0] != losses[1]
+
+
+def test_prompts_change_from_example_to_example_and_seed_to_seed(tiny_sam, batch, monkeypatch):
+    seen = []
+    keep = interactive.Prompts
+    monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
+    same = ViewBatch(*(torch.cat([value[:1]] * 4) for value in vars(batch).values()))
+    for seed, step in ((1, 0), (1, 1), (2, 0), (1, 0)):
+        InteractiveSegmentation(tiny_sam, InteractiveOptions(rounds=1), seed)(same, step)
+    coords = [given[0] for given in seen]
+    assert torch.equal(coords[0], coords[3])
+    assert not torch.equal(coords[0], coords[1])
+    assert not torch.equal(coords[0], coords[2])
+    assert len({example.numpy().tobytes() for example in coords[0]}) == 4
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.0, FOREGROUND), (1.0, BOX_START)])
+def test_first_prompts_are_points_or_boxes_as_asked(tiny_sam, batch, monkeypatch, share, wanted):
+    seen = []
+    keep = interactive.Prompts
+    monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
+    InteractiveSegmentation(tiny_sam, InteractiveOptions(box_share=share, rounds=1), 1)(batch, 0)
+    assert (seen[0][1][..., 0] == wanted).all()
+
+
+def test_shares_outside_one_and_no_rounds_are_refused():
+    for bad in ({"box_share": 1.1}, {"interactive_share": -0.1}, {"rounds": 0}):
+        with pytest.raises(TrainingError, match=next(iter(bad))):
+            InteractiveOptions(**bad)
