@@ -6,8 +6,8 @@ The timing contract:
 - Synchronised: where work is asynchronous (a GPU), `synchronise` runs before the clock starts and before it
   stops, so a sample holds all of its own work and none of its predecessor's.
 - Copied: `encode` and `decode_*` start from tensors in host memory and leave their results where the runtime
-  puts them, so they hold the copy to the device and not the copy back. `end_to_end` and everything mode start
-  from a uint8 picture in host memory and end with masks at the picture's size in host memory.
+  puts them, so they hold the copy to the device and not the copy back. `end_to_end` starts from a uint8 picture in
+  host memory and ends with a mask at the picture's size in host memory.
 - Warm-up: `warmup` calls of every candidate come first and are not counted.
 - Order: candidates take turns, one call each per round, so that a noisy machine disturbs all of them alike.
 - Percentiles: linear interpolation between the nearest ranks (numpy's default) over all counted runs; nothing
@@ -24,7 +24,6 @@ from jaxtyping import UInt8
 
 from sam_edge.errors import BenchError
 from sam_edge.models.prompts import FOREGROUND, Prompts
-from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
@@ -56,16 +55,6 @@ class Latency:
         """Summarise one or more samples in milliseconds."""
         median, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99)))
         return cls(float(min(samples_ms)), median, p90, p99, len(samples_ms))
-
-
-@dataclass(frozen=True)
-class EverythingResult:
-    """One pass of everything mode over a picture."""
-
-    seconds: float
-    """From the uint8 picture to the mask records."""
-    masks: int
-    """Masks found."""
 
 
 def measure(call: Call, *, warmup: int = 2, runs: int = 10, synchronise: Synchronise | None = None) -> Latency:
@@ -148,15 +137,6 @@ def bench_runtimes(
         for index, result in enumerate(results):
             result[key] = found[str(index)]
     return results
-
-
-def time_everything(runtime: Runtime, image: UInt8[np.ndarray, "h w 3"], points_per_side: int = 32) -> EverythingResult:
-    """One pass of everything mode with the model's own thresholds, after a warm-up of at most 64 points."""
-    EverythingGenerator(runtime, points_per_side=min(points_per_side, 8)).generate(image)
-    generator = EverythingGenerator(runtime, points_per_side=points_per_side)
-    found: list[dict[str, object]] = []
-    seconds = _seconds(lambda: found.extend(generator.generate(image)), synchroniser(runtime))
-    return EverythingResult(seconds, len(found))
 
 
 def runtime_calls(runtime: Runtime, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, Call]:

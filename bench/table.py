@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sam_edge.bench import units
-from sam_edge.bench.latency import EverythingResult, Latency
+from sam_edge.bench.latency import Latency
 from sam_edge.files import atomic_file
 
 SCHEMA = 1
@@ -39,8 +39,6 @@ class BenchRow:
     """Peak resident memory of a fresh process that loads the model and segments one picture."""
     latencies: dict[str, Latency] = field(default_factory=dict)
     """By measurement: encode, decode_point, ..."""
-    everything: EverythingResult | None = None
-    """One pass of everything mode."""
 
 
 def as_dict(row: BenchRow) -> dict[str, Any]:
@@ -49,13 +47,11 @@ def as_dict(row: BenchRow) -> dict[str, Any]:
 
 
 def flat(row: BenchRow) -> dict[str, Any]:
-    """One level of values for CSV: `encode.median_ms`, `everything.seconds`."""
+    """One level of values for CSV: `encode.median_ms`, ..."""
     values: dict[str, Any] = {}
     for name, value in as_dict(row).items():
         if name == "latencies":
             values |= {f"{key}.{part}": number for key, found in value.items() for part, number in found.items()}
-        elif name == "everything":
-            values |= {f"everything.{part}": number for part, number in (value or {}).items()}
         else:
             values[name] = value
     return values
@@ -98,8 +94,8 @@ def rich_table(rows: Sequence[BenchRow]) -> Table:
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 1, 1))
     lines = [_pairs(row) for row in rows]
-    nothing = (units.DASH, units.DASH)
-    shown = [heads for heads in (lines[0] if lines else {}) if any(line[heads] != nothing for line in lines)]
+    nothing = {units.DASH, ""}
+    shown = [heads for heads in (lines[0] if lines else {}) if any(set(line[heads]) - nothing for line in lines)]
     for index, heads in enumerate(shown):
         table.add_column("\n".join(heads), justify="right" if index else "left", no_wrap=True)
     for line in lines:
@@ -111,13 +107,11 @@ def _pairs(row: BenchRow) -> dict[tuple[str, str], tuple[str, str]]:
     def median(key: str) -> str:
         return units.milliseconds(row.latencies[key].median_ms if key in row.latencies else None)
 
-    found = row.everything
-    everything = f"{units.seconds(found.seconds)}, {found.masks}" if found else units.DASH
     return {
         ("model", "runtime, precision"): (escape(row.model), escape(f"{row.runtime}, {row.precision}")),
         ("parameters", "encoder MACs"): (units.count(row.parameters), units.count(row.encoder_macs)),
         ("file", "peak"): (units.size(row.file_bytes), units.size(row.peak_bytes)),
         ("encode", "end to end"): (median("encode"), median("end_to_end")),
         ("point", "box"): (median("decode_point"), median("decode_box")),
-        ("64 points", "everything, masks"): (median("decode_64_points"), everything),
+        ("64 points", ""): (median("decode_64_points"), ""),
     }

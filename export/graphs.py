@@ -1,5 +1,6 @@
 """The graphs of a SAM as modules with plain tensors in and out: what every exporter writes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,10 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
 from sam_edge.models.config import ModelConfig
+from sam_edge.models.factored import FactoredDecoder, can_factor
 from sam_edge.models.prompts import NOT_A_POINT
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.split import PlainSplit, SplitDecoder, wanted_masks
 from sam_edge.models.vit import swap_modules
 
 
@@ -23,7 +26,7 @@ class GraphSpec:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dynamic: dict[str, dict[int, str]]
-    """Per input: axis -> name of the free size."""
+    """Per input that has any: axis -> name of the free size."""
 
 
 class EncoderGraph(nn.Module):
@@ -66,6 +69,53 @@ class DecoderGraph(nn.Module):
         return logits.float(), iou.float()
 
 
+class PrepareGraph(nn.Module):
+    """Embeddings of one image, in float32 -> what `predict` and `upscale` need of it."""
+
+    def __init__(self, split: SplitDecoder, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.split = split
+        self.dtype = dtype
+
+    def forward(self, embeddings: Float[Tensor, "1 c g g"]) -> tuple[Tensor, ...]:
+        """Prepare."""
+        for_predict, for_upscale = self.split.prepare(embeddings.to(self.dtype))
+        return (*for_predict.values(), *for_upscale.values())
+
+
+class PredictGraph(nn.Module):
+    """An image's parts and prompts without masks -> predicted IoU in float32, and parts of each set."""
+
+    def __init__(self, split: SplitDecoder, names: Sequence[str]) -> None:
+        """`names` are those of the image's parts."""
+        super().__init__()
+        self.split = split
+        self.names = names
+
+    def forward(
+        self, point_coords: Float[Tensor, "1 n p 2"], point_labels: Int[Tensor, "1 n p"], *parts: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Predict."""
+        iou, sets = self.split.predict(dict(zip(self.names, parts, strict=True)), point_coords, point_labels)
+        return (iou.float(), *sets.values())
+
+
+class UpscaleGraph(nn.Module):
+    """Parts of some sets (and of the image) -> logits of mask `masks[i]` of the set at `places[i]`, in float32."""
+
+    def __init__(self, split: SplitDecoder, image: Sequence[str], sets: Sequence[str]) -> None:
+        """`image` and `sets` are the names of parts, in the order in which they come."""
+        super().__init__()
+        self.split = split
+        self.image, self.sets = image, sets
+
+    def forward(self, places: Int[Tensor, "k"], masks: Int[Tensor, "k"], *parts: Tensor) -> Float[Tensor, "k h w"]:
+        """Up-scale."""
+        image = dict(zip(self.image, parts, strict=False))
+        sets = dict(zip(self.sets, parts[len(self.image) :], strict=True))
+        return wanted_masks(self.split, image, sets, places, masks).float()
+
+
 class Float32Norm(nn.Module):
     """segment-anything's channel norm in float32: it squares, and halves end at 65504."""
 
@@ -88,8 +138,8 @@ def to_half(model: EdgeSam) -> EdgeSam:
     return model
 
 
-def graphs(model: EdgeSam, dtype: torch.dtype = torch.float32) -> tuple[GraphSpec, GraphSpec]:
-    """The encoder's and the decoder's graph, computing in `dtype`."""
+def graphs(model: EdgeSam, dtype: torch.dtype = torch.float32) -> tuple[GraphSpec, ...]:
+    """The encoder's, the decoder's and the split decoder's graphs, computing in `dtype`."""
     config = model.config
     encoder = GraphSpec(
         name="encoder",
@@ -113,7 +163,58 @@ def graphs(model: EdgeSam, dtype: torch.dtype = torch.float32) -> tuple[GraphSpe
             "has_mask_input": {0: "batch", 1: "sets"},
         },
     )
-    return encoder, decoder
+    return encoder, decoder, *split_graphs(model, dtype)
+
+
+def split_graphs(model: EdgeSam, dtype: torch.dtype) -> tuple[GraphSpec, GraphSpec, GraphSpec]:
+    """The decoder in three graphs, for one image and many prompts.
+
+    Of float32 layers the image tokens stay factors; quantized layers and halves keep the plain walk's arithmetic.
+    """
+    decoder = model.decoder
+    factored = can_factor(decoder)
+    split: SplitDecoder = FactoredDecoder(decoder, one_by_one=False) if factored else PlainSplit(decoder)
+    embeddings, coords, labels, *_ = decoder_example(model.config, batch=1, sets=3, points=4)
+    with torch.no_grad():
+        for_predict, for_upscale = split.prepare(embeddings.to(dtype))
+        _, sets = split.predict(for_predict, coords, labels)
+    # the exporter would follow the strides of views
+    for_predict, for_upscale, sets = (
+        {name: value.clone(memory_format=torch.contiguous_format) for name, value in parts.items()}
+        for parts in (for_predict, for_upscale, sets)
+    )
+    prepare = GraphSpec(
+        name="prepare",
+        module=PrepareGraph(split, dtype).eval(),
+        example=(embeddings,),
+        inputs=("embeddings",),
+        outputs=(*for_predict, *for_upscale),
+        dynamic={},
+    )
+    predict = GraphSpec(
+        name="predict",
+        module=PredictGraph(split, tuple(for_predict)).eval(),
+        example=(coords, labels, *for_predict.values()),
+        inputs=("point_coords", "point_labels", *for_predict),
+        outputs=("iou", *sets),
+        dynamic={
+            "point_coords": {1: "sets", 2: "points"},
+            "point_labels": {1: "sets", 2: "points"},
+        },
+    )
+    rows = {name: {0: "sets"} for name in sets}
+    if factored:
+        # heads x tokens
+        rows |= {name: {0: "sets", 1: "rows"} for name in sets if name[0] in "ua"}
+    upscale = GraphSpec(
+        name="upscale",
+        module=UpscaleGraph(split, tuple(for_upscale), tuple(sets)).eval(),
+        example=(torch.tensor([0, 2, 1, 1]), torch.tensor([3, 0, 1, 2]), *for_upscale.values(), *sets.values()),
+        inputs=("places", "masks", *for_upscale, *sets),
+        outputs=("logits",),
+        dynamic={"places": {0: "wanted"}, "masks": {0: "wanted"}, **rows},
+    )
+    return prepare, predict, upscale
 
 
 def decoder_example(config: ModelConfig, batch: int, sets: int, points: int) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError
+from sam_edge.export.split_graphs import SplitGraphs
 from sam_edge.files import sha256_of
 from sam_edge.models.config import ModelConfig
 from sam_edge.models.prompts import Prompts
@@ -90,7 +92,7 @@ def decoder_inputs(config: ModelConfig, prompts: Prompts) -> dict[str, np.ndarra
     }
 
 
-class OnnxRuntime:
+class OnnxRuntime(SplitGraphs):
     """An exported folder in ONNX Runtime, on the CPU or a CUDA device."""
 
     def __init__(self, folder: str | Path, device: str = "cpu", threads: int = 0) -> None:
@@ -126,12 +128,15 @@ class OnnxRuntime:
 
     def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[np.ndarray, "b c g g"]:
         """Image embeddings."""
-        return self._sessions["encoder"].run(None, {"pixels": pixels.float().cpu().numpy()})[0]
+        return self._run("encoder", {"pixels": pixels.float().cpu().numpy()})["embeddings"]
 
     def decode(
         self, embeddings: Float[np.ndarray, "b c g g"], prompts: Prompts
     ) -> tuple[Float[Tensor, "b n 4 h w"], Float[Tensor, "b n 4"]]:
         """Mask logits and predicted IoU."""
-        inputs = {"embeddings": embeddings, **decoder_inputs(self.config, prompts)}
-        logits, iou = self._sessions["decoder"].run(None, inputs)
-        return torch.from_numpy(logits), torch.from_numpy(iou)
+        found = self._run("decoder", {"embeddings": embeddings, **decoder_inputs(self.config, prompts)})
+        return torch.from_numpy(found["logits"]), torch.from_numpy(found["iou"])
+
+    def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = list(self.folder.graphs[graph]["outputs"])
+        return dict(zip(names, self._sessions[graph].run(names, dict(inputs)), strict=True))

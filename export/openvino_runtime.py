@@ -1,5 +1,6 @@
 """OpenVINO as a runtime, on the CPU, reading the same ONNX files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sam_edge.errors import BackendUnavailableError, ExportError
 from sam_edge.export.onnx_runtime import ExportedFolder, decoder_inputs
+from sam_edge.export.split_graphs import SplitGraphs
 from sam_edge.models.prompts import Prompts
 
 PrecisionHint = Literal["f32", "bf16", "f16"]
@@ -18,7 +20,7 @@ _CAPABILITIES: dict[str, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """What OpenVINO calls a processor's ability to compute in each precision."""
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(SplitGraphs):
     """An exported folder in OpenVINO, on the CPU."""
 
     def __init__(self, folder: str | Path, precision_hint: PrecisionHint = "f32", threads: int = 0) -> None:
@@ -60,9 +62,10 @@ class OpenVinoRuntime:
         found = self._run("decoder", {"embeddings": embeddings, **decoder_inputs(self.config, prompts)})
         return torch.from_numpy(found["logits"]), torch.from_numpy(found["iou"])
 
-    def _run(self, graph: str, inputs: dict[str, np.ndarray]) -> Any:
+    def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         # inputs are only read; outputs are copied, since the next call overwrites the request's own
-        return self._requests[graph].infer(inputs, share_inputs=True, share_outputs=False)
+        found = self._requests[graph].infer(dict(inputs), share_inputs=True, share_outputs=False)
+        return {name: found[name] for name in self.folder.graphs[graph]["outputs"]}
 
 
 def _request(core: Any, file: Path, options: dict[str, Any]) -> Any:

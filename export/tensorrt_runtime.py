@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError, PromptError
 from sam_edge.export.onnx_runtime import ExportedFolder
+from sam_edge.export.split_graphs import require_split
 from sam_edge.files import sha256_of
 from sam_edge.models.prompts import Prompts
+from sam_edge.models.split import cut
+from sam_edge.segment.runtime import Prediction
 
 Flavor = Literal["rtx", "standard"]
 Shapes = dict[str, dict[str, list[int]]]
@@ -43,7 +46,7 @@ class Engine:
     file: str
     """Name of the engine's file, as `encoder.sm89.engine`."""
     graph: str
-    """`encoder` or `decoder`."""
+    """`encoder`, `decoder`, or a part of the split decoder."""
     target: str
     """The compute capability it was built for, as `sm89`."""
     flavor: Flavor
@@ -188,7 +191,7 @@ class TensorRtRuntime:
         self.config = self.folder.config
         here = machine_target(device)
         self.device = torch.device(device)
-        engines = choose_engines(self.folder, target or here)
+        engines = self._engines = choose_engines(self.folder, target or here)
         self._decoder = engines["decoder"]
         self._largest_batch = min(engines["encoder"].largest("pixels", 0), self._decoder.largest("point_labels", 0))
         with torch.cuda.device(self.device):
@@ -224,6 +227,58 @@ class TensorRtRuntime:
 
         return decode_in_parts(run, embeddings, prompts, self._decoder, self._largest_batch)
 
+    @torch.inference_mode()
+    def prepare(self, embeddings: Float[Tensor, "1 c g g"]) -> dict[str, Tensor]:
+        """What one image's prompts share.
+
+        Raises:
+            ExportError: a folder that was exported before it had these graphs.
+        """
+        require_split(self.folder)
+        return {"embeddings": embeddings, **self._graphs["prepare"]({"embeddings": embeddings})}
+
+    @torch.inference_mode()
+    def predict(self, state: dict[str, Tensor], prompts: Prompts) -> Prediction:
+        """Predicted IoU of N prompt sets; sets with a mask prompt go through the whole decoder.
+
+        Raises:
+            PromptError: more points per prompt than the engine was built for.
+        """
+        if prompts.masks is not None:
+            logits, iou = self.decode(state["embeddings"], prompts)
+            return Prediction(iou[0].cpu(), logits[0].cpu())
+        engine = self._engines["predict"]
+        check_points(prompts, engine)
+        coords, labels = prompts.coords.to(self.device, torch.float32), prompts.labels.to(self.device, torch.int64)
+        image = {name: state[name] for name in engine.shapes if name in state}
+        largest = engine.largest("point_labels", 1)
+        bands = [
+            self._graphs["predict"]({**image, "point_coords": some, "point_labels": kinds})
+            for some, kinds in zip(coords.split(largest, 1), labels.split(largest, 1), strict=True)
+        ]
+        sets = {name: torch.cat([band[name] for band in bands]) for name in bands[0]}
+        return Prediction(sets.pop("iou").cpu(), (state, sets))
+
+    @torch.inference_mode()
+    def upscale(
+        self, prediction: Prediction, sets: Int[Tensor, "k"], masks: Int[Tensor, "k"]
+    ) -> Float[Tensor, "k h w"]:
+        """Low-resolution logits of some masks; each set among them is up-scaled once."""
+        if isinstance(prediction.handle, Tensor):
+            return prediction.handle[sets, masks]
+        state, parts = prediction.handle
+        engine = self._engines["upscale"]
+        image = {name: state[name] for name in engine.shapes if name in state}
+        needed, places = cut(parts, sets.to(self.device))
+        logits = torch.empty(len(sets), self.config.mask_size, self.config.mask_size)
+        largest = engine.largest("mask_tokens", 0)
+        for first in range(0, len(needed["mask_tokens"]), largest):
+            here = (places >= first).logical_and(places < first + largest).nonzero()[:, 0]
+            rows = {name: value[first : first + largest] for name, value in needed.items() if name in engine.shapes}
+            wanted = {"places": places[here] - first, "masks": masks.to(self.device)[here]}
+            logits[here.cpu()] = self._graphs["upscale"]({**image, **rows, **wanted})["logits"].cpu()
+        return logits
+
 
 def decode_in_parts(
     run: Callable[[Tensor, Prompts], tuple[Tensor, Tensor]],
@@ -237,13 +292,9 @@ def decode_in_parts(
     Raises:
         PromptError: more points per prompt than `engine` takes.
     """
-    batch, sets, points = prompts.labels.shape
-    largest_sets, largest_points = engine.largest("point_labels", 1), engine.largest("point_labels", 2)
-    if points > largest_points:
-        raise PromptError(
-            f"a prompt of {points} points is more than this engine's {largest_points}: build it with a larger "
-            "--max-points."
-        )
+    check_points(prompts, engine)
+    batch, sets = prompts.labels.shape[:2]
+    largest_sets = engine.largest("point_labels", 1)
     rows = []
     for image in range(0, batch, largest_batch):
         images = slice(image, image + largest_batch)
@@ -254,6 +305,15 @@ def decode_in_parts(
         rows.append([torch.cat(values, 1) if len(parts) > 1 else values[0] for values in zip(*parts, strict=True)])
     logits, iou = (torch.cat(values) if len(rows) > 1 else values[0] for values in zip(*rows, strict=True))
     return logits, iou
+
+
+def check_points(prompts: Prompts, engine: Engine) -> None:
+    """Raises PromptError for more points per prompt than `engine` takes."""
+    points, largest = prompts.labels.shape[2], engine.largest("point_labels", 2)
+    if points > largest:
+        raise PromptError(
+            f"a prompt of {points} points is more than this engine's {largest}: build it with a larger --max-points."
+        )
 
 
 def _part(prompts: Prompts, images: slice, sets: slice) -> Prompts:

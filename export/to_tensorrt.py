@@ -25,6 +25,10 @@ RTX_TARGETS = ("sm86", "sm89")
 """What `rtx` builds for when no target is named: RTX 30 and A-series laptops, RTX 40 and Ada workstations."""
 
 
+OUTPUT_TOKENS = 5
+"""The decoder's tokens beside those of points: one for IoU, four for masks."""
+
+
 @dataclass(frozen=True)
 class TrtOptions:
     """What engines are built, and for what."""
@@ -119,15 +123,19 @@ def copy_graphs(exported: ExportedFolder, folder: Path) -> None:
             shutil.copyfile(exported.path / f"{name}.data", folder / f"{name}.data")
 
 
-def profile_shapes(inputs: Mapping[str, list[int | str]], options: TrtOptions) -> Shapes:
+def profile_shapes(inputs: Mapping[str, list[int | str]], options: TrtOptions, heads: int = 8) -> Shapes:
     """Smallest, likeliest and largest shape of each input: fixed sizes as they are, named ones by `options`.
 
-    The likeliest call is everything mode's: one image, all prompts that fit, each a point and its padding.
+    The likeliest call is everything mode's: one image, all prompts that fit, each a point and its padding, of whose
+    masks all three that answer a single point are wanted. `heads` are the decoder's.
     """
+    points = (1, min(2, options.max_points), options.max_points)
     sizes = {
         "batch": (1, 1, options.max_batch),
         "sets": (1, options.max_sets, options.max_sets),
-        "points": (1, min(2, options.max_points), options.max_points),
+        "points": points,
+        "wanted": (1, 3 * options.max_sets, 4 * options.max_sets),
+        "rows": tuple(heads * (OUTPUT_TOKENS + count) for count in points),
     }
     shapes: Shapes = {}
     for name, shape in inputs.items():
@@ -150,7 +158,7 @@ def _build(trt: Any, exported: ExportedFolder, graph: str, target: str, options:
     if options.flavor == "rtx":
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
-    shapes = profile_shapes(exported.graphs[graph]["inputs"], options)
+    shapes = profile_shapes(exported.graphs[graph]["inputs"], options, exported.config.decoder.heads)
     profile = builder.create_optimization_profile()
     for name, steps in shapes.items():
         profile.set_shape(name, steps["min"], steps["opt"], steps["max"])

@@ -1,6 +1,7 @@
 """`sam-edge segment`: prompts from the command line, masks into a folder."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from sam_edge.data.image import read_image
-from sam_edge.data.rle import encode_mask
+from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.errors import PromptError
 from sam_edge.export.runtimes import open_runtime
 from sam_edge.files import atomic_folder
-from sam_edge.segment.everything import EverythingGenerator
+from sam_edge.segment.everything import EverythingGenerator, Strategy
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
@@ -27,6 +28,28 @@ class ImagePrompts:
     """(x, y, label) each; label 1 is object, 0 is not."""
     box: tuple[float, float, float, float] | None = None
     """XYXY."""
+
+
+@dataclass(frozen=True)
+class EverythingOptions:
+    """How everything is looked for."""
+
+    strategy: Strategy = "grid"
+    """grid asks every point; hierarchical skips those in confident masks, which is faster and finds fewer parts."""
+    points_per_side: int = 32
+    """Points along each side of the picture: more find smaller objects, and take longer by their square."""
+    pred_iou: float | None = None
+    """Predicted IoU that masks must exceed, instead of the model's own threshold: higher keeps fewer and better."""
+    stability: float | None = None
+    """Smallest stability score, instead of the model's own: higher keeps fewer masks, of clearer outlines."""
+    tau: float | None = None
+    """Logit above which a pixel is confident, instead of the model's own: lower skips more points."""
+    crops: int = 0
+    """Layers of crops to look at besides the picture, for small objects: layer i takes 4^i times as long."""
+    min_area: int = 0
+    """Fill holes and remove islands of fewer pixels."""
+    max_memory_gb: float = 2.0
+    """Bound on memory beyond the model, in GiB: a lower one asks in smaller batches."""
 
 
 def parse_prompts(points: list[str], box: str | None, everything: bool) -> ImagePrompts:
@@ -68,24 +91,28 @@ def segment(
     image_file: Path,
     out: Path,
     prompts: ImagePrompts,
+    everything: EverythingOptions = EverythingOptions(),
     *,
-    points_per_side: int = 32,
     runtime: str = "auto",
     device: str = "auto",
     seed: int = 0,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Write `overlay.png`, `masks.json` (records with COCO RLE) and one PNG per mask.
+    """Write `overlay.png`, `masks.json` (COCO: images, annotations, categories) and one PNG per mask.
 
     Raises:
         PromptError: a point or box outside the picture. DataError: an unreadable picture.
+        EverythingError: options that cannot work together.
     """
     image = read_image(image_file)
     _check_inside(prompts, image.shape[1], image.shape[0])
     opened = open_runtime(spec, runtime, device)
+    masks: Sequence[np.ndarray]
     if prompts.points or prompts.box:
         records, masks = _prompted(opened, image, prompts)
     else:
-        records, masks = _everything(opened, image, points_per_side)
+        records = _everything(opened, image, everything, on_progress)
+        masks = _Decoded(records)
     boxes = [prompts.box] if prompts.box else []
     drawn = overlay(image, masks, points=prompts.points, boxes=boxes, seed=seed)
     height, width = image.shape[:2]
@@ -94,7 +121,7 @@ def segment(
         Image.fromarray(drawn).save(work / "overlay.png")
         for index, mask in enumerate(masks):
             Image.fromarray(mask).save(work / f"mask_{index:03d}.png")
-        (work / "masks.json").write_text(json.dumps(result))
+        (work / "masks.json").write_text(json.dumps(coco(result)))
     return {"out": str(out), **result}
 
 
@@ -140,8 +167,51 @@ def _bbox(mask: np.ndarray) -> list[int]:
 
 
 def _everything(
-    runtime: Runtime, image: np.ndarray, points_per_side: int
-) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    records = EverythingGenerator(runtime, points_per_side=points_per_side).generate(image)
-    masks = [record["segmentation"] for record in records]
-    return [{**record, "segmentation": encode_mask(record["segmentation"])} for record in records], masks
+    runtime: Runtime,
+    image: np.ndarray,
+    options: EverythingOptions,
+    on_progress: Callable[[int, int, str], None] | None,
+) -> list[dict[str, Any]]:
+    generator = EverythingGenerator(
+        runtime,
+        options.points_per_side,
+        pred_iou_thresh=options.pred_iou,
+        stability_score_thresh=options.stability,
+        crop_n_layers=options.crops,
+        min_mask_region_area=options.min_area,
+        output_mode="coco_rle",
+        strategy=options.strategy,
+        tau=options.tau,
+        max_memory_bytes=int(options.max_memory_gb * 2**30),
+    )
+    if on_progress is None:
+        return generator.generate(image)
+    return generator.generate(image, lambda done, total: on_progress(done, total, "points"))
+
+
+class _Decoded(Sequence[np.ndarray]):
+    """The masks of records, decoded one at a time: all at once they may not fit."""
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return decode_mask(self._records[index]["segmentation"])
+
+
+def coco(result: dict[str, Any]) -> dict[str, Any]:
+    """What `segment` found, as a COCO data set of one picture; records keep their own keys beside COCO's."""
+    picture = {"id": 1, "file_name": Path(result["image"]).name, "width": result["width"], "height": result["height"]}
+    annotations = [
+        {"id": index, "image_id": 1, "category_id": 1, "iscrowd": 0, **record}
+        for index, record in enumerate(result["masks"], 1)
+    ]
+    return {
+        "info": {"description": f"masks found by sam-edge with {result['model']}"},
+        "images": [picture],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "object"}],
+    }

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from segment_anything.modeling import MaskDecoder, PromptEncoder
-from segment_anything.modeling.transformer import Attention, TwoWayTransformer
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 
 from sam_edge.models.prompts import ABSENT, NOT_A_POINT, Prompts
@@ -25,6 +25,9 @@ class ImageState:
     """Image embedding, without any mask prompt."""
     positions: Float[Tensor, "hw c"]
     """Positional encoding of the grid."""
+    first: tuple[Tensor, Tensor, Tensor] | None = None
+    """The first layer's keys and values for tokens, and its queries to tokens, each 1 x heads x hw x c: the same for
+    all prompts without a mask. None where they are to be computed per prompt."""
 
 
 class PromptableDecoder(nn.Module):
@@ -57,6 +60,19 @@ class PromptableDecoder(nn.Module):
         positions = self.prompt_encoder.get_dense_pe()[0].flatten(1).T
         return ImageState(embeddings.flatten(2).transpose(1, 2), positions.to(embeddings.dtype))
 
+    def share(self, state: ImageState) -> ImageState:
+        """`state` of ONE image with the first layer's projections of it, for prompts without masks."""
+        layer = self.mask_decoder.transformer.layers[0]
+        image = state.tokens + self.prompt_encoder.no_mask_embed.weight
+        reader, writer = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        placed = image + state.positions
+        first = (
+            by_heads(reader, reader.k_proj(placed)),
+            by_heads(reader, reader.v_proj(image)),
+            by_heads(writer, writer.q_proj(placed)),
+        )
+        return ImageState(state.tokens, state.positions, first)
+
     def predict(
         self,
         state: ImageState,
@@ -67,24 +83,34 @@ class PromptableDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "b n 4 c"], Float[Tensor, "b n 4"], Float[Tensor, "b n hw c"]]:
         """Mask tokens, predicted IoU, and the image tokens that `upscale` needs."""
         batch, sets = labels.shape[:2]
+        tokens, present = self.embed_tokens(coords, labels)
+        image = (state.tokens[:, None] + self._embed_masks(masks, has_mask)).expand(batch, sets, -1, -1)
+        first = None if masks is not None else state.first
+        queries, keys = two_way(
+            self.mask_decoder.transformer, image.flatten(0, 1), state.positions, tokens, present, first
+        )
+        mask_tokens, iou = self.read_heads(queries)
+        return tuple(value.unflatten(0, (batch, sets)) for value in (mask_tokens, iou, keys))  # type: ignore[return-value]
+
+    def embed_tokens(
+        self, coords: Float[Tensor, "b n p 2"], labels: Int[Tensor, "b n p"]
+    ) -> tuple[Float[Tensor, "bn t c"], Bool[Tensor, "bn 1 1 t"]]:
+        """The transformer's tokens of every set (IoU, masks, points), and which of them are present."""
+        batch, sets = labels.shape[:2]
         decoder = self.mask_decoder
-        sparse = self._embed_points(coords, labels)
         outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        sparse = self._embed_points(coords, labels)
         tokens = torch.cat([outputs.expand(batch, sets, -1, -1), sparse], 2).flatten(0, 1)
         present = F.pad(labels != ABSENT, (outputs.shape[0], 0), value=True).flatten(0, 1)
-        image = (state.tokens[:, None] + self._embed_masks(masks, has_mask)).expand(batch, sets, -1, -1)
-        queries, keys = two_way(
-            decoder.transformer, image.flatten(0, 1), state.positions, tokens, present[:, None, None]
-        )
-        count = decoder.num_mask_tokens
+        return tokens, present[:, None, None]
+
+    def read_heads(self, queries: Float[Tensor, "bn t c"]) -> tuple[Float[Tensor, "bn 4 c"], Float[Tensor, "bn 4"]]:
+        """Mask tokens and predicted IoU from the transformer's tokens."""
+        decoder = self.mask_decoder
         # heads keep a token axis of one: of a plain matrix product and its bias ONNX Runtime makes a float Gemm,
         # even where both operands are integers
         iou = decoder.iou_prediction_head(queries[:, :1])[:, 0]
-        return (
-            queries[:, 1 : 1 + count].unflatten(0, (batch, sets)),
-            iou.unflatten(0, (batch, sets)),
-            keys.unflatten(0, (batch, sets)),
-        )
+        return queries[:, 1 : 1 + decoder.num_mask_tokens], iou
 
     def upscale(
         self, mask_tokens: Float[Tensor, "b n 4 c"], image_tokens: Float[Tensor, "b n hw c"]
@@ -94,11 +120,14 @@ class PromptableDecoder(nn.Module):
         decoder, grid = self.mask_decoder, self.prompt_encoder.image_embedding_size
         image = image_tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
         features = decoder.output_upscaling(image)
-        tokens = mask_tokens.flatten(0, 1)
-        mlps = decoder.output_hypernetworks_mlps
-        weights = torch.cat([mlp(tokens[:, i : i + 1]) for i, mlp in enumerate(mlps)], 1)
+        weights = self.mask_weights(mask_tokens.flatten(0, 1))
         logits = (weights @ features.flatten(2)).unflatten(2, (4 * grid[0], 4 * grid[1]))
         return logits.unflatten(0, (batch, sets))
+
+    def mask_weights(self, mask_tokens: Float[Tensor, "n 4 c"]) -> Float[Tensor, "n 4 c2"]:
+        """What each mask weighs the up-scaled channels with: the hypernetworks' output."""
+        mlps = self.mask_decoder.output_hypernetworks_mlps
+        return torch.cat([mlp(mask_tokens[:, i : i + 1]) for i, mlp in enumerate(mlps)], 1)
 
     def decode(
         self, embeddings: Float[Tensor, "b c gh gw"], prompts: Prompts
@@ -138,24 +167,45 @@ def two_way(
     positions: Float[Tensor, "hw c"],
     tokens: Float[Tensor, "b t c"],
     present: Bool[Tensor, "b 1 1 t"],
+    first: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b hw c"]]:
-    """segment-anything's TwoWayTransformer, attending only to tokens that are present."""
+    """segment-anything's TwoWayTransformer, attending only to tokens that are present.
+
+    `first` is the first layer's share of `ImageState`, where there is one.
+    """
     queries, keys = tokens, image
-    for layer in transformer.layers:
-        if layer.skip_first_layer_pe:
-            queries = attend(layer.self_attn, queries, queries, queries, present)
+    for index, layer in enumerate(transformer.layers):
+        queries = attend_self(layer, queries, tokens, present)
+        to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        if index == 0 and first is not None:
+            image_keys, image_values, image_queries = (part.expand(tokens.shape[0], -1, -1, -1) for part in first)
         else:
-            query = queries + tokens
-            queries = queries + attend(layer.self_attn, query, query, queries, present)
-        queries = layer.norm1(queries)
-        to_image = layer.cross_attn_token_to_image
-        queries = layer.norm2(queries + attend(to_image, queries + tokens, keys + positions, keys))
+            placed = keys + positions
+            image_keys = by_heads(to_image, to_image.k_proj(placed))
+            image_values = by_heads(to_image, to_image.v_proj(keys))
+            image_queries = by_heads(to_tokens, to_tokens.q_proj(placed))
+        read = by_heads(to_image, to_image.q_proj(queries + tokens))
+        queries = layer.norm2(queries + combine(to_image, read, image_keys, image_values))
         queries = layer.norm3(queries + layer.mlp(queries))
-        to_tokens = layer.cross_attn_image_to_token
-        keys = layer.norm4(keys + attend(to_tokens, keys + positions, queries + tokens, queries, present))
+        token_keys = by_heads(to_tokens, to_tokens.k_proj(queries + tokens))
+        token_values = by_heads(to_tokens, to_tokens.v_proj(queries))
+        keys = layer.norm4(keys + combine(to_tokens, image_queries, token_keys, token_values, present))
     final = transformer.final_attn_token_to_image
     queries = queries + attend(final, queries + tokens, keys + positions, keys)
     return transformer.norm_final_attn(queries), keys
+
+
+def attend_self(
+    layer: TwoWayAttentionBlock,
+    queries: Float[Tensor, "b t c"],
+    tokens: Float[Tensor, "b t c"],
+    present: Bool[Tensor, "b 1 1 t"],
+) -> Float[Tensor, "b t c"]:
+    """A layer's first step: tokens attend to each other."""
+    if layer.skip_first_layer_pe:
+        return layer.norm1(attend(layer.self_attn, queries, queries, queries, present))
+    query = queries + tokens
+    return layer.norm1(queries + attend(layer.self_attn, query, query, queries, present))
 
 
 def attend(
@@ -166,10 +216,23 @@ def attend(
     present: Bool[Tensor, "b 1 1 nk"] | None = None,
 ) -> Float[Tensor, "b nq c"]:
     """segment-anything's decoder attention, with a mask over the keys."""
-    heads = attention.num_heads
-    q, k, v = (
-        layer(x).unflatten(-1, (heads, -1)).transpose(1, 2)
-        for layer, x in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v))
-    )
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=present)
+    parts = (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v))
+    return combine(attention, *(by_heads(attention, part) for part in parts), present)
+
+
+def by_heads(attention: Attention, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n dh"]:
+    """A projection cut into heads."""
+    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+
+def combine(
+    attention: Attention,
+    q: Float[Tensor, "b h nq dh"],
+    k: Float[Tensor, "b h nk dh"],
+    v: Float[Tensor, "b h nk dh"],
+    present: Bool[Tensor, "b 1 1 nk"] | None = None,
+) -> Float[Tensor, "b nq c"]:
+    """Attention after its projections."""
+    products = getattr(attention, "products", F.scaled_dot_product_attention)
+    out = products(q, k, v, present)
     return attention.out_proj(out.transpose(1, 2).flatten(2))

@@ -1,20 +1,61 @@
-"""Everything mode: masks of all that a grid of points finds, on any runtime."""
+"""Everything mode: masks of all that a grid of points finds, on any runtime.
 
-from types import SimpleNamespace
-from typing import Any
+Takes the arguments of segment-anything's `SamAutomaticMaskGenerator` and gives its records, on two strategies: all the
+points of the grid, or TinySAM's hierarchy (section 3.4), which asks few points first and then only those that no
+confident mask covers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
-from segment_anything import SamAutomaticMaskGenerator
+import torch
+from jaxtyping import Float, UInt8
+from segment_anything.utils.amg import generate_crop_boxes
+from torchvision.ops import box_area
 
+from sam_edge.errors import EverythingError
 from sam_edge.models.sam import EdgeSam
-from sam_edge.segment.predictor import MASK_THRESHOLD, SamPredictor
+from sam_edge.segment.budget import Budget
+from sam_edge.segment.crop_walk import Candidates, CropWalk, Filters
+from sam_edge.segment.frame import require_picture
+from sam_edge.segment.grid import first_pass, layer_grids
+from sam_edge.segment.records import OUTPUT_MODES, Found, OutputMode, suppress, without_small_regions
 from sam_edge.segment.runtime import Runtime, as_runtime
 
+Strategy = Literal["grid", "hierarchical"]
+STRATEGIES = ("grid", "hierarchical")
+MAX_MEMORY_BYTES = 2 * 2**30
 
-class EverythingGenerator(SamAutomaticMaskGenerator):
-    """segment-anything's generator itself, with its predictor replaced by one that runs on any runtime.
 
-    Takes its arguments and gives its records; the two thresholds default to the model's own.
+class EverythingGenerator:
+    """Finds masks all over a picture.
+
+    Args:
+        model: a model, or any runtime.
+        points_per_side: points along each side of the grid; None if `point_grids` are given.
+        points_per_batch: prompts to a decoder call, fewer where memory asks for it.
+        pred_iou_thresh: predicted IoU that a mask must exceed; the model's own by default.
+        stability_score_thresh: smallest stability score; the model's own by default.
+        stability_score_offset: how far the mask threshold moves either way for the stability score, in logits.
+        box_nms_thresh: largest IoU of boxes at which both masks stay.
+        crop_n_layers: layers of crops to look at besides the picture, layer i of 2^i x 2^i crops.
+        crop_nms_thresh: the same as `box_nms_thresh`, between crops.
+        crop_overlap_ratio: share of the short side by which crops of the first layer overlap.
+        crop_n_points_downscale_factor: each layer has so many times fewer points per side.
+        point_grids: points in [0, 1] x [0, 1] for the picture and each layer, instead of regular grids.
+        min_mask_region_area: holes and islands of fewer pixels are filled and removed; 0 leaves them.
+        output_mode: form of each record's `segmentation`: binary_mask, uncompressed_rle or coco_rle.
+        strategy: `grid` asks every point and finds what segment-anything finds. `hierarchical` asks a sixteenth of
+            them first and skips those that lie in a confident mask: faster by the share skipped, at the price of
+            parts within objects that were found whole.
+        tau: logit above which a pixel is confident in the hierarchical strategy; lower skips more. The model's own
+            by default.
+        max_memory_bytes: bound on memory beyond the model and the records. A lower one makes for smaller batches,
+            and for more masks that are decoded a second time once duplicates are suppressed.
+
+    Raises:
+        EverythingError: arguments that cannot work together, or no tau for the hierarchical strategy.
     """
 
     def __init__(
@@ -24,35 +65,114 @@ class EverythingGenerator(SamAutomaticMaskGenerator):
         points_per_batch: int = 64,
         pred_iou_thresh: float | None = None,
         stability_score_thresh: float | None = None,
-        **options: Any,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: Sequence[Float[np.ndarray, "n 2"]] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: OutputMode = "binary_mask",
+        *,
+        strategy: Strategy = "grid",
+        tau: float | None = None,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
     ) -> None:
-        runtime = as_runtime(model)
-        thresholds = runtime.config.thresholds
-        # the base class reads one number off the model that it makes its predictor from
-        size_only = SimpleNamespace(image_encoder=SimpleNamespace(img_size=runtime.config.image_size))
-        super().__init__(
-            size_only,
-            points_per_side,
-            points_per_batch,
+        self.runtime = as_runtime(model)
+        thresholds = self.runtime.config.thresholds
+        self.point_grids = layer_grids(points_per_side, crop_n_layers, crop_n_points_downscale_factor, point_grids)
+        _require("output_mode", output_mode, OUTPUT_MODES)
+        _require("strategy", strategy, STRATEGIES)
+        if points_per_batch < 1 or min_mask_region_area < 0 or stability_score_offset < 0:
+            raise EverythingError(
+                "points_per_batch must be at least 1, min_mask_region_area and stability_score_offset at least 0; "
+                f"got {points_per_batch}, {min_mask_region_area} and {stability_score_offset}."
+            )
+        if not 0 <= crop_overlap_ratio < 1:
+            raise EverythingError(f"crop_overlap_ratio must be in [0, 1), got {crop_overlap_ratio}.")
+        self.strategy, self.tau = strategy, thresholds.tau if tau is None else tau
+        if strategy == "hierarchical" and self.tau is None:
+            raise EverythingError(
+                "the hierarchical strategy needs a tau, and this model has none: run `sam-edge calibrate` on photos of "
+                "yours, or give tau yourself, or use the grid strategy."
+            )
+        self.filters = Filters(
             thresholds.pred_iou if pred_iou_thresh is None else pred_iou_thresh,
             thresholds.stability if stability_score_thresh is None else stability_score_thresh,
-            **options,
+            stability_score_offset,
+            box_nms_thresh,
         )
-        self.predictor = _GeneratorPredictor(runtime)
+        self.points_per_batch = points_per_batch
+        self.crop_n_layers, self.crop_nms_thresh = crop_n_layers, crop_nms_thresh
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.min_mask_region_area, self.output_mode = min_mask_region_area, output_mode
+        self.max_memory_bytes = max_memory_bytes
+        most_points = max(len(grid) for grid in self.point_grids)
+        self._budget = Budget.of(self.runtime.config, most_points, points_per_batch, max_memory_bytes)
 
-    def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
-        """Mask records of an H x W x 3 uint8 RGB image, with segment-anything's keys."""
-        return super().generate(image)
+    @torch.inference_mode()
+    def generate(
+        self, image: UInt8[np.ndarray, "h w 3"], on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[dict[str, Any]]:
+        """Mask records of an RGB picture, with segment-anything's keys.
+
+        `on_progress(done, total)` counts the points asked or skipped.
+
+        Raises:
+            DataError: not an H x W x 3 uint8 array.
+        """
+        require_picture(image)
+        crops = self._crops(image)
+        done, total = 0, sum(len(grid) for _, grid in crops)
+
+        def on_points(count: int) -> None:
+            nonlocal done
+            done += count
+            on_progress(done, total)
+
+        found = [one for box, grid in crops for one in self._crop(image, box, grid, on_points)]
+        if len(crops) > 1 and found:
+            # masks of smaller crops are preferred
+            boxes, crop_boxes = (torch.tensor(part) for part in ([o.box for o in found], [o.crop_box for o in found]))
+            found = [found[index] for index in suppress(boxes, 1 / box_area(crop_boxes), self.crop_nms_thresh)]
+        if self.min_mask_region_area:
+            threshold = max(self.filters.box_nms, self.crop_nms_thresh)
+            found = without_small_regions(found, self.min_mask_region_area, threshold)
+        return [one.record(self.output_mode) for one in found]
+
+    def _crops(self, image: np.ndarray) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:
+        """XYXY of the picture and its crops, and the points of each."""
+        boxes, layers = generate_crop_boxes(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
+        return [
+            ((x0, y0, x1, y1), self.point_grids[layer])
+            for (x0, y0, x1, y1), layer in zip(boxes, layers, strict=True)
+            # a picture of a single row has crops without any
+            if x1 > x0 and y1 > y0
+        ]
+
+    def _crop(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        box: tuple[int, int, int, int],
+        grid: Float[np.ndarray, "p 2"],
+        on_points: Callable[[int], None],
+    ) -> list[Found]:
+        walk = CropWalk(self.runtime, image, box, grid, self.filters, self._budget)
+        candidates = Candidates(self._budget.stored, self.filters.box_nms)
+        left = np.ones(len(grid), bool)
+        if self.strategy == "hierarchical":
+            first = first_pass(grid)
+            left[first] = False
+            for passing in walk.passing(first, on_points):
+                candidates.add(passing)
+                left &= ~(walk.confidence(passing.logits) > self.tau).any(0).numpy()
+            on_points(len(grid) - len(first) - int(left.sum()))
+        for passing in walk.passing(np.flatnonzero(left), on_points):
+            candidates.add(passing)
+        return walk.found(candidates)
 
 
-class _GeneratorPredictor(SamPredictor):
-    """What the base class asks of `predictor.model`, which for us is a runtime."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        super().__init__(runtime)
-        self.model = SimpleNamespace(
-            mask_threshold=MASK_THRESHOLD,
-            config=runtime.config,
-            encode=runtime.encode,
-            decode=runtime.decode,
-        )
+def _require(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise EverythingError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}.")

@@ -47,12 +47,17 @@ def to_pixels(image: UInt8[np.ndarray, "h w 3"], config: ModelConfig) -> tuple[F
     Raises:
         DataError: not an H x W x 3 uint8 array.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise DataError(f"an image must be H x W x 3 uint8, got {image.shape} {image.dtype}.")
+    require_picture(image)
     frame = Frame.of(image.shape[0], image.shape[1], config.image_size)
     # as its `apply_image`, but for sides that would be rounded to nothing
     resized = np.array(resize(to_pil_image(image), list(frame.input_size)))
     return normalise(torch.from_numpy(resized).permute(2, 0, 1)[None], config), frame
+
+
+def require_picture(image: np.ndarray) -> None:
+    """Raises DataError unless `image` is an H x W x 3 uint8 array with pixels in it."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise DataError(f"an image must be H x W x 3 uint8, got {image.shape} {image.dtype}.")
 
 
 def normalise(pixels: Tensor, config: ModelConfig) -> Float[Tensor, "b 3 s s"]:

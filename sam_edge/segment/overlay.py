@@ -23,7 +23,10 @@ def overlay(
     canvas = image.astype(np.float32)
     thickness = max(round(max(image.shape[:2]) / 400), 1)
     outlines = []
-    for mask in sorted(masks, key=lambda m: -int(m.sum())):
+    # one mask at a time: a sequence may decode them as they are asked for
+    areas = [int(mask.sum()) for mask in masks]
+    for index in sorted(range(len(areas)), key=lambda index: -areas[index]):
+        mask = masks[index]
         hue = np.array([[[rng.integers(180), 200, 255]]], np.uint8)
         colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
         canvas[mask] = 0.55 * canvas[mask] + 0.45 * colour

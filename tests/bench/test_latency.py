@@ -151,9 +151,3 @@ def test_a_torch_runtime_on_an_accelerator_is_waited_for() -> None:
     assert latency.synchroniser(runtime) is None
     runtime.device = torch.device("cuda")  # type: ignore[attr-defined]
     assert latency.synchroniser(runtime) is not None
-
-
-def test_everything_mode_is_timed_and_its_masks_counted(picture: np.ndarray) -> None:
-    found = latency.time_everything(FakeRuntime(), picture, points_per_side=2)
-    assert found.seconds > 0
-    assert found.masks == 4

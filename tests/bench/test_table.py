@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sam_edge.bench.latency import EverythingResult, Latency
+from sam_edge.bench.latency import Latency
 from sam_edge.bench.table import BenchRow, as_dict, flat, rich_table, write_csv, write_json
 
 FULL = BenchRow(
@@ -20,7 +20,6 @@ FULL = BenchRow(
     file_bytes=30_300_000,
     peak_bytes=402_000_000,
     latencies={"encode": Latency(600.5, 612.25, 640.0, 700.125, 10)},
-    everything=EverythingResult(12.5, 87),
 )
 SPARSE = BenchRow(model="a, b", runtime="torch", precision="fp32")
 
@@ -31,7 +30,6 @@ def test_csv_round_trips_with_empty_cells_for_what_is_missing(tmp_path: Path) ->
         sparse, full = csv.DictReader(file)
     assert full == {name: str(value) for name, value in flat(FULL).items()}
     assert full["encode.median_ms"] == "612.25"
-    assert full["everything.masks"] == "87"
     assert sparse["model"] == "a, b"
     assert sparse["parameters"] == sparse["encode.median_ms"] == ""
 
@@ -56,7 +54,6 @@ def test_the_terminal_shows_numbers_and_dashes_in_80_columns() -> None:
         "slimsam-50",
         "onnxruntime, int8",
         "612 ms",
-        "12.5 s, 87",
         "30.3 MB",
         "402 MB",
         "26.1 M",

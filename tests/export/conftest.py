@@ -15,7 +15,7 @@ from sam_edge.export.parity import Parity
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.models.prompts import Prompts
-from sam_edge.models.quantized import set_dialect
+from sam_edge.models.quantized import set_dialect, set_products
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.segment.runtime import TorchRuntime
@@ -66,7 +66,7 @@ def export(make_sam, photo, tmp_path_factory) -> Export:
     def build(config: ModelConfig, options: OnnxOptions) -> EdgeSam:
         model = make_sam(config)
         if options.precision == "int8":
-            quantize_model(model, [photo, photo[::-1].copy()], QuantizeOptions(prompts_per_image=4))
+            quantize_model(model, [photo, photo[::-1].copy()], QuantizeOptions(metric="minmax", prompts_per_image=4))
         return model
 
     def write(config: ModelConfig, precision: str, dialect: str = "cpu") -> Exported:
@@ -79,6 +79,7 @@ def export(make_sam, photo, tmp_path_factory) -> Export:
         model = build(config, options)
         if precision == "int8":
             set_dialect(model, options.dialect)
+            set_products(model, on=False)
             halve_positions(model)
         return Exported(path, parity, OnnxRuntime(path, threads=1), model, TorchRuntime(model))
 

@@ -54,8 +54,12 @@ def test_float_results_are_those_of_onnx_runtime(fp32: Path) -> None:
     runtime = OpenVinoRuntime(fp32, threads=1)
     assert isinstance(runtime, Runtime)
     assert runtime.name == "openvino"
-    parity = compare(answers(OnnxRuntime(fp32, threads=1), _images()), answers(runtime, _images()))
+    parity = compare(answers(OnnxRuntime(fp32, threads=1), _images()), answers(runtime, _images(), split=True))
     assert parity.mask_iou > 0.9999
+    assert parity.split_mask_iou is not None
+    assert parity.split_mask_iou > 0.9999
+    assert parity.largest_split_error is not None
+    assert parity.largest_split_error < 1e-4
     assert parity.largest_embedding_error < 1e-5
     assert parity.largest_logit_error < 1e-4
 

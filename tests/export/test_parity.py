@@ -88,5 +88,23 @@ def test_a_miss_raises_with_its_numbers(iou):
         require(Parity(iou, 0.0, 0.0, 3, 13), 0.99, "the fp16 export")
 
 
+def test_a_split_decoder_that_disagrees_raises_too():
+    with pytest.raises(ExportError, match=r"the split decoder of the fp32 export disagrees with torch: .* 0\.5000"):
+        require(Parity(1.0, 0.0, 0.0, 3, 13, split_mask_iou=0.5), 0.99, "the fp32 export")
+    require(Parity(1.0, 0.0, 0.0, 3, 13, split_mask_iou=1.0), 0.99, "the fp32 export")
+
+
+def test_the_split_decoder_is_compared_with_the_whole_one(tiny_config, make_sam, photo):
+    runtime = TorchRuntime(make_sam(tiny_config))
+    whole, split = answers(runtime, [photo]), answers(runtime, [photo], split=True)
+    parity = compare(whole, split)
+    assert parity.split_mask_iou == 1
+    assert parity.largest_split_error is not None
+    assert parity.largest_split_error < 1e-6
+    assert compare(split, whole).split_mask_iou is None
+    shifted = [Answers(one.embeddings, one.logits, one.split.roll(1, 1)) for one in split]
+    assert compare(whole, shifted).split_mask_iou < 0.9
+
+
 def test_a_hit_passes():
     require(Parity(0.99, 0.0, 0.0, 3, 13), 0.99, "the fp16 export")

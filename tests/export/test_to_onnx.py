@@ -145,6 +145,59 @@ def test_a_predictor_on_onnx_runtime_answers_as_on_torch(fp32, photo):
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
 
 
+# --- The decoder in three graphs
+
+
+def split_of(exported, prompts: Prompts, sets: torch.Tensor, masks: torch.Tensor) -> list[np.ndarray]:
+    """IoU and wanted logits of prompts about one image, by ONNX Runtime."""
+    config = exported.model.config
+    shape = (1, config.decoder.dim, config.grid, config.grid)
+    embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(4)).numpy()
+    prediction = exported.runtime.predict(exported.runtime.prepare(embeddings), prompts)
+    return [exported.runtime.upscale(prediction, sets, masks).numpy(), prediction.iou.numpy()]
+
+
+@pytest.mark.parametrize("sets", [1, 6])
+@pytest.mark.parametrize(
+    "name", ["fp32", "int8", pytest.param("fp16", marks=SLOW), pytest.param("int8_tensorrt", marks=SLOW)]
+)
+def test_the_split_graphs_are_torch_s_decoder(request, name, sets):
+    exported = request.getfixturevalue(name)
+    prompts = some_prompts(1, sets, 3)
+    prompts.labels[:, 0, 1:] = ABSENT
+    (wanted, wanted_iou), _ = exported.decode(prompts)
+    # more than one call takes, out of order, one of them twice
+    chosen = torch.arange(sets).flip(0).repeat_interleave(2)
+    masks = torch.arange(2 * sets) % 4
+    logits, iou = split_of(exported, prompts, chosen, masks)
+    assert_agree(name, wanted_iou[0], iou, 1e-4)
+    assert_agree(name, wanted[0, chosen, masks], logits, 1e-4)
+
+
+def test_split_graphs_without_a_wanted_mask_and_with_mask_prompts(fp32):
+    side = fp32.model.config.mask_size
+    none = torch.zeros(0, dtype=torch.long)
+    assert split_of(fp32, some_prompts(1, 2, 1), none, none)[0].shape == (0, side, side)
+    prompts = some_prompts(1, 2, 1, side)
+    (wanted, wanted_iou), _ = fp32.decode(prompts)
+    logits, iou = split_of(fp32, prompts, torch.tensor([1, 0]), torch.tensor([2, 3]))
+    assert_agree("fp32", wanted_iou[0], iou, 1e-4)
+    assert_agree("fp32", wanted[0, [1, 0], [2, 3]], logits, 1e-4)
+
+
+def test_a_folder_of_before_the_split_says_export_again_and_only_then(copied):
+    values = json.loads((copied / "model.json").read_text())
+    for graph in ("prepare", "predict", "upscale"):
+        (copied / values["graphs"].pop(graph)["file"]).unlink()
+    (copied / "model.json").write_text(json.dumps(values))
+    runtime = OnnxRuntime(copied, threads=1)
+    embeddings = runtime.encode(torch.zeros(1, 3, 64, 64))
+    runtime.decode(embeddings, some_prompts(1, 2, 1))
+    with pytest.raises(ExportError, match=r"has no prepare\.onnx.*export again") as refused:
+        runtime.prepare(embeddings)
+    assert "\n" not in str(refused.value)
+
+
 # --- What lies in the files
 
 
@@ -158,10 +211,15 @@ def lies_in(graph: str, layer: str) -> bool:
     return layer.startswith("image_encoder.") == (graph == "encoder")
 
 
+def weighted(model) -> list[str]:
+    """Quantized layers with weights; attention's products stay float unless they are asked for."""
+    return [name for name, entry in model.config.quantization.items() if "heads" not in entry]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_graphs_are_valid_and_their_free_sizes_are_named(request, name):
     exported = request.getfixturevalue(name)
-    for graph in ("encoder", "decoder"):
+    for graph in ("encoder", "decoder", "prepare", "predict", "upscale"):
         model = onnx.load(exported.path / f"{graph}.onnx")
         onnx.checker.check_model(model, full_check=True)
         assert {entry.domain: entry.version for entry in model.opset_import}[""] == 18
@@ -171,6 +229,10 @@ def test_the_graphs_are_valid_and_their_free_sizes_are_named(request, name):
     assert described["decoder"]["inputs"]["point_coords"] == ["batch", "sets", "points", 2]
     assert described["decoder"]["inputs"]["mask_input"] == ["batch", "sets", 1, side, side]
     assert described["decoder"]["outputs"] == {"logits": ["batch", "sets", 4, side, side], "iou": ["batch", "sets", 4]}
+    assert described["predict"]["inputs"]["point_coords"] == [1, "sets", "points", 2]
+    assert described["predict"]["outputs"]["iou"] == ["sets", 4]
+    assert described["upscale"]["inputs"]["places"] == ["wanted"]
+    assert described["upscale"]["outputs"] == {"logits": ["wanted", side, side]}
 
 
 @pytest.mark.parametrize("graph", ["encoder", "decoder"])
@@ -193,7 +255,7 @@ def test_every_quantized_weight_is_an_int8_constant(request, name, graph):
             assert np.prod(constants[maker.input[1]].dims) > 1
             assert makers[node.input[0]].op_type == "DequantizeLinear"
             integer += 1
-    assert integer == sum(lies_in(graph, layer) for layer in exported.model.config.quantization)
+    assert integer == sum(lies_in(graph, layer) for layer in weighted(exported.model))
     # prompt coordinates times frequencies, and the prompt encoder, which is skipped
     assert all("prompt_encoder" in constant for constant in float_products)
 
@@ -255,7 +317,7 @@ def test_onnx_runtime_multiplies_integers_in_every_quantized_layer(request, tmp_
         and makers.get(node.input[1]) is not None
         and makers[node.input[1]].op_type == "DequantizeLinear"
     ]
-    layers = [layer for layer in exported.model.config.quantization if lies_in(graph, layer)]
+    layers = [layer for layer in weighted(exported.model) if lies_in(graph, layer)]
     assert left == []
     assert len(integers) == len(layers)
 
@@ -286,7 +348,14 @@ def test_the_manifest_says_what_was_written(fp32, int8):
     values = json.loads((int8.path / "model.json").read_text())
     assert values["parity"] == int8.parity.as_dict()
     assert values["parity"]["mask_iou"] >= 0.95
-    assert sorted(path.name for path in int8.path.iterdir()) == ["decoder.onnx", "encoder.onnx", "model.json"]
+    assert sorted(path.name for path in int8.path.iterdir()) == [
+        "decoder.onnx",
+        "encoder.onnx",
+        "model.json",
+        "predict.onnx",
+        "prepare.onnx",
+        "upscale.onnx",
+    ]
 
 
 # --- What is refused

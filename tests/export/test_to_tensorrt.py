@@ -30,6 +30,9 @@ CONFIG = ModelConfig(
 )
 
 
+GRAPHS = ("encoder", "decoder", "prepare", "predict", "upscale")
+
+
 def _images() -> list[np.ndarray]:
     scenes = SyntheticScenes(2)
     return [scenes[0].image, scenes[1].image]
@@ -94,7 +97,7 @@ def test_int8_graphs_build_for_each_target_and_the_folder_still_runs_everywhere(
     out = ExportedFolder.read(tmp_path / "engines")
     assert heard == engines == read_engines(out.path)
     assert [engine.file for engine in engines] == [
-        f"{graph}.{target}.engine" for graph in ("encoder", "decoder") for target in ("sm86", "sm89")
+        f"{graph}.{target}.engine" for graph in GRAPHS for target in ("sm86", "sm89")
     ]
     for engine in engines:
         assert (out.path / engine.file).stat().st_size == engine.bytes > 0
@@ -102,7 +105,7 @@ def test_int8_graphs_build_for_each_target_and_the_folder_still_runs_everywhere(
         assert engine.onnx_sha256 == out.graphs[engine.graph]["sha256"]
         assert (engine.precision, engine.flavor) == ("int8", "rtx")
     assert engines[2].shapes["point_coords"] == {"min": [1, 1, 1, 2], "opt": [1, 8, 2, 2], "max": [1, 8, 4, 2]}
-    assert set(choose_engines(out, "sm89")) == {"encoder", "decoder"}
+    assert set(choose_engines(out, "sm89")) == set(GRAPHS)
     embeddings = OnnxRuntime(out.path, threads=1).encode(torch.zeros(1, 3, 64, 64))
     assert embeddings.shape == (1, 256, 4, 4)
 
@@ -113,7 +116,7 @@ def test_int8_graphs_build_for_each_target_and_the_folder_still_runs_everywhere(
 def test_float_graphs_build(precision: Precision, tmp_path: Path) -> None:
     exported = _export(tmp_path / "graphs", precision)
     engines = build_engines(exported, tmp_path / "engines", TrtOptions(targets=("sm89",), max_sets=8, max_points=4))
-    assert [engine.precision for engine in engines] == [precision] * 2
+    assert [engine.precision for engine in engines] == [precision] * len(GRAPHS)
 
 
 @pytest.mark.usefixtures("rtx")
@@ -170,5 +173,10 @@ def test_profiles_span_free_sizes_and_keep_fixed_ones() -> None:
     shapes = profile_shapes({"x": ["batch", "sets", "points", 2], "y": [1, 3]}, TrtOptions(max_batch=4, max_points=1))
     assert shapes["x"] == {"min": [1, 1, 1, 2], "opt": [1, 64, 1, 2], "max": [4, 64, 1, 2]}
     assert shapes["y"] == {"min": [1, 3], "opt": [1, 3], "max": [1, 3]}
+    # 8 heads x (5 + 1, 2 or 16 tokens), of 64 sets three masks each
+    assert profile_shapes({"x": ["rows"], "y": ["wanted"]}, TrtOptions()) == {
+        "x": {"min": [48], "opt": [56], "max": [168]},
+        "y": {"min": [1], "opt": [192], "max": [256]},
+    }
     with pytest.raises(ExportError, match="s20"):
         profile_shapes({"x": ["s20"]}, TrtOptions())

@@ -1,0 +1,189 @@
+"""Everything mode within one crop: prompts asked, masks filtered, duplicates suppressed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from segment_anything.utils.amg import is_box_near_crop_edge
+from torch import Tensor
+
+from sam_edge.models.prompts import FOREGROUND, Prompts
+from sam_edge.segment.budget import Budget
+from sam_edge.segment.frame import to_pixels
+from sam_edge.segment.masks import mask_of, measure
+from sam_edge.segment.records import Found, run_lengths, suppress
+from sam_edge.segment.runtime import Runtime
+from sam_edge.segment.scaling import Scaling
+
+MULTIMASK = slice(1, 4)
+"""The three of the four masks that answer an ambiguous prompt."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a mask must pass."""
+
+    pred_iou: float
+    """Predicted IoU that it must exceed; none if not positive."""
+    stability: float
+    """Smallest stability score; any if not positive."""
+    stability_offset: float
+    """How far the mask threshold moves either way for the stability score, in logits."""
+    box_nms: float
+    """Largest IoU of boxes at which both masks of a crop stay."""
+
+
+@dataclass(frozen=True)
+class Passing:
+    """Masks that passed the filters."""
+
+    points: Int[Tensor, "k"]
+    """Which point each answers."""
+    masks: Int[Tensor, "k"]
+    """Which of the point's four masks it is."""
+    iou: Float[Tensor, "k"]
+    """Predicted IoU."""
+    stability: Float[Tensor, "k"]
+    boxes: Int[Tensor, "k 4"]
+    """XYXY in the crop."""
+    logits: Float[Tensor, "k h w"]
+    """Low-resolution logits."""
+
+
+class CropWalk:
+    """One crop of a picture, embedded once, and the points that may be asked about it."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        image: UInt8[np.ndarray, "h w 3"],
+        crop_box: tuple[int, int, int, int],
+        grid: Float[np.ndarray, "p 2"],
+        filters: Filters,
+        budget: Budget,
+    ) -> None:
+        x0, y0, x1, y1 = crop_box
+        pixels, frame = to_pixels(image[y0:y1, x0:x1], runtime.config)
+        self.size, self.crop_box = image.shape[:2], crop_box
+        self.points = grid * np.array([x1 - x0, y1 - y0])
+        self.scaling = Scaling.of(frame, runtime.config.mask_size)
+        self._coords = frame.to_input(torch.from_numpy(self.points)).float()
+        self._runtime, self._filters, self._budget = runtime, filters, budget
+        self._state = runtime.prepare(runtime.encode(pixels))
+
+    def passing(
+        self, points: Int[np.ndarray, "n"], on_points: Callable[[int], None] = lambda count: None
+    ) -> Iterator[Passing]:
+        """Ask points, a batch at a time, and yield the masks that pass; `on_points` hears how many were asked."""
+        filters = self._filters
+        for first in range(0, len(points), self._budget.points):
+            batch = torch.from_numpy(points[first : first + self._budget.points])
+            prediction = self._runtime.predict(self._state, self._prompts(batch))
+            iou = prediction.iou[:, MULTIMASK]
+            # what segment-anything writes as `> 0.0` turns the filter off, and so here
+            wanted = iou > filters.pred_iou if filters.pred_iou > 0 else torch.ones_like(iou, dtype=torch.bool)
+            some = wanted.nonzero().split(self._budget.masks) if wanted.any() else ()
+            for sets, masks in (pair.T for pair in some):
+                logits = self._runtime.upscale(prediction, sets, masks + MULTIMASK.start)
+                measured = measure(logits, self.scaling, filters.stability_offset)
+                keep = ~is_box_near_crop_edge(measured.boxes, self.crop_box, [0, 0, self.size[1], self.size[0]])
+                if filters.stability > 0:
+                    keep &= measured.stability >= filters.stability
+                if keep.any():
+                    yield Passing(
+                        batch[sets[keep]],
+                        masks[keep] + MULTIMASK.start,
+                        iou[sets, masks][keep],
+                        measured.stability[keep],
+                        measured.boxes[keep],
+                        logits[keep],
+                    )
+            on_points(len(batch))
+
+    def confidence(self, logits: Float[Tensor, "k h w"]) -> Float[Tensor, "k p"]:
+        """Logits at the picture's size where each of all points lies."""
+        xs, ys = torch.from_numpy(self.points).long().T
+        # a point on the far edge, 1.0 in the grid, belongs to the last pixel
+        height, width = self.scaling.size
+        return self.scaling.at(logits, ys.clamp(max=height - 1), xs.clamp(max=width - 1))
+
+    def found(self, candidates: "Candidates") -> list[Found]:
+        """The masks left when duplicates are suppressed, best first."""
+        merged = candidates.in_order()
+        kept = suppress(merged.boxes, merged.iou, self._filters.box_nms).tolist()
+        x0, y0, _, _ = self.crop_box
+        shift = np.array([x0, y0, x0, y0])
+        return [
+            Found(
+                size=(self.size[0], self.size[1]),
+                runs=run_lengths(self._uncropped(mask_of(logits, self.scaling))),
+                box=tuple((merged.boxes[index].numpy() + shift).tolist()),
+                predicted_iou=merged.iou[index].item(),
+                stability_score=merged.stability[index].item(),
+                point=tuple((self.points[merged.points[index]] + shift[:2]).tolist()),
+                crop_box=self.crop_box,
+            )
+            for index, logits in zip(kept, self._logits(candidates, merged, kept), strict=True)
+        ]
+
+    def _prompts(self, points: Int[Tensor, "n"]) -> Prompts:
+        coords = self._coords[points][None, :, None]
+        return Prompts.build(coords, torch.full(coords.shape[:3], FOREGROUND))
+
+    def _logits(self, candidates: "Candidates", merged: Passing, kept: list[int]) -> Iterator[Float[Tensor, "h w"]]:
+        """Logits of the masks kept, those decoded again that were dropped in between."""
+        for index in kept:
+            point, mask = merged.points[index : index + 1], merged.masks[index : index + 1]
+            logits = candidates.logits.get((point.item(), mask.item()))
+            if logits is None:
+                prediction = self._runtime.predict(self._state, self._prompts(point))
+                logits = self._runtime.upscale(prediction, torch.zeros_like(mask), mask)[0]
+            yield logits
+
+    def _uncropped(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "height width"]:
+        if mask.shape == self.size:
+            return mask
+        x0, y0, x1, y1 = self.crop_box
+        whole = np.zeros(self.size, bool, order="F")
+        whole[y0:y1, x0:x1] = mask
+        return whole
+
+
+class Candidates:
+    """Masks that passed, until duplicates are suppressed; of at most `stored` of them the logits are kept."""
+
+    def __init__(self, stored: int, box_nms: float) -> None:
+        self._stored, self._box_nms = stored, box_nms
+        self._parts: list[Passing] = []
+        self.logits: dict[tuple[int, int], Float[Tensor, "h w"]] = {}
+        """By point and mask."""
+
+    def add(self, passing: Passing) -> None:
+        """Take masks in."""
+        for point, mask, logits in zip(passing.points.tolist(), passing.masks.tolist(), passing.logits, strict=True):
+            # a copy, for a view would keep the logits of its whole batch
+            self.logits[point, mask] = logits.clone()
+        nothing = passing.logits[:0]
+        self._parts.append(Passing(**{**vars(passing), "logits": nothing}))
+        if len(self.logits) > self._stored:
+            self._drop()
+
+    def in_order(self) -> Passing:
+        """All of them but their logits, in the order of their points and masks, however they came."""
+        if not self._parts:
+            none = torch.zeros(0, dtype=torch.long)
+            empty = torch.zeros(0)
+            return Passing(none, none, empty, empty, torch.zeros(0, 4, dtype=torch.long), torch.zeros(0, 0, 0))
+        joined = {name: torch.cat([getattr(part, name) for part in self._parts]) for name in vars(self._parts[0])}
+        order = torch.from_numpy(np.lexsort((joined["masks"], joined["points"])))
+        return Passing(**{name: part if name == "logits" else part[order] for name, part in joined.items()})
+
+    def _drop(self) -> None:
+        """Leave half of the logits that may be kept: of masks not suppressed so far, those of best predicted IoU."""
+        merged = self.in_order()
+        best = suppress(merged.boxes, merged.iou, self._box_nms)
+        names = list(zip(merged.points[best].tolist(), merged.masks[best].tolist(), strict=True))
+        kept = [name for name in names if name in self.logits][: self._stored // 2]
+        self.logits = {name: self.logits[name] for name in kept}

@@ -1,0 +1,99 @@
+"""From masks found to segment-anything's records: run lengths, small regions, output modes."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from segment_anything.utils.amg import coco_encode_rle, remove_small_regions
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
+OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One mask of a picture, as run lengths."""
+
+    size: tuple[int, int]
+    """Height and width of the picture."""
+    runs: Int[np.ndarray, "runs"]
+    """Lengths of its runs down the columns, those outside the mask first."""
+    box: tuple[int, int, int, int]
+    """XYXY of its first and last pixels."""
+    predicted_iou: float
+    stability_score: float
+    point: tuple[float, float]
+    """What it was prompted with, in pixels (x, y)."""
+    crop_box: tuple[int, int, int, int]
+    """XYXY of the crop that it was found in."""
+
+    def mask(self) -> Bool[np.ndarray, "h w"]:
+        """Its pixels, in column-major order."""
+        inside = np.arange(len(self.runs)) % 2 == 1
+        return np.repeat(inside, self.runs).reshape(self.size[::-1]).T
+
+    def record(self, mode: OutputMode) -> dict[str, Any]:
+        """segment-anything's record."""
+        return {
+            "segmentation": self._segmentation(mode),
+            "area": int(self.runs[1::2].sum()),
+            "bbox": _xywh(self.box),
+            "predicted_iou": self.predicted_iou,
+            "point_coords": [list(self.point)],
+            "stability_score": self.stability_score,
+            "crop_box": _xywh(self.crop_box),
+        }
+
+    def _segmentation(self, mode: OutputMode) -> np.ndarray | dict[str, Any]:
+        if mode == "binary_mask":
+            return self.mask()
+        rle = {"size": list(self.size), "counts": self.runs.tolist()}
+        return coco_encode_rle(rle) if mode == "coco_rle" else rle
+
+
+def run_lengths(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "runs"]:
+    """Run lengths down the columns, those outside the mask first; fastest on a column-major mask."""
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    first = [0, 0] if flat[0] else [0]
+    return np.diff(np.concatenate([first, changes, [flat.size]])).astype(np.int32)
+
+
+def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Int[Tensor, "kept"]:
+    """Indices left by box non-maximum suppression, best first."""
+    return batched_nms(boxes.float(), scores, torch.zeros(len(boxes)), threshold)
+
+
+def without_small_regions(found: list[Found], min_area: int, threshold: float) -> list[Found]:
+    """Fill holes and remove islands of less than `min_area` pixels, then suppress new duplicates.
+
+    As in segment-anything, masks that needed no change are preferred.
+    """
+    cleaned = [_cleaned(one, min_area) for one in found]
+    if not cleaned:
+        return []
+    boxes = torch.tensor([one.box for one in cleaned])
+    unchanged = torch.tensor([float(new is old) for new, old in zip(cleaned, found, strict=True)])
+    return [cleaned[index] for index in suppress(boxes, unchanged, threshold)]
+
+
+def _cleaned(found: Found, min_area: int) -> Found:
+    mask, filled = remove_small_regions(found.mask(), min_area, mode="holes")
+    mask, removed = remove_small_regions(mask, min_area, mode="islands")
+    if not filled and not removed:
+        return found
+    return replace(found, runs=run_lengths(mask), box=box_of(mask))
+
+
+def box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
+    """XYXY of the first and last pixels; zeros for an empty mask."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (int(xs[0]), int(ys[0]), int(xs[-1]), int(ys[-1])) if len(ys) else (0, 0, 0, 0)
+
+
+def _xywh(box: tuple[int, int, int, int]) -> list[int]:
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]

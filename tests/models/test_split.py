@@ -1,0 +1,151 @@
+"""sam_edge.models.split and .factored: the decoder in three parts is the decoder."""
+
+import pytest
+import torch
+
+from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
+from sam_edge.models.decoder import PromptableDecoder
+from sam_edge.models.decoder_cost import decoder_costs
+from sam_edge.models.factored import TINY, FactoredDecoder, can_factor, pays
+from sam_edge.models.known import KNOWN
+from sam_edge.models.prompts import ABSENT, NOT_A_POINT
+from sam_edge.models.quantized import Grid, LayerQuantization, insert_quantized_layers
+from sam_edge.models.registry import load_model
+from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.models.split import PlainSplit, SplitDecoder, cut, wanted_masks
+
+SETS = 5
+
+
+def some_points(size: int, points: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image's prompt sets with labels of every kind, absent points among them."""
+    generator = torch.Generator().manual_seed(seed)
+    coords = size * torch.rand(1, SETS, points, 2, generator=generator)
+    labels = torch.randint(0, 4, (1, SETS, points), generator=generator)
+    labels[0, 0, -1], labels[0, 1, 1:], labels[0, 2, 0] = NOT_A_POINT, ABSENT, NOT_A_POINT
+    return coords, labels
+
+
+def some_embeddings(config: ModelConfig) -> torch.Tensor:
+    """A random image embedding."""
+    shape = (1, config.decoder.dim, config.grid, config.grid)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def forms(decoder: PromptableDecoder) -> dict[str, SplitDecoder]:
+    """Every form of the split decoder."""
+    return {
+        "plain": PlainSplit(decoder),
+        "factored": FactoredDecoder(decoder),
+        "factored, all sets at once": FactoredDecoder(decoder, one_by_one=False),
+    }
+
+
+def assert_same_as_whole(model: EdgeSam, split: SplitDecoder, points: int = 3, tolerance: float = 1e-4) -> None:
+    """IoU and logits are the whole decoder's."""
+    embeddings = some_embeddings(model.config)
+    coords, labels = some_points(model.config.image_size, points)
+    with torch.inference_mode():
+        wanted, wanted_iou = model.decoder(embeddings, coords, labels)
+        for_predict, for_upscale = split.prepare(embeddings)
+        iou, sets = split.predict(for_predict, coords, labels)
+        logits = split.upscale(for_upscale, sets)
+    torch.testing.assert_close(iou, wanted_iou[0], rtol=0, atol=tolerance)
+    # float32 itself is no better on logits of tens
+    torch.testing.assert_close(logits, wanted[0], rtol=1e-5, atol=tolerance)
+    assert wanted.std() > 100 * tolerance
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def model(request, make_sam) -> EdgeSam:
+    """Decoders of one to three layers, of a grid and a width that are no powers of two."""
+    decoder = DecoderConfig(dim=48, depth=request.param, heads=4, mlp=40, mask_channels=8, iou_hidden=24)
+    return make_sam(ModelConfig("vit", 56, uniform_blocks(1, 32, 2, (0,), window=0), patch_size=8, decoder=decoder))
+
+
+@pytest.mark.parametrize("form", ["plain", "factored", "factored, all sets at once"])
+@pytest.mark.parametrize("points", [1, 3])
+def test_the_parts_are_the_whole(model, form, points):
+    assert_same_as_whole(model, forms(model.decoder)[form], points, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("form", ["plain", "factored"])
+def test_nano_is_the_same(form):
+    assert_same_as_whole(nano := load_model("nano"), forms(nano.decoder)[form])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["plain", "factored", "factored, all sets at once"])
+def test_sam_b_s_decoder_is_the_same(form):
+    config = KNOWN["vit_b"].config.replace(blocks=uniform_blocks(1, 32, 2, (0,), window=0))
+    model = EdgeSam(config)
+    initialise(model, 0)
+    assert_same_as_whole(model, forms(model.decoder)[form])
+
+
+@pytest.mark.parametrize("form", ["plain", "factored"])
+def test_wanted_masks_are_those_of_the_whole_in_any_order(model, form):
+    split = forms(model.decoder)[form]
+    embeddings = some_embeddings(model.config)
+    coords, labels = some_points(model.config.image_size)
+    wanted, masks = torch.tensor([4, 0, 4, 2, 4]), torch.tensor([3, 0, 1, 2, 3])
+    with torch.inference_mode():
+        logits, _ = model.decoder(embeddings, coords, labels)
+        for_predict, for_upscale = split.prepare(embeddings)
+        _, sets = split.predict(for_predict, coords, labels)
+        some, places = cut(sets, wanted)
+        got = wanted_masks(split, for_upscale, some, places, masks)
+    assert {len(value) for value in some.values()} == {3}
+    torch.testing.assert_close(got, logits[0, wanted, masks], rtol=0, atol=2e-5)
+
+
+def test_attention_of_certainty_makes_no_denormal_numbers(model):
+    """Sharp attention underflows; what is left of it must still be the plain walk's."""
+    embeddings = 40 * some_embeddings(model.config)
+    coords, labels = some_points(model.config.image_size)
+    split = FactoredDecoder(model.decoder)
+    with torch.inference_mode():
+        wanted, wanted_iou = model.decoder(embeddings, coords, labels)
+        for_predict, for_upscale = split.prepare(embeddings)
+        iou, sets = split.predict(for_predict, coords, labels)
+        logits = split.upscale(for_upscale, sets)
+    weights = torch.cat([sets[f"a{layer}"].flatten() for layer in range(model.config.decoder.depth)])
+    assert weights.min() == TINY
+    torch.testing.assert_close(iou, wanted_iou[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, wanted[0], rtol=0, atol=1e-4)
+
+
+def test_the_first_layer_s_share_changes_nothing_of_quantized_layers(tiny_sam):
+    layers = [
+        f"mask_decoder.transformer.layers.0.{attention}.{part}_proj"
+        for attention in ("cross_attn_token_to_image", "cross_attn_image_to_token")
+        for part in "qkv"
+    ]
+    plan = LayerQuantization(Grid.of_range(-4.0, 4.0)).as_dict()
+    for layer in insert_quantized_layers(tiny_sam, dict.fromkeys(layers, plan)).values():
+        integers = torch.randint(-127, 128, layer.weight.shape, generator=torch.Generator().manual_seed(2))
+        layer.set_weight(integers.to(torch.int8), torch.full_like(layer.weight_scale, 0.01))
+    assert not can_factor(tiny_sam.decoder)
+    assert_same_as_whole(tiny_sam, PlainSplit(tiny_sam.decoder), tolerance=1e-6)
+
+
+def test_halves_are_not_factored(tiny_sam):
+    assert can_factor(tiny_sam.decoder)
+    assert not can_factor(tiny_sam.half().decoder)
+
+
+def test_factoring_pays_while_tokens_are_few():
+    decoder = load_model("nano").decoder
+    assert pays(decoder, points=2)
+    assert not pays(decoder, points=20)
+
+
+def test_counts_of_sam_b():
+    """GMAC per prompt: 1.8 whole; 0.23 for the IoU and 0.27 more for a set whose masks are wanted."""
+    costs = decoder_costs(KNOWN["vit_b"].config)
+    assert costs.plain == pytest.approx(1.81e9, rel=0.01)
+    assert costs.shared.predict + costs.shared.upscale == pytest.approx(1.41e9, rel=0.01)
+    assert costs.factored.predict == pytest.approx(0.231e9, rel=0.01)
+    assert costs.factored.upscale == pytest.approx(0.268e9, rel=0.01)
+    # what an image costs is made good by its second prompt
+    assert costs.factored.prepare < 2 * (costs.plain - costs.factored.predict - costs.factored.upscale)

@@ -1,0 +1,72 @@
+"""sam_edge.segment.masks: stability scores, boxes and pixels are those of logits at the picture's size."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
+
+from sam_edge.segment import masks
+from sam_edge.segment.frame import Frame
+from sam_edge.segment.masks import mask_of, measure
+from sam_edge.segment.scaling import Scaling
+
+SHAPES = [(64, 64), (50, 90), (91, 33), (1, 40), (300, 200)]
+
+
+def logits(cells: int) -> torch.Tensor:
+    """Six masks of blobs of a size, one full, one empty, and one that only its stability score sees."""
+    generator = torch.Generator().manual_seed(cells)
+    coarse = 4 * torch.randn(6, 1, cells, cells, generator=generator) - 1
+    blobs = F.interpolate(coarse, (32, 32), mode="bicubic")[:, 0]
+    return torch.cat([blobs, torch.full((1, 32, 32), 5.0), torch.full((1, 32, 32), -5.0), -blobs[:1].abs() / 2])
+
+
+@pytest.mark.parametrize("offset", [1.0, 0.3, 0.0], ids=str)
+@pytest.mark.parametrize("cells", [3, 9, 32], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_measures_are_segment_anything_s(shape, cells, offset):
+    frame, low_res = Frame.of(*shape, 64), logits(cells)
+    full = frame.to_original(low_res[None])[0]
+    got = measure(low_res, Scaling.of(frame, 32), offset)
+    wanted = calculate_stability_score(full, 0.0, offset)
+    # two pixels' worth of rounding, in the smallest of the areas
+    assert torch.allclose(got.stability, wanted, atol=2e-3, rtol=1e-3, equal_nan=True)
+    torch.testing.assert_close(got.boxes, batched_mask_to_box(full > 0))
+
+
+@pytest.mark.parametrize("cells", [3, 32], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pixels_are_those_of_the_logits_at_full_size(shape, cells):
+    frame, low_res = Frame.of(*shape, 64), logits(cells)
+    full = (frame.to_original(low_res[None])[0] > 0).numpy()
+    scaling = Scaling.of(frame, 32)
+    for one, wanted in zip(low_res, full, strict=True):
+        got = mask_of(one, scaling)
+        assert got.shape == shape
+        assert np.count_nonzero(got != wanted) <= 1
+
+
+def test_only_tiles_on_an_outline_are_computed(monkeypatch):
+    computed = []
+    mixed_tiles = masks._mixed_tiles
+    monkeypatch.setattr(masks, "_mixed_tiles", lambda *args: (computed.append(args[2].mean()), mixed_tiles(*args))[1])
+    ys, xs = np.mgrid[:128, :128]
+    disc = torch.from_numpy(30 - np.hypot(ys - 50, xs - 60)).float()[None]
+    measure(disc, Scaling.of(Frame.of(480, 640, 512), 128), 1.0)
+    assert 0 < computed[0] < 0.3
+
+
+def test_chunks_change_nothing(monkeypatch):
+    scaling, low_res = Scaling.of(Frame.of(90, 120, 64), 32), logits(9)
+    whole = measure(low_res, scaling, 1.0)
+    monkeypatch.setattr(masks, "TILE_BYTES", 1)
+    pieces = measure(low_res, scaling, 1.0)
+    assert torch.equal(whole.boxes, pieces.boxes)
+    assert torch.allclose(whole.stability, pieces.stability, equal_nan=True)
+
+
+def test_no_masks_have_no_measures():
+    got = measure(torch.zeros(0, 32, 32), Scaling.of(Frame.of(50, 90, 64), 32), 1.0)
+    assert got.stability.shape == (0,)
+    assert got.boxes.shape == (0, 4)

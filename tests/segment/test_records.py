@@ -1,0 +1,61 @@
+"""sam_edge.segment.records: run lengths and clean-up are segment-anything's."""
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.utils.amg import MaskData, mask_to_rle_pytorch
+
+from sam_edge.segment.records import Found, box_of, run_lengths, without_small_regions
+
+
+def picture(seed: int, shape: tuple[int, int] = (40, 30)) -> np.ndarray:
+    """Rectangles with holes and specks."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(shape, bool)
+    for _ in range(6):
+        y, x = rng.integers(0, shape[0] - 5), rng.integers(0, shape[1] - 5)
+        mask[y : y + rng.integers(1, 14), x : x + rng.integers(1, 14)] ^= True
+    return mask
+
+
+def found(mask: np.ndarray, score: float = 0.5) -> Found:
+    return Found(mask.shape, run_lengths(mask), box_of(mask), score, 0.9, (1.5, 2.5), (0, 0, *mask.shape[::-1]))
+
+
+MASKS = [picture(0), picture(1), np.zeros((4, 5), bool), np.ones((4, 5), bool), np.eye(1, dtype=bool)]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=range(len(MASKS)))
+def test_run_lengths_are_segment_anything_s_and_come_back(mask):
+    wanted = mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]["counts"]
+    assert run_lengths(mask).tolist() == run_lengths(np.asfortranarray(mask)).tolist() == wanted
+    assert (found(mask).mask() == mask).all()
+
+
+@pytest.mark.parametrize("mode", ["binary_mask", "uncompressed_rle", "coco_rle"])
+def test_every_output_mode_holds_the_mask(mode):
+    mask = picture(3)
+    record = found(mask).record(mode)
+    segmentation = record["segmentation"]
+    if mode == "uncompressed_rle":
+        segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+    decoded = segmentation if mode == "binary_mask" else coco_mask.decode(segmentation).astype(bool)
+    assert (decoded == mask).all()
+    assert record["area"] == mask.sum()
+    assert record["point_coords"] == [[1.5, 2.5]]
+
+
+def test_small_regions_go_as_in_segment_anything():
+    masks = [picture(seed) for seed in range(12)]
+    # a duplicate but for a speck, which must give way to the clean one
+    masks.append(masks[0].copy())
+    masks[-1][-1, -1] ^= True
+    boxes = torch.tensor([box_of(mask) for mask in masks])
+    rles = [mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0] for mask in masks]
+    wanted = SamAutomaticMaskGenerator.postprocess_small_regions(MaskData(rles=rles, boxes=boxes), 9, 0.7)
+    got = without_small_regions([found(mask) for mask in masks], 9, 0.7)
+    assert [one.runs.tolist() for one in got] == [rle["counts"] for rle in wanted["rles"]]
+    assert [list(one.box) for one in got] == wanted["boxes"].tolist()
+    assert without_small_regions([], 9, 0.7) == []
