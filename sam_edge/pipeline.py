@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -16,15 +16,18 @@ from sam_edge import __version__, steps
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.report import Picture, Report, StepReport, write_report
 from sam_edge.bench.table import BenchRow, as_dict
+from sam_edge.bench.widths import widths_png
 from sam_edge.compress.distil import DistilOptions
-from sam_edge.compress.one_step import OneStepOptions
-from sam_edge.compress.prune import PruneOptions
+from sam_edge.compress.importance import ImportanceOptions
+from sam_edge.compress.slimming import Schedule, SlimOptions
+from sam_edge.compress.widths import ImportanceName, PruneOptions, Ranking
 from sam_edge.data import open_labelled
-from sam_edge.errors import BackendUnavailableError, DataError, SamEdgeError
+from sam_edge.errors import BackendUnavailableError, DataError, RecipeError, SamEdgeError
 from sam_edge.export.runtimes import open_runtime
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.files import atomic_file, sha256_of
+from sam_edge.models.registry import load_model
 from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.recipe import Recipe, read_recipe
 from sam_edge.segment.overlay import overlay
@@ -100,6 +103,7 @@ def run(recipe: Recipe, out: Path, *, device: str = "auto", say: Callable[[str],
     stages, seconds = _make(recipe, out, ledger, device)
     measured = _measure(recipe, stages, ledger, device)
     pictures = _pictures(recipe, [stage for stage in stages if stage.runtime], out, device)
+    pictures += (_widths(stages, out),)
     reports = tuple(_step_report(stage, measured, seconds) for stage in stages)
     report = Report(
         title=recipe.title,
@@ -129,10 +133,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
         return _fingerprint(made)
 
     compressed, quantized = out / "compressed", out / "quantized"
-    slim = OneStepOptions(
-        PruneOptions(recipe.compress.ratio, recipe.compress.importance, seed=seed),  # type: ignore[arg-type]
-        DistilOptions(recipe.compress.epochs, recipe.compress.batch_size, recipe.compress.learning_rate, seed=seed),
-    )
+    slim = _slim_options(recipe)
     integer = QuantizeOptions(recipe.quantize.weights, recipe.quantize.activations, seed=seed)
     calibration = recipe.quantize.calibration_images
 
@@ -179,6 +180,31 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
             ledger.say(f"engine: not built: {error}")
     stages.append(Stage("quantized-onnx", "quantized", "onnx int8", str(integer_onnx), "onnxruntime"))
     return stages, seconds
+
+
+def _slim_options(recipe: Recipe) -> SlimOptions:
+    """The recipe's words as options.
+
+    Raises:
+        RecipeError: a word that the command line would not take.
+    """
+    wanted = recipe.compress
+    for name, kind in (("schedule", Schedule), ("importance", ImportanceName), ("ranking", Ranking)):
+        if getattr(wanted, name) not in get_args(kind):
+            allowed = ", ".join(get_args(kind))
+            raise RecipeError(f"[compress] {name} must be one of {allowed}, got {getattr(wanted, name)!r}.")
+    return SlimOptions(
+        wanted.schedule,  # type: ignore[arg-type]
+        PruneOptions(wanted.ratio, wanted.importance, wanted.ranking, seed=recipe.seed),  # type: ignore[arg-type]
+        ImportanceOptions(wanted.importance_images),
+        DistilOptions(
+            wanted.epochs,
+            batch_size=wanted.batch_size,
+            learning_rate=wanted.learning_rate,
+            views=wanted.views,
+            seed=recipe.seed,
+        ),
+    )
 
 
 def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -> dict[str, dict[str, Any]]:
@@ -299,6 +325,16 @@ def _pictures(recipe: Recipe, stages: list[Stage], out: Path, device: str) -> tu
             Image.fromarray(np.concatenate(column, 1)).save(part, format="PNG")
         pictures.append(Picture(sample.name, file, f"The largest masks by their boxes; left to right: {names}."))
     return tuple(pictures)
+
+
+def _widths(stages: list[Stage], out: Path) -> Picture:
+    """How wide compression left every block."""
+    specs = {stage.name: stage.spec for stage in stages}
+    before, after = load_model(specs["base"]).config, load_model(specs["compressed"]).config
+    file = out / "pictures" / "widths.png"
+    with atomic_file(file) as part:
+        part.write_bytes(widths_png(before, {"compressed": after}))
+    return Picture("Widths per block", file, "Channels that compression kept, before it in grey (SlimSAM, figure 7).")
 
 
 def _segmented(predictor: SamPredictor, sample: Any, most: int = 6) -> np.ndarray:

@@ -15,10 +15,14 @@ class CompressRecipe:
     """Settings of `compress`."""
 
     ratio: float = 0.5
-    importance: str = "magnitude"
-    epochs: int = 40
+    schedule: str = "alternate"
+    importance: str = "disturbed-taylor"
+    importance_images: int = 1000
+    ranking: str = "global"
+    epochs: int | None = None
     batch_size: int = 4
     learning_rate: float = 1e-4
+    views: int = 1
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     assert by_name["quantized-onnx"]["file_bytes"] < by_name["compressed-onnx"]["file_bytes"]
     assert all(by_name[name]["miou_box"] is not None for name in names)
     assert by_name["quantized"]["latency_ms"] is None
+    assert "Widths per block" in (out / "report" / "report.md").read_text()
     assert "data:image/png" in (out / "report" / "report.html").read_text()
 
     for done in ("compress", "quantize", "to_onnx", "evaluate", "bench"):

@@ -18,7 +18,7 @@ def test_the_packaged_recipe_reads():
 
 def test_what_is_not_given_keeps_its_default_and_overrides_win(tmp_path):
     recipe = read_recipe(write(tmp_path, 'images = "a"\n[compress]\nratio = 0.25\n'), {"images": "b", "seed": 3})
-    assert (recipe.images, recipe.seed, recipe.compress.ratio, recipe.compress.epochs) == ("b", 3, 0.25, 40)
+    assert (recipe.images, recipe.seed, recipe.compress.ratio, recipe.compress.batch_size) == ("b", 3, 0.25, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
-"""Channel groups of a ViT encoder: which channels stand or fall together.
+"""Channel groups of an image encoder: which channels stand or fall together.
 
-torch-pruning's dependency graph finds them. It traces a stand-in of the attention without windows, relative
+For a ViT, torch-pruning's dependency graph finds them. It traces a stand-in of the attention without windows, relative
 positions and products: v goes straight to the projection, and q x k is handed out beside. That is all the coupling
-there is (q with k, v with the projection's input), and tracing takes seconds instead of not ending.
+there is (q with k, v with the projection's input), and tracing takes seconds instead of not ending. What heads share
+is tied afterwards: a column of the relative-position tables multiplies the same channel of every head.
 """
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from types import MethodType
 
 import torch
@@ -16,41 +17,70 @@ import torch_pruning as tp
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
+from sam_edge.compress.slices import ChannelGroup, Slice
+from sam_edge.compress.tiny_vit_groups import tiny_vit_groups
+from sam_edge.models.sam import EdgeSam
 from sam_edge.models.vit import SplitAttention
 
-Root = nn.Conv2d | nn.Linear
 
+def find_groups(model: EdgeSam) -> list[ChannelGroup]:
+    """Every group of the image encoder; a ViT's attention must be split. TinyViT's embeddings stay whole."""
+    if model.config.arch == "tiny_vit":
+        return tiny_vit_groups(model.config)
+    encoder = model.image_encoder
+    graph = _trace(encoder)
+    names = {module: name for name, module in encoder.named_modules()} | {encoder.pos_embed: "pos_embed"}
 
-@dataclass(frozen=True)
-class EncoderGroups:
-    """The roots from which each group of channels is pruned."""
-
-    graph: tp.DependencyGraph
-    embedding: nn.Conv2d
-    """Output channels: the residual stream of every block."""
-    qk: tuple[nn.Linear, ...]
-    """Per block, output channels of q, which k follows."""
-    v: tuple[nn.Linear, ...]
-    """Per block, output channels of v, which the projection follows."""
-    mlp: tuple[nn.Linear, ...]
-    """Per block, hidden channels of the MLP."""
-
-    def roots(self, part: str) -> tuple[Root, ...]:
-        """The roots of `embedding`, `qk`, `v` or `mlp`."""
-        found = getattr(self, part)
-        return found if isinstance(found, tuple) else (found,)
-
-    def group(self, root: Root, channels: list[int]) -> tp.Group:
-        """Everything that goes when `channels` of `root`'s output go."""
+    def slices(root: nn.Conv2d | nn.Linear) -> tuple[Slice, ...]:
         prune = tp.prune_conv_out_channels if isinstance(root, nn.Conv2d) else tp.prune_linear_out_channels
-        return self.graph.get_pruning_group(root, prune, idxs=channels)
+        channels = list(range(root.weight.shape[0]))
+        return tuple(_slices(graph.get_pruning_group(root, prune, idxs=channels), names))
+
+    groups = [ChannelGroup("embedding", -1, 1, 1, model.config.blocks[0].heads, slices(encoder.patch_embed.proj))]
+    for number, block in enumerate(encoder.blocks):
+        heads = block.attn.heads
+        qk = tuple(_tied(part, heads) for part in slices(block.attn.q))
+        k = tuple(part for part in qk if part.name.startswith(f"blocks.{number}.attn.k."))
+        groups += [
+            ChannelGroup("qk", number, heads, 1, heads, qk + _tables(block.attn, number), k),
+            ChannelGroup("v", number, heads, heads, heads, slices(block.attn.v)),
+            ChannelGroup("mlp", number, 1, 1, heads, slices(block.mlp.lin1)),
+        ]
+    return groups
 
 
-def find_groups(encoder: ImageEncoderViT) -> EncoderGroups:
-    """Trace an encoder whose attention is split."""
-    device = next(encoder.parameters()).device
-    example = torch.zeros(1, 3, encoder.img_size, encoder.img_size, device=device)
-    blocks = list(encoder.blocks)
+def _slices(group: tp.Group, names: dict[object, str]) -> Iterator[Slice]:
+    """torch-pruning's group as entries of tensors; its own nodes for additions and views hold none."""
+    for item in group:
+        layer, roots = item.dep.layer, torch.tensor(item.root_idxs)
+        if layer not in names:
+            continue
+        index = torch.empty(len(roots), 1, dtype=torch.long)
+        index[roots, 0] = torch.tensor(item.idxs)
+        if isinstance(layer, nn.Parameter):
+            yield Slice(names[layer], layer.ndim - 1, index)
+        elif item.dep.pruning_fn.__name__ == "prune_in_channels":
+            yield Slice(f"{names[layer]}.weight", 1, index)
+        else:
+            yield Slice(f"{names[layer]}.weight", 0, index)
+            if layer.bias is not None:
+                yield Slice(f"{names[layer]}.bias", 0, index)
+
+
+def _tied(part: Slice, heads: int) -> Slice:
+    """The same channel of every head as one."""
+    return replace(part, index=part.index.view(heads, -1).T.contiguous())
+
+
+def _tables(attention: SplitAttention, block: int) -> tuple[Slice, ...]:
+    if not attention.use_rel_pos:
+        return ()
+    columns = torch.arange(attention.rel_pos_h.shape[1])[:, None]
+    return tuple(Slice(f"blocks.{block}.attn.{name}", 1, columns) for name in ("rel_pos_h", "rel_pos_w"))
+
+
+def _trace(encoder: ImageEncoderViT) -> tp.DependencyGraph:
+    example = next(encoder.parameters()).new_zeros(1, 3, encoder.img_size, encoder.img_size)
     with _stand_in(encoder) as products, warnings.catch_warnings():
         warnings.simplefilter("ignore")
 
@@ -58,20 +88,13 @@ def find_groups(encoder: ImageEncoderViT) -> EncoderGroups:
             products.clear()
             return [model(x), *products]
 
-        graph = tp.DependencyGraph().build_dependency(
+        return tp.DependencyGraph().build_dependency(
             encoder,
             example_inputs=example,
             forward_fn=forward,
             unwrapped_parameters=[(encoder.pos_embed, 3)],
             verbose=False,
         )
-    return EncoderGroups(
-        graph=graph,
-        embedding=encoder.patch_embed.proj,
-        qk=tuple(block.attn.q for block in blocks),
-        v=tuple(block.attn.v for block in blocks),
-        mlp=tuple(block.mlp.lin1 for block in blocks),
-    )
 
 
 @contextmanager
@@ -85,12 +108,18 @@ def _stand_in(encoder: ImageEncoderViT) -> Iterator[list[Tensor]]:
 
     blocks = list(encoder.blocks)
     windows = [block.window_size for block in blocks]
+    frozen = [parameter for parameter in encoder.parameters() if not parameter.requires_grad]
     for block in blocks:
         block.window_size = 0
         block.attn.forward = MethodType(forward, block.attn)
+    # the graph is read off the gradients' functions: there are none for frozen weights
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     try:
         yield products
     finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         for block, window in zip(blocks, windows, strict=True):
             block.window_size = window
             del block.attn.forward
