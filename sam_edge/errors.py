@@ -24,6 +24,10 @@ class PromptError(SamEdgeError):
     """A point, box or mask prompt of the wrong shape, or outside the image."""
 
 
+class EverythingError(SamEdgeError):
+    """An everything-mode setting that cannot work, or a model that is not calibrated for it."""
+
+
 class TrainingError(SamEdgeError):
     """A training or distillation setting that cannot work, or a run that diverged."""
 

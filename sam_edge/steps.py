@@ -15,34 +15,43 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from torch import nn
 
-from sam_edge.bench.latency import MEASUREMENTS, bench_runtimes, time_everything
+from sam_edge.bench.latency import MEASUREMENTS, bench_runtimes
 from sam_edge.bench.memory import file_bytes, peak_bytes
 from sam_edge.bench.table import BenchRow
-from sam_edge.compress.distil import distil_steps
-from sam_edge.compress.one_step import OneStepOptions, compress_one_step
+from sam_edge.compress.labels import LabelledLoss
+from sam_edge.training.processes import joined_processes, rank
+from sam_edge.compress.slimming import Slimming, SlimOptions
 from sam_edge.data import open_images, open_labelled
 from sam_edge.data.dataset import Dataset
-from sam_edge.data.sample import LabelledImage
+from sam_edge.data.sample import LabelledDataset, LabelledImage
 from sam_edge.data.split import Split, is_val
 from sam_edge.data.synthetic import SceneOptions, render_scene
+from sam_edge.errors import DataError
+from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
 from sam_edge.export.onnx_runtime import ExportedFolder, is_exported_folder
+from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import open_runtime, resolve_device
 from sam_edge.export.tensorrt_runtime import load_library
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
+from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.cost import cost
 from sam_edge.models.known import KNOWN
 from sam_edge.models.registry import load_model, packaged_folder
 from sam_edge.models.sam import EdgeSam
+from sam_edge.quantize.gate import hold_drop
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
-from sam_edge.segment.runtime import Runtime
-from sam_edge.training.loop import Progress
+from sam_edge.segment.runtime import Runtime, TorchRuntime
 
 OnProgress = Callable[[int, int, str], None]
 Picture = UInt8[np.ndarray, "h w 3"]
+
+VALIDATION_IMAGES = 16
+"""Labelled pictures that a compression validates on after each epoch."""
 
 
 def models() -> list[dict[str, Any]]:
@@ -63,39 +72,70 @@ def compress(
     spec: str,
     images: str,
     out: Path,
-    options: OneStepOptions,
+    options: SlimOptions,
     *,
     device: str = "auto",
     strict: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Prune and distil, and write a checkpoint folder. A killed run continues from the state beside `out`."""
-    model = load_model(spec, resolve_device(device))
-    pictures = open_images(images, strict)
-    parent, before = weights_sha256(model), cost(model.config)
-    state_file = out.absolute().with_name(f".{out.name}.state.safetensors")
+    """Prune and distil, and write a checkpoint folder. A killed run continues from the stages beside `out`.
 
-    def on_step(progress: Progress, report: dict[str, float]) -> None:
-        if on_progress is not None:
-            total = distil_steps(pictures.names, options.distil)
-            rate = progress.step * options.distil.batch_size / max(progress.seconds, 1e-9)
-            on_progress(progress.step, total, f"loss {report['loss']:.4f}, {rate:.1f} images/s")
+    Under torchrun all processes share the pictures, and the first writes.
+    """
+    check_target(out.absolute())
+    device = resolve_device(device)
+    with joined_processes(device):
+        model = load_model(spec, device)
+        pictures = open_images(images, strict)
+        labelled = _with_labels(images, strict)
+        parent, before = weights_sha256(model), cost(model.config)
+        slimming = Slimming(
+            model,
+            pictures,
+            options,
+            out.absolute().with_name(f"{out.name}.stages"),
+            label_loss=None if labelled is None else LabelledLoss(labelled),
+            validate=None if labelled is None else _validation_miou(labelled),
+            on_progress=on_progress,
+        )
+        model = slimming.run()
+        settings = {**options.as_dict(), "stages": slimming.records}
+        _add_step(model, "compress", settings, options.prune.seed, parent, [images])
+        if rank() == 0:
+            save_checkpoint(model, out)
+        after = cost(model.config)
+        return {
+            "out": str(out),
+            "parameters": after.parameters,
+            "encoder_macs": after.encoder_macs,
+            "encoder_macs_with_attention": after.encoder_macs_with_attention,
+            "parent": asdict(before),
+            **slimming.closeness(),
+            "validation": "mIoU by one point" if labelled else "embedding error",
+            "stages": slimming.records,
+            "steps": sum(record.get("steps", 0) for record in slimming.records),
+            "seconds": sum(record.get("seconds", 0.0) for record in slimming.records),
+        }
 
-    progress = compress_one_step(model, pictures, options, state_file=state_file, on_step=on_step)
-    _add_step(model, "compress", options.as_dict(), options.prune.seed, parent, [images])
-    save_checkpoint(model, out)
-    state_file.unlink(missing_ok=True)
-    after = cost(model.config)
-    return {
-        "out": str(out),
-        "parameters": after.parameters,
-        "encoder_macs": after.encoder_macs,
-        "encoder_macs_with_attention": after.encoder_macs_with_attention,
-        "parent": asdict(before),
-        "embedding_error": None if progress is None or progress.best_score is None else -progress.best_score,
-        "steps": 0 if progress is None else progress.step,
-        "seconds": 0.0 if progress is None else progress.seconds,
-    }
+
+def _with_labels(images: str, strict: bool) -> LabelledDataset | None:
+    """The same pictures with their masks, where there are any to train importance and to validate on."""
+    try:
+        labelled = open_labelled(images, "all", strict)
+    except DataError:
+        return None
+    return labelled if any(is_val(name) for name in labelled.names) else None
+
+
+def _validation_miou(labelled: LabelledDataset) -> Callable[[nn.Module], float]:
+    """Mean IoU by one point on the first few pictures of the val split."""
+    indices = [index for index, name in enumerate(labelled.names) if is_val(name)][:VALIDATION_IMAGES]
+
+    def validate(model: nn.Module) -> float:
+        assert isinstance(model, EdgeSam)
+        return evaluate_miou(TorchRuntime(model, str(model.device)), labelled.subset(indices)).miou
+
+    return validate
 
 
 def quantize(
@@ -105,24 +145,72 @@ def quantize(
     options: QuantizeOptions,
     *,
     calibration_images: int = 8,
+    max_drop: float | None = None,
+    gate_data: str | None = None,
+    gate_images: int = 16,
+    runtime: str | None = None,
     device: str = "auto",
     strict: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Quantize after training, and write a quantized checkpoint folder."""
-    model = load_model(spec, resolve_device(device))
+    """Quantize after training, and write a quantized checkpoint folder.
+
+    With `max_drop` layers go back to higher precision until mIoU on `gate_data` (by point and by box), or without it
+    the agreement with the float model's masks, falls no further. With `runtime` the result is exported and timed
+    against its float parent there.
+    """
+    place = resolve_device(device)
+    model = load_model(spec, place)
     parent = weights_sha256(model)
     pictures = sample_pictures(images, calibration_images, options.seed, strict=strict)
-    quantize_model(model, pictures, options)
-    settings = {**asdict(options), "calibration_images": len(pictures)}
-    _add_step(model, "quantize", settings, options.seed, parent, [images])
-    save_checkpoint(model, out)
-    assert model.config.quantization is not None
+    gate, score = None, 0.0
+    if max_drop is not None:
+        validate = _agreement(model, images, gate_images, options.seed)
+        if gate_data is not None:
+            validate = _labelled_score(gate_data, gate_images, options.seed, strict=strict)
+        score = validate(model)
+    quantizer = quantize_model(model, pictures, options, on_progress)
+    if max_drop is not None:
+        gate = hold_drop(quantizer, max_drop, validate, score, on_progress)
+    settings = {**asdict(options), "calibration_images": len(pictures), "max_drop": max_drop}
+    _add_step(model, "quantize", settings, options.seed, parent, [images, *([gate_data] if gate_data else [])])
+    save_checkpoint(model, out, half=True)
     return {
         "out": str(out),
-        "layers": len(model.config.quantization),
+        "layers": len(model.config.quantization or {}),
         "calibration_images": len(pictures),
         "file_bytes": file_bytes(out),
+        "gate": None if gate is None else {"measure": gate_data or "agreement with the float model", **asdict(gate)},
+        "speed": None if runtime is None else _compared_speed(spec, str(out), runtime, pictures[0], device),
     }
+
+
+def _agreement(model: EdgeSam, images: str, count: int, seed: int) -> Callable[[EdgeSam], float]:
+    """Mean mask IoU with what `model` says now, by a fixed set of points and boxes on pictures not calibrated on."""
+    pictures = sample_pictures(images, count, seed + 1)
+    wanted = answers(TorchRuntime(model), pictures)
+    return lambda other: compare(wanted, answers(TorchRuntime(other), pictures)).mask_iou
+
+
+def _labelled_score(data: str, count: int, seed: int, *, strict: bool) -> Callable[[EdgeSam], float]:
+    """Mean of point and box mIoU on labelled pictures of the train split."""
+    dataset: Dataset[LabelledImage] = open_labelled(data, "train", strict)
+    if count < len(dataset):
+        dataset = dataset.subset(sorted(random.Random(seed).sample(range(len(dataset)), count)))
+    prompts: tuple[PromptKind, ...] = ("point", "box")
+
+    def score(model: EdgeSam) -> float:
+        runtime = TorchRuntime(model)
+        return sum(evaluate_miou(runtime, dataset, prompt=prompt).miou for prompt in prompts) / len(prompts)
+
+    return score
+
+
+def _compared_speed(spec: str, quantized: str, runtime: str, picture: Picture, device: str) -> dict[str, Any]:
+    """Median encoder latency of a quantized model and of its float parent on one runtime, taking turns."""
+    opened = [open_runtime(model, runtime, device) for model in (spec, quantized)]
+    parent, integer = (latency["encode"].median_ms for latency in bench_runtimes(opened, picture, warmup=1, runs=5))
+    return {"runtime": runtime, "float_ms": parent, "quantized_ms": integer, "faster": integer < parent}
 
 
 def to_onnx(
@@ -156,6 +244,7 @@ def evaluate(
     *,
     prompt: PromptKind = "box",
     multimask: bool = False,
+    clicks: int | None = None,
     split: Split = "val",
     limit: int | None = None,
     seed: int = 0,
@@ -164,7 +253,7 @@ def evaluate(
     strict: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Mean IoU of a MODEL on labelled data; `limit` takes so many pictures by chance."""
+    """Mean IoU of a MODEL on labelled data, by `prompt` or after each of `clicks`; `limit` draws so many pictures."""
     opened = open_runtime(spec, runtime, device)
     dataset: Dataset[LabelledImage] = open_labelled(data, split, strict)
     if limit is not None and limit < len(dataset):
@@ -177,8 +266,15 @@ def evaluate(
         if on_progress is not None:
             on_progress(done, len(dataset), f"{prompt} mIoU")
 
+    common = {"model": spec, "runtime": opened.name, "data": data, "split": split}
+    if clicks is not None:
+        return {
+            **common,
+            "clicks": clicks,
+            **evaluate_clicks(opened, dataset, clicks=clicks, on_image=on_image).as_dict(),
+        }
     result = evaluate_miou(opened, dataset, prompt=prompt, multimask=multimask, on_image=on_image)
-    return {"model": spec, "runtime": opened.name, "data": data, "split": split, **result.as_dict()}
+    return {**common, **result.as_dict()}
 
 
 def bench(
@@ -186,8 +282,6 @@ def bench(
     runtimes: Sequence[str],
     *,
     image: Picture | None = None,
-    everything: bool = False,
-    points_per_side: int = 32,
     memory: bool = True,
     warmup: int = 2,
     runs: int = 10,
@@ -222,7 +316,6 @@ def bench(
                 file_bytes=size_of(spec, runtime),
                 peak_bytes=_peak(spec, runtime.name, picture, device) if memory else None,
                 latencies=latency,
-                everything=time_everything(runtime, picture, points_per_side) if everything else None,
             )
         )
     return rows

@@ -10,11 +10,27 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from sam_edge.cli import main
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
+from sam_edge.models.config import Thresholds
 
-COMMANDS = ("models", "compress", "quantize", "export-onnx", "export-trt", "bench", "eval", "segment", "run")
+COMMANDS = (
+    "models",
+    "train",
+    "compress",
+    "embed",
+    "quantize",
+    "bench-quantize",
+    "export-onnx",
+    "export-trt",
+    "bench",
+    "eval",
+    "segment",
+    "calibrate",
+    "run",
+)
 
 
 @pytest.fixture
@@ -156,6 +172,96 @@ def test_everything_keeps_segment_anythings_record_keys(sam_edge, checkpoint, tm
     assert all(keys == record.keys() for record in json.loads(out)["masks"])
 
 
+@pytest.fixture
+def open_checkpoint(tiny_config, make_sam, tmp_path) -> Path:
+    """A model whose filters let everything pass."""
+    config = tiny_config.replace(thresholds=Thresholds(pred_iou=-1.0, stability=0.0))
+    return save_checkpoint(make_sam(config, seed=3), tmp_path / "open")
+
+
+def test_everything_is_written_as_coco_annotations(sam_edge, open_checkpoint, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    args = ("segment", open_checkpoint, tmp_path / "p.png", "--everything", "--points-per-side", 3, "--crops", 1)
+    code, out, _ = sam_edge(
+        *args, "--strategy", "hierarchical", "--tau", 0.1, "--out", tmp_path / "m", "--max-memory-gb", 0.5, "--json"
+    )
+    found = json.loads(out)["masks"]
+    assert code == 0
+    assert found
+    coco = COCO(tmp_path / "m" / "masks.json")
+    assert coco.imgs[1] == {"id": 1, "file_name": "p.png", "width": 60, "height": 40}
+    assert [annotation["area"] for annotation in coco.anns.values()] == [record["area"] for record in found]
+    for index, annotation in enumerate(coco.anns.values()):
+        png = np.array(Image.open(tmp_path / "m" / f"mask_{index:03d}.png")) > 0
+        assert (coco.annToMask(annotation).astype(bool) == png).all()
+
+
+def test_a_calibrated_model_races_and_is_evaluated(sam_edge, open_checkpoint, tmp_path):
+    grid = ("--points-per-side", 5)
+    code, out, _ = sam_edge(
+        "calibrate",
+        open_checkpoint,
+        "--images",
+        "synthetic:4:1",
+        "--photos",
+        2,
+        *grid,
+        "--out",
+        tmp_path / "c",
+        "--json",
+    )
+    chosen = json.loads(out)
+    config = load_checkpoint(tmp_path / "c").config
+    assert code == 0
+    assert config.thresholds.tau == chosen["thresholds"]["tau"]
+    assert config.lineage[-1]["step"] == "calibrate"
+    code, out, _ = sam_edge(
+        "bench", tmp_path / "c", "--everything", "--photos", 2, *grid, "--out", tmp_path / "b", "--json"
+    )
+    raced = json.loads(out)
+    assert code == 0
+    assert raced["grid_speedup"] > 0
+    assert raced["hierarchical_speedup"] > 0
+    assert raced["runtime_speedup"] is None
+    assert [row["contender"] for row in raced["contenders"]] == [
+        "segment-anything",
+        "grid, torch",
+        "hierarchical, torch",
+    ]
+    assert all(0 <= row["miou"] <= 1 for row in raced["contenders"])
+    assert json.loads((tmp_path / "b" / "bench.json").read_text()) == raced
+    assert len(list((tmp_path / "b").glob("*.csv"))) == 1
+    code, out, _ = sam_edge(
+        "eval",
+        tmp_path / "c",
+        "--everything",
+        "--data",
+        "synthetic:9:2",
+        "--split",
+        "all",
+        "--limit",
+        2,
+        *grid,
+        "--json",
+    )
+    rows = json.loads(out)["strategies"]
+    assert code == 0
+    assert [row["strategy"] for row in rows] == ["grid", "hierarchical"]
+    assert rows[1]["asked"] == pytest.approx(1 - chosen["skipped"], abs=0.5)
+
+
+def test_a_race_by_quantile_needs_no_calibrated_model(sam_edge, tiny_config, make_sam, tmp_path):
+    model = make_sam(tiny_config, seed=3)
+    model.mask_decoder.iou_prediction_head.layers[-1].bias.data += 3.0
+    save_checkpoint(model, tmp_path / "m")
+    args = ("bench", tmp_path / "m", "--everything", "--photos", 1, "--points-per-side", 8, "--json")
+    code, out, _ = sam_edge(*args, "--survivors", 0.5, "--covered", 0.4)
+    raced = json.loads(out)
+    assert code == 0
+    assert raced["thresholds"]["pred_iou"] > 0
+    assert raced["contenders"][2]["points_kept"] == pytest.approx(0.6, abs=0.08)
+
+
 def test_bench_measures_what_it_says_and_writes_both_files(sam_edge, checkpoint, tmp_path):
     code, out, _ = sam_edge(
         "bench", checkpoint, "--runs", 2, "--warmup", 1, "--no-memory", "--out", tmp_path / "b", "--json"
@@ -181,6 +287,12 @@ BAD = {
     "not a picture": (("segment", "{model}", "{text}", "--point", "1,1", "--out", "{out}"), "note.txt"),
     "out is a file": (("quantize", "{model}", "--images", "synthetic:4", "--out", "{text}"), "note.txt"),
     "out is not ours": (("quantize", "{model}", "--images", "synthetic:4", "--out", "{full}"), "not empty"),
+    "no tau": (
+        ("segment", "{model}", "{picture}", "--everything", "--strategy", "hierarchical", "--out", "{out}"),
+        "sam-edge calibrate",
+    ),
+    "race of two": (("bench", "{model}", "nano", "--everything"), "one model"),
+    "survivors alone": (("bench", "{model}", "--everything", "--survivors", 0.3), "--covered"),
     "recipe": (("run", "{text}", "--out", "{out}"), "note.txt"),
 }
 

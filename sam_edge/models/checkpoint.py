@@ -12,18 +12,28 @@ from torch import Tensor, nn
 from sam_edge.errors import CheckpointError, SamEdgeError
 from sam_edge.files import atomic_folder
 from sam_edge.models.config import ModelConfig
+from sam_edge.models.packing import pack, unpack
 from sam_edge.models.sam import EdgeSam
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+NEVER_HALVED = ("weight_scale", "positional_encoding_gaussian_matrix")
+"""Small tensors that stay float32: scales of integers, and frequencies whose phases halves cannot hold."""
 
 
 def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -> Path:
     """Write a checkpoint folder, whole or not at all; `half` stores floats as fp16.
 
+    Of a quantized model, integers of fewer than 8 bits are packed.
+
     Raises:
         SamEdgeError: the folder cannot be written, or holds something else.
     """
-    tensors = {name: _stored(value, half) for name, value in model.state_dict().items() if name not in _shared(model)}
+    tensors = {
+        name: _stored(value, half and not name.endswith(NEVER_HALVED))
+        for name, value in model.state_dict().items()
+        if name not in _shared(model)
+    }
+    tensors |= {name: pack(tensors[name], bits) for name, bits in _packed(model.config).items()}
     with atomic_folder(folder) as work:
         (work / CONFIG).write_text(model.config.to_json())
         try:
@@ -38,6 +48,12 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
 def _stored(value: Tensor, half: bool) -> Tensor:
     value = value.detach().cpu().contiguous()
     return value.half() if half and value.is_floating_point() else value
+
+
+def _packed(config: ModelConfig) -> dict[str, int]:
+    """Names and bits of weights that are stored packed."""
+    layers = (config.quantization or {}).items()
+    return {f"{name}.weight": entry["bits"] for name, entry in layers if "heads" not in entry and entry["bits"] < 8}
 
 
 def _shared(model: nn.Module) -> set[str]:
@@ -65,8 +81,24 @@ def load_checkpoint(folder: str | Path) -> EdgeSam:
 
         prepare_for_quantization(model)
         insert_quantized_layers(model, config.quantization)
-    load_weights(model, read_state_dict(folder / WEIGHTS), folder)
+    state, shapes = read_state_dict(folder / WEIGHTS), model.state_dict()
+    for name, bits in _packed(config).items():
+        state[name] = _unpacked(state.get(name), bits, shapes[name].shape, f"{folder}: {name}")
+    load_weights(model, state, folder)
     return model
+
+
+def _unpacked(packed: Tensor | None, bits: int, shape: torch.Size, what: str) -> Tensor:
+    if packed is None or packed.dtype != torch.uint8 or packed.numel() != -(-shape.numel() * bits // 8):
+        raise CheckpointError(f"{what} does not hold {shape.numel()} packed {bits}-bit integers.")
+    return unpack(packed, bits, shape)
+
+
+def round_to_halves(model: nn.Module) -> None:
+    """Round in place what `save_checkpoint(half=True)` stores in halves, so that nothing changes by saving."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not name.endswith(NEVER_HALVED):
+            value.copy_(value.half())
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:

@@ -54,6 +54,27 @@ class StageConfig:
     """Window side in tokens; 0 in the convolutional first stage."""
     stride: int
     """Down-sampling at the stage's entry: 1 or 2."""
+    qk: tuple[int, ...] = ()
+    """Per block, width of q and of k, all heads together; empty where all are `embed`."""
+    v: tuple[int, ...] = ()
+    """Per block, width of v, all heads together; empty where all are `embed`."""
+    mlp: tuple[int, ...] = ()
+    """Per block, hidden width of the MLP or the MBConv; empty where all are 4 x `embed`."""
+
+    @property
+    def qk_widths(self) -> tuple[int, ...]:
+        """`qk`, written out."""
+        return self.qk or (self.embed,) * self.depth
+
+    @property
+    def v_widths(self) -> tuple[int, ...]:
+        """`v`, written out."""
+        return self.v or (self.embed,) * self.depth
+
+    @property
+    def mlp_widths(self) -> tuple[int, ...]:
+        """`mlp`, written out."""
+        return self.mlp or (4 * self.embed,) * self.depth
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,10 @@ class ModelConfig:
     """Pixels per token side."""
     decoder: DecoderConfig = DecoderConfig()
     """Prompt encoder and mask decoder."""
+    neck: int = 0
+    """Channels inside the encoder's neck, where they are not the decoder's; 0 where they are."""
+    projection: bool = False
+    """Whether the neck ends in `neck` channels too and a 1 x 1 convolution follows it, rather than its own last one."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Subtracted from RGB values in 0..255."""
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -120,6 +145,8 @@ class ModelConfig:
             raise ModelError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}.")
         if (self.arch == "tiny_vit") != bool(self.stages) or (self.arch != "tiny_vit") != bool(self.blocks):
             raise ModelError("a ViT is described by blocks, a tiny_vit by stages: config.json has them mixed.")
+        if self.projection and not self.neck:
+            raise ModelError("a projection goes from the neck's own channels: set neck.")
         for index, block in enumerate(self.blocks):
             if block.qk % block.heads or block.v % block.heads:
                 raise ModelError(f"block {index}: {block.heads} heads must divide qk {block.qk} and v {block.v}.")
@@ -162,7 +189,7 @@ class ModelConfig:
             )
         try:
             values["blocks"] = tuple(BlockConfig(**block) for block in values.get("blocks", ()))
-            values["stages"] = tuple(StageConfig(**stage) for stage in values.get("stages", ()))
+            values["stages"] = tuple(_stage(stage) for stage in values.get("stages", ()))
             values["decoder"] = DecoderConfig(**values.get("decoder", {}))
             values["thresholds"] = Thresholds(**values.get("thresholds", {}))
             for key in ("pixel_mean", "pixel_std", "lineage"):
@@ -188,6 +215,10 @@ class ModelConfig:
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} is not a model's config.json: it holds no object.")
         return cls.from_dict(values)
+
+
+def _stage(values: dict[str, Any]) -> StageConfig:
+    return StageConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def uniform_blocks(

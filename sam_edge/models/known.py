@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from sam_edge.models.checkpoint import WEIGHTS
-from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
+from sam_edge.models.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 from sam_edge.models.tiny_vit import TINY_VIT_5M_STAGES
 
 PACKAGED = "packaged with sam-edge"
+UNTRAINED = "none: an architecture for students of distillation"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class KnownModel:
     summary: str
     """One line for listings."""
     source: str
-    """A URL, a Hugging Face repository (`owner/name`), or `PACKAGED`."""
+    """A URL, a Hugging Face repository (`owner/name`), `PACKAGED`, or `UNTRAINED`."""
     file_name: str
     """The weights' file there."""
     licence: str
@@ -46,6 +47,18 @@ NANO_CONFIG = ModelConfig(
     decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128),
 )
 """The architecture of `nano`; a test holds the packaged weights to it."""
+
+NANO_T_CONFIG = ModelConfig(
+    arch="tiny_vit",
+    image_size=256,
+    patch_size=8,
+    stages=(
+        StageConfig(embed=32, depth=1, heads=0, window=0, stride=1),
+        StageConfig(embed=128, depth=6, heads=4, window=16, stride=2),
+    ),
+    decoder=NANO_CONFIG.decoder,
+)
+"""A student for `nano`: a TinyViT that ends in nano's own grid and width, with half of its encoder's parameters."""
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/"
@@ -107,6 +120,14 @@ _MODELS = (
         NANO_CONFIG,
         "sam-edge's own small model for 256 px, needs no download",
         PACKAGED,
+        WEIGHTS,
+        "Apache-2.0",
+    ),
+    KnownModel(
+        "nano-t",
+        NANO_T_CONFIG,
+        "a TinyViT student for nano, 256 px, to be distilled",
+        UNTRAINED,
         WEIGHTS,
         "Apache-2.0",
     ),

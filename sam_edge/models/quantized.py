@@ -1,82 +1,29 @@
 """Quantized layers: integer weights, and activations rounded onto an integer grid.
 
-One module is both the simulation in torch and the source of the ONNX graph: its two custom operators are, to the
-letter, ONNX's QuantizeLinear and DequantizeLinear, and the exporter writes them as such. In torch the arithmetic
-between them is float32 on the grid's values; a runtime does it in integers.
-
-Activations come in two dialects: `cpu` (asymmetric, uint8) and `tensorrt` (symmetric, int8, zero point 0).
-Weights are symmetric int8 per output channel in both.
+One module is both the simulation in torch and the source of the ONNX graph: its activations pass ONNX's own
+QuantizeLinear and DequantizeLinear (`sam_edge.models.grids`). In torch the arithmetic between them is float32 on the
+grid's values; a runtime does it in integers. Weights are symmetric, per output channel, in int8 containers.
 """
 
+import operator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from functools import reduce
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int8
+from segment_anything.modeling.transformer import Attention as DecoderAttention
 from torch import Tensor, nn
 
 from sam_edge.errors import QuantizationError
+from sam_edge.models.attention import AttentionProducts
+from sam_edge.models.grids import Dialect, Grid, OnGrid, OnTwinGrid, TwinGrid, dequantize, quantize
+from sam_edge.models.quantized_attention import AttentionQuantization, QuantizedProducts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.vit import split_attention, swap_modules
 
-Dialect = Literal["cpu", "tensorrt"]
-
-
-@torch.library.custom_op("sam_edge::quantize", mutates_args=())
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """ONNX QuantizeLinear, per tensor: round half to even, add the zero point, saturate to its type."""
-    limits = torch.iinfo(zero_point.dtype)
-    return ((x / scale).round() + zero_point).clamp(limits.min, limits.max).to(zero_point.dtype)
-
-
-@quantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return torch.empty_like(x, dtype=zero_point.dtype)
-
-
-@torch.library.custom_op("sam_edge::dequantize", mutates_args=())
-def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
-    """ONNX DequantizeLinear: (q - zero point) x scale, along `axis` where the scale has more than one entry."""
-    shape = [1] * q.ndim
-    if scale.ndim:
-        shape[axis] = -1
-    return (q.float() - zero_point.float().reshape(shape)) * scale.reshape(shape)
-
-
-@dequantize.register_fake
-def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
-    return torch.empty_like(q, dtype=scale.dtype)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """An asymmetric grid of 2^bits values for an activation: value = (q - zero_point) x scale, q from 0."""
-
-    scale: float
-    zero_point: int
-    bits: int = 8
-
-    @classmethod
-    def of_range(cls, low: float, high: float, bits: int = 8) -> "Grid":
-        """The grid whose ends are `low` and `high`, widened to hold 0 exactly (Jacob et al. 2018, eq. 3)."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        steps = 2**bits - 1
-        scale = max(high - low, 1e-12) / steps
-        return cls(scale, min(max(round(-low / scale), 0), steps), bits)
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Smallest and largest value on the grid."""
-        return -self.zero_point * self.scale, (2**self.bits - 1 - self.zero_point) * self.scale
-
-    def in_dialect(self, dialect: Dialect) -> tuple[float, int, int, int, torch.dtype]:
-        """Scale, zero point, smallest and largest integer, and container of this grid in a dialect."""
-        if dialect == "cpu":
-            return self.scale, self.zero_point, 0, 2**self.bits - 1, torch.uint8
-        top = 2 ** (self.bits - 1) - 1
-        low, high = self.range
-        return max(-low, high) / top, 0, -top - 1, top, torch.int8
+__all__ = ["Dialect", "Grid", "OnGrid", "TwinGrid", "dequantize", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +38,8 @@ class LayerQuantization:
     """Axis of the weights' scales: output channels."""
     output: Grid | None = None
     """Grid of the layer's output; convolutions have one, since runtimes only then compute them in integers."""
+    twin: TwinGrid | None = None
+    """Twin grid of the layer's input, used in place of `input` where a form of the model takes twins."""
 
     def as_dict(self) -> dict[str, Any]:
         """The entry in config.json."""
@@ -100,7 +49,7 @@ class LayerQuantization:
             "scale": self.input.scale,
             "zero_point": self.input.zero_point,
             "axis": self.axis,
-            "split": None,
+            "split": asdict(self.twin) if self.twin else None,
             "output": asdict(self.output) if self.output else None,
         }
 
@@ -109,32 +58,8 @@ class LayerQuantization:
         """The layer that `as_dict` described."""
         grid = Grid(values["scale"], values["zero_point"], values["activation_bits"])
         output = Grid(**values["output"]) if values.get("output") else None
-        return cls(grid, values["bits"], values["axis"], output)
-
-
-class OnGrid(nn.Module):
-    """Round an activation onto a grid."""
-
-    def __init__(self, grid: Grid) -> None:
-        super().__init__()
-        self.grid = grid
-        self.set_dialect("cpu")
-
-    def set_dialect(self, dialect: Dialect) -> None:
-        """Use the grid's form in `dialect`."""
-        scale, zero_point, low, high, container = self.grid.in_dialect(dialect)
-        limits = torch.iinfo(container)
-        # narrower grids than their container saturate early
-        narrow = (low, high) != (limits.min, limits.max)
-        self.clip = ((low - zero_point) * scale, (high - zero_point) * scale) if narrow else None
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32), persistent=False)
-        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=container), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The nearest values on the grid."""
-        if self.clip is not None:
-            x = x.clamp(*self.clip)
-        return dequantize(quantize(x, self.scale, self.zero_point), self.scale, self.zero_point, 0)
+        twin = TwinGrid(**values["split"]) if values.get("split") else None
+        return cls(grid, values["bits"], values["axis"], output, twin)
 
 
 class QuantizedLayer(nn.Module):
@@ -152,7 +77,13 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("weight_zero_point", torch.zeros(channels, dtype=torch.int8), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.input = OnGrid(plan.input)
+        self.twin = OnTwinGrid(plan.twin) if plan.twin else None
+        self.use_twin = True
         self.output = OnGrid(plan.output) if plan.output else nn.Identity()
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The input on its grid; on a twin grid the two parts that sum to it."""
+        return self.twin(x) if self.twin is not None and self.use_twin else (self.input(x),)
 
     def set_weight(self, integers: Int8[Tensor, "*shape"], scale: Float[Tensor, "out"]) -> None:
         """Take quantized weights, in the float layer's own layout."""
@@ -172,7 +103,7 @@ class QuantizedLinear(QuantizedLayer):
         """x W^T + b."""
         # transposed before it is dequantized: runtimes see an integer product only in DQ -> MatMul
         weight = dequantize(self.weight.t().contiguous(), self.weight_scale, self.weight_zero_point, 1)
-        y = torch.matmul(self.input(x), weight)
+        y = reduce(operator.add, (torch.matmul(part, weight) for part in self.parts(x)))
         return self.output(y if self.bias is None else y + self.bias)
 
 
@@ -209,7 +140,8 @@ class QuantizedUpscale(QuantizedLayer):
         out = self.weight.shape[1]
         scale, zero = self.weight_scale.repeat_interleave(4), self.weight_zero_point.repeat_interleave(4)
         weight = dequantize(self.weight.flatten(1), scale, zero, 1)
-        cells = torch.matmul(self.input(x.flatten(2).transpose(1, 2)), weight)
+        tokens = x.flatten(2).transpose(1, 2)
+        cells = reduce(operator.add, (torch.matmul(part, weight) for part in self.parts(tokens)))
         patches = cells.unflatten(2, (out, 2, 2)).unflatten(1, (height, width))
         y = patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return self.output(y if self.bias is None else y + self.bias[:, None, None])
@@ -223,14 +155,15 @@ _FORMS: dict[type[nn.Module], type[QuantizedLayer]] = {
 
 
 def quantizable(module: nn.Module) -> bool:
-    """True for a layer that has a quantized form."""
-    return type(module) in _FORMS
+    """True for a layer, or the products of an attention, that has a quantized form."""
+    return type(module) in _FORMS or type(module) is AttentionProducts
 
 
 def prepare_for_quantization(model: EdgeSam) -> None:
     """Give every matrix a layer of its own, in place and without changing the function.
 
-    A `vit` becomes the same `slim_vit` (q, k and v apart); TinyViT's batch norms are folded into its convolutions.
+    A `vit` becomes the same `slim_vit` (q, k and v apart); TinyViT's batch norms are folded into its convolutions; the
+    decoder's attentions get their products as a module.
     """
     if model.config.arch == "vit":
         split_attention(model.image_encoder)
@@ -239,9 +172,12 @@ def prepare_for_quantization(model: EdgeSam) -> None:
         from timm.models.tiny_vit import ConvNorm
 
         swap_modules(model, lambda module: isinstance(module, ConvNorm), lambda module: module.fuse())  # type: ignore[operator]
+    for module in model.mask_decoder.modules():
+        if isinstance(module, DecoderAttention) and not hasattr(module, "products"):
+            module.products = AttentionProducts()
 
 
-def insert_quantized_layers(model: EdgeSam, quantization: dict[str, dict[str, Any]]) -> dict[str, QuantizedLayer]:
+def insert_quantized_layers(model: EdgeSam, quantization: dict[str, dict[str, Any]]) -> dict[str, nn.Module]:
     """Replace each named float layer by its quantized form, weights yet to be set; returns what was put where.
 
     Raises:
@@ -251,13 +187,15 @@ def insert_quantized_layers(model: EdgeSam, quantization: dict[str, dict[str, An
     for name in quantization:
         if name not in layers:
             raise QuantizationError(f"{name} is not a layer of this model that can be quantized.")
-    plans = {id(layers[name]): LayerQuantization.from_dict(entry) for name, entry in quantization.items()}
+    entries = {id(layers[name]): entry for name, entry in quantization.items()}
+    return swap_modules(model, lambda module: id(module) in entries, lambda module: form(module, entries[id(module)]))
 
-    def make(module: nn.Module) -> nn.Module:
-        return _FORMS[type(module)](module, plans[id(module)])  # type: ignore[arg-type, call-arg]
 
-    replaced = swap_modules(model, lambda module: id(module) in plans, make)
-    return cast(dict[str, QuantizedLayer], replaced)
+def form(module: nn.Module, entry: dict[str, Any]) -> nn.Module:
+    """The quantized form of a float layer by its entry in config.json; the weights are yet to be set."""
+    if isinstance(module, AttentionProducts):
+        return QuantizedProducts(AttentionQuantization.from_dict(entry))
+    return _FORMS[type(module)](module, LayerQuantization.from_dict(entry))  # type: ignore[arg-type, call-arg]
 
 
 def set_dialect(model: nn.Module, dialect: Dialect) -> None:
@@ -265,3 +203,17 @@ def set_dialect(model: nn.Module, dialect: Dialect) -> None:
     for module in model.modules():
         if isinstance(module, OnGrid):
             module.set_dialect(dialect)
+
+
+def set_twin(model: nn.Module, on: bool) -> None:
+    """Use twin grids where there are any, or the plain grids beside them."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer | QuantizedProducts):
+            module.use_twin = on
+
+
+def set_products(model: nn.Module, on: bool) -> None:
+    """Compute attention products of a quantized model on their integer grids, or in float."""
+    for module in model.modules():
+        if isinstance(module, QuantizedProducts):
+            module.use_grids = on

@@ -5,15 +5,17 @@ that 1024 pixels become 64 x 64 tokens) and in SAM's neck, which takes the place
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from segment_anything.modeling.common import LayerNorm2d
-from timm.models.tiny_vit import Attention, ConvLayer, PatchEmbed, PatchMerging, TinyVitStage
+from timm.models.tiny_vit import Attention, ConvLayer, MBConv, NormMlp, PatchEmbed, PatchMerging, TinyVitStage
 from torch import Tensor, nn
 
 from sam_edge.errors import ModelError
+from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.config import ModelConfig, StageConfig
+from sam_edge.models.neck import build_neck
 from sam_edge.models.vit import swap_modules
 
 TINY_VIT_5M_STAGES = (
@@ -36,17 +38,11 @@ class TinyVitEncoder(nn.Module):
         first = config.stages[0]
         self.img_size = config.image_size
         self.patch_embed = PatchEmbed(3, first.embed, nn.GELU)
-        self.stages = nn.Sequential(ConvLayer(first.embed, first.depth, nn.GELU))
+        self.stages = nn.Sequential(_convolutional_stage(first))
         for before, stage in zip(config.stages, config.stages[1:], strict=False):
             self.stages.append(_attention_stage(before.embed, stage))
         swap_modules(self.stages, lambda module: type(module) is Attention, _FreshBiasAttention.of)
-        dim = config.decoder.dim
-        self.neck = nn.Sequential(
-            nn.Conv2d(config.stages[-1].embed, dim, kernel_size=1, bias=False),
-            LayerNorm2d(dim),
-            nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False),
-            LayerNorm2d(dim),
-        )
+        self.neck = build_neck(config.stages[-1].embed, config)
 
     def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Image embedding of normalised, padded pixels."""
@@ -62,6 +58,10 @@ class _FreshBiasAttention(Attention):
 
     attention_bias_idxs: Tensor
 
+    def __init__(self, *shape: Any) -> None:
+        super().__init__(*shape)
+        self.products = AttentionProducts()
+
     @classmethod
     def of(cls, module: nn.Module) -> "_FreshBiasAttention":
         """A new layer of the same shape as timm's; weights are not copied."""
@@ -72,6 +72,13 @@ class _FreshBiasAttention(Attention):
     def get_attention_biases(self, device: torch.device) -> Float[Tensor, "heads n n"]:
         """The bias of every pair of positions in a window."""
         return self.attention_biases[:, self.attention_bias_idxs]
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """timm's own, but for its products, which are a module."""
+        heads = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q, k, v = heads.split([self.key_dim, self.key_dim, self.val_dim], -1)
+        out = self.products(q, k, v, self.get_attention_biases(x.device))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
     def train(self, mode: bool = True) -> "_FreshBiasAttention":
         """As everywhere in torch, returns the module itself; timm's returns None."""
@@ -85,6 +92,21 @@ def _attention_stage(before: int, stage: StageConfig) -> TinyVitStage:
     assert isinstance(merging, PatchMerging)
     # timm's merging always halves; the stride is no part of the weights, so it can be set afterwards
     merging.conv2.conv.stride = (stage.stride, stage.stride)
+    for block, qk, v, mlp in zip(module.blocks, stage.qk_widths, stage.v_widths, stage.mlp_widths, strict=True):
+        key, resolution = qk // stage.heads, block.attn.resolution
+        if (qk, v) != (stage.embed, stage.embed):
+            # timm takes v's width as a ratio and rounds down: half a channel more keeps fractions off the edge
+            block.attn = Attention(stage.embed, key, stage.heads, (v // stage.heads + 0.5) / key, resolution)
+        if mlp != 4 * stage.embed:
+            block.mlp = NormMlp(stage.embed, mlp)
+    return module
+
+
+def _convolutional_stage(stage: StageConfig) -> ConvLayer:
+    module = ConvLayer(stage.embed, stage.depth, nn.GELU)
+    for index, mlp in enumerate(stage.mlp_widths):
+        if mlp != 4 * stage.embed:
+            module.blocks[index] = MBConv(stage.embed, stage.embed, (mlp + 0.5) / stage.embed, nn.GELU, 0.0)
     return module
 
 

@@ -9,17 +9,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from segment_anything.modeling.common import MLPBlock
 from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT, get_rel_pos
 from torch import Tensor, nn
 
-from sam_edge.models.attention import positional_attention
+from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.config import BlockConfig, ModelConfig
-
-SMALLEST_BANDED = 512
-"""Tokens from which a training step on a CPU attends in bands: 2.2 x faster at 1024, slower in windows of 64."""
+from sam_edge.models.neck import build_neck
 
 
 class SplitAttention(nn.Module):
@@ -36,6 +33,7 @@ class SplitAttention(nn.Module):
         self.k = nn.Linear(embed, qk)
         self.v = nn.Linear(embed, v)
         self.proj = nn.Linear(v, embed)
+        self.products = AttentionProducts()
         self.use_rel_pos = rel_pos
         if rel_pos:
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, qk // heads))
@@ -56,16 +54,8 @@ class SplitAttention(nn.Module):
         batch, height, width, _ = x.shape
         tokens = x.flatten(1, 2)
         q, k, v = (self._by_head(layer(tokens)) for layer in (self.q, self.k, self.v))
-        if not self.use_rel_pos:
-            out = F.scaled_dot_product_attention(q, k, v)
-        else:
-            rel_h, rel_w = self._relative_positions(q, height, width)
-            if q.requires_grad and height * width >= SMALLEST_BANDED and q.device.type == "cpu":
-                flat = (x.flatten(0, 1) for x in (q, k, v, rel_h, rel_w))
-                out = positional_attention(*flat).unflatten(0, (batch, self.heads))
-            else:
-                bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(3)
-                out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        bias = self._relative_positions(q, height, width) if self.use_rel_pos else None
+        out = self.products(q, k, v, bias)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, -1))
 
     def _by_head(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n d"]:
@@ -104,6 +94,8 @@ def build_vit(config: ModelConfig) -> ImageEncoderViT:
             module.attn = _split_attention(block, config.grid)
         if module.mlp.lin1.out_features != block.mlp:
             module.mlp = MLPBlock(embedding_dim=block.embed, mlp_dim=block.mlp, act=nn.GELU)
+    if config.neck:
+        encoder.neck = build_neck(first.embed, config)
     return encoder
 
 

@@ -1,4 +1,8 @@
-"""Ranges of every layer's input and output over calibration pictures."""
+"""One walk over the calibration pictures: every layer's extremes, some rows of its input, and the task's curvature.
+
+Memory is bounded: a picture's rows are drawn by chance, a layer keeps at most 32 MB, and nothing else outlives its
+picture. Prompts are decoded a few at a time, each with a backward pass of its own as far as the image embedding.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -6,68 +10,139 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.prompts import Prompts
 from sam_edge.models.sam import EdgeSam
+from sam_edge.quantize.samples import Chance, Seen, watch_attention, watch_layer
+from sam_edge.quantize.task_loss import draw, task_loss
 from sam_edge.segment.frame import Frame, to_pixels
 
-
-@dataclass
-class Ranges:
-    """Extremes of what went into and came out of a layer."""
-
-    input_low: float = float("inf")
-    input_high: float = float("-inf")
-    output_low: float = float("inf")
-    output_high: float = float("-inf")
-
-    def see(self, x: Tensor, y: Tensor) -> None:
-        """Widen the ranges to hold an input and its output."""
-        self.input_low, self.input_high = _widen(self.input_low, self.input_high, x)
-        self.output_low, self.output_high = _widen(self.output_low, self.output_high, y)
+PROMPTS_AT_ONCE = 4
+"""Prompt sets decoded in one go: the backward pass keeps about 0.2 GB of each at SAM's size."""
+FEWEST_ROWS = 8
+"""Rows kept of a call, at least."""
 
 
-def _widen(low: float, high: float, values: Tensor) -> tuple[float, float]:
-    smallest, largest = torch.aminmax(values.detach())
-    return min(low, smallest.item()), max(high, largest.item())
+@dataclass(frozen=True)
+class Walk:
+    """How calibration pictures are walked over."""
+
+    rows: int = 64
+    """Rows that each layer keeps of each picture."""
+    prompts_per_image: int = 8
+    """Points, as many boxes, and as many points again with a mask, prompted on each picture."""
+    seed: int = 0
+    """Seed of prompts, of rows and of outcomes."""
 
 
 @contextmanager
-def watched(layers: dict[str, nn.Module]) -> Iterator[dict[str, Ranges]]:
-    """Record the ranges of `layers` while the block runs."""
-    ranges = {name: Ranges() for name in layers}
+def watched(
+    layers: dict[str, nn.Module], chance: Chance, watch_as: dict[str, nn.Module] | None = None
+) -> Iterator[dict[str, Seen]]:
+    """Record what `layers` see while the block runs; `watch_as` names the float layers that quantized ones replace."""
+    seen = {name: Seen() for name in layers}
 
     def watcher(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: ranges[name].see(inputs[0], output)
+        stands_for = (watch_as or layers)[name]
+
+        def watch(module: nn.Module, given: tuple, out: Tensor) -> None:
+            if isinstance(stands_for, AttentionProducts):
+                watch_attention(seen[name], given, out, chance)
+            else:
+                watch_layer(seen[name], stands_for, given[0], out, chance)
+
+        return watch
 
     handles = [module.register_forward_hook(watcher(name)) for name, module in layers.items()]
     try:
-        yield ranges
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
 
 
-@torch.no_grad()
-def run_on(model: EdgeSam, images: Iterable[UInt8[np.ndarray, "h w 3"]], *, prompts_per_image: int, seed: int) -> int:
-    """Encode pictures and decode random points and boxes on each; returns how many pictures there were.
+@dataclass(frozen=True)
+class Observer:
+    """A model that is walked through, and where its gradients come from."""
 
-    Seeing both kinds of prompt, and low-resolution masks fed back, is what makes the decoder's ranges hold later.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
-    count = 0
-    for image in images:
-        pixels, frame = to_pixels(image, model.config)
-        embeddings = model.encode(pixels.to(device))
-        for prompts in random_prompts(frame, prompts_per_image, generator):
-            logits, _ = model.decoder.decode(embeddings, prompts.to(device))
-        again = Prompts(prompts.coords, prompts.labels, logits[:, :, :1].cpu())
-        model.decoder.decode(embeddings, again.to(device))
-        count += 1
-    return count
+    model: EdgeSam
+    gradient: bool
+    """Whether rows shall carry gradients."""
+    reference: EdgeSam | None = None
+    """None for gradients of outcomes drawn from the model's own predictions (Fisher); else those of the task loss
+    between the reference's answers and this model's."""
+
+    def observe(
+        self,
+        layers: dict[str, nn.Module],
+        images: Iterable[UInt8[np.ndarray, "h w 3"]],
+        walk: Walk,
+        *,
+        watch_as: dict[str, nn.Module] | None = None,
+        on_image: Callable[[], None] | None = None,
+    ) -> dict[str, Seen]:
+        """Walk over pictures; returns what each layer saw.
+
+        The same walk takes the same prompts and rows through every model.
+        """
+        prompting, outcomes = (torch.Generator().manual_seed(seed) for seed in (walk.seed, walk.seed + 1))
+        chance = Chance(torch.Generator().manual_seed(walk.seed + 2), walk.rows)
+        calls = 3 * -(-walk.prompts_per_image // PROMPTS_AT_ONCE)
+        with watched(layers, chance, watch_as) as seen, self._learning(), torch.set_grad_enabled(self.gradient):
+            for image in images:
+                pixels, frame = to_pixels(image, self.model.config)
+                chance.rows = walk.rows
+                pixels = pixels.to(next(self.model.parameters()).device).requires_grad_(self.gradient)
+                embeddings = self.model.encode(pixels)
+                chance.rows = max(FEWEST_ROWS, walk.rows // calls)
+                leaf = embeddings.detach().requires_grad_(self.gradient)
+                with torch.no_grad():
+                    wanted = self.reference.encode(pixels) if self.reference is not None else None
+                for prompts in random_prompts(frame, walk.prompts_per_image, prompting):
+                    self._decode(leaf, wanted, prompts, outcomes)
+                if self.gradient:
+                    embeddings.backward(leaf.grad)
+                if on_image is not None:
+                    on_image()
+        return seen
+
+    def _decode(self, leaf: Tensor, wanted: Tensor | None, prompts: Prompts, outcomes: torch.Generator) -> None:
+        """Decode prompts a few at a time; points once more, each with its own mask as a prompt."""
+        for start in range(0, prompts.labels.shape[1], PROMPTS_AT_ONCE):
+            few = slice(start, start + PROMPTS_AT_ONCE)
+            chunk = Prompts(prompts.coords[:, few], prompts.labels[:, few]).to(leaf.device)
+            logits = self._once(leaf, wanted, chunk, outcomes)
+            if (chunk.labels == 1).any():
+                self._once(leaf, wanted, Prompts(chunk.coords, chunk.labels, logits[:, :, :1]), outcomes)
+
+    def _once(
+        self, leaf: Tensor, wanted: Tensor | None, prompts: Prompts, outcomes: torch.Generator
+    ) -> Float[Tensor, "b n 4 h w"]:
+        logits, iou = self.model.decoder.decode(leaf, prompts)
+        if self.gradient and self.reference is None:
+            draw(logits, iou, outcomes).backward()
+        elif self.gradient and self.reference is not None and wanted is not None:
+            with torch.no_grad():
+                right = self.reference.decoder.decode(wanted, prompts)
+            task_loss(logits, iou, *right).backward()
+        return logits.detach()
+
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """Only what gradients must start from learns: tokens and prompts, on which the first self-attention depends."""
+        roots = {id(self.model.mask_decoder.mask_tokens.weight), *map(id, self.model.prompt_encoder.parameters())}
+        before = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        try:
+            for parameter, _ in before:
+                parameter.requires_grad_(self.gradient and id(parameter) in roots)
+            yield
+        finally:
+            for parameter, learns in before:
+                parameter.requires_grad_(learns)
+                parameter.grad = None
 
 
 def random_prompts(frame: Frame, count: int, generator: torch.Generator) -> tuple[Prompts, Prompts]:

@@ -1,4 +1,4 @@
-"""Scales of integer grids."""
+"""Scales of integer weights."""
 
 import torch
 from jaxtyping import Float, Int8
@@ -21,10 +21,12 @@ def symmetric_scale(weight: Float[Tensor, "out rest"], bits: int) -> Float[Tenso
 
 
 def quantize_weight(
-    weight: Float[Tensor, "out *rest"], bits: int
+    weight: Float[Tensor, "out *rest"], bits: int, scale: Float[Tensor, "out"] | None = None
 ) -> tuple[Int8[Tensor, "out *rest"], Float[Tensor, "out"]]:
-    """Symmetric integers and their scale per output channel (first axis)."""
-    scale = symmetric_scale(weight.flatten(1), bits)
+    """Symmetric integers and their scale per output channel (first axis); min-max scales unless some are given."""
+    check_bits(bits, "weight")
+    if scale is None:
+        scale = symmetric_scale(weight.flatten(1), bits)
     top = 2 ** (bits - 1) - 1
     steps = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-top, top)
     return steps.to(torch.int8), scale

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sam_edge.models import attention, vit
+from sam_edge.models import attention
 from sam_edge.models.attention import positional_attention
 from sam_edge.models.vit import SplitAttention
 
@@ -40,14 +40,14 @@ def test_a_training_step_of_a_large_grid_attends_in_bands_and_changes_nothing(mo
             parameter.normal_(generator=torch.Generator().manual_seed(2))
     x = torch.randn(2, 6, 6, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     wanted = layer(x)
-    monkeypatch.setattr(vit, "SMALLEST_BANDED", 36)
+    monkeypatch.setattr(attention, "SMALLEST_BANDED", 36)
     called = []
 
     def spy(*inputs):
         called.append(inputs[0].shape)
         return positional_attention(*inputs)
 
-    monkeypatch.setattr(vit, "positional_attention", spy)
+    monkeypatch.setattr(attention, "positional_attention", spy)
     got = layer(x)
     assert called == [(4, 36, 4)]
     torch.testing.assert_close(got, wanted)

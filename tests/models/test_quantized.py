@@ -20,12 +20,14 @@ from sam_edge.models.quantized import (
     QuantizedConv2d,
     QuantizedLinear,
     QuantizedUpscale,
+    TwinGrid,
     dequantize,
     insert_quantized_layers,
     prepare_for_quantization,
     quantizable,
     quantize,
     set_dialect,
+    set_twin,
 )
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.scales import quantize_weight
@@ -165,8 +167,8 @@ def test_the_dialects_have_their_containers():
 
 
 def test_a_plan_survives_config_json():
-    for output in (None, Grid(0.25, 3, 6)):
-        plan = LayerQuantization(Grid(0.5, 17, 6), bits=4, axis=1, output=output)
+    for output, twin in ((None, None), (Grid(0.25, 3, 6), TwinGrid.signed(0.25, 3, 6))):
+        plan = LayerQuantization(Grid(0.5, 17, 6), bits=4, axis=1, output=output, twin=twin)
         assert LayerQuantization.from_dict(plan.as_dict()) == plan
 
 
@@ -236,6 +238,36 @@ def test_a_convolution_is_integer_arithmetic(dialect, geometry):
     scale = float(layer.input.scale) * layer.weight_scale.numpy().astype(np.float64)[:, None, None]
     wanted = accumulated * scale + conv.bias.detach().numpy()[:, None, None]
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("kind", ["linear", "upscale"])
+def test_a_twin_layer_is_one_accumulator_and_a_shift(dialect, kind):
+    linear = seeded(nn.Linear(5, 3) if kind == "linear" else nn.ConvTranspose2d(5, 3, 2, 2))
+    twin = TwinGrid.signed(0.05, 3, 8)
+    plan = LayerQuantization(Grid.of_range(-0.2, 6.0), twin=twin)
+    layer = (QuantizedLinear if kind == "linear" else QuantizedUpscale)(linear, plan)
+    weight = linear.weight.detach()
+    integers, scale = quantize_weight(weight if kind == "linear" else weight.transpose(0, 1), 8)
+    layer.set_weight(integers if kind == "linear" else integers.transpose(0, 1), scale)
+    set_dialect(layer, dialect)
+    x = nn.functional.gelu(random(2, 5, 4, 4, seed=9, scale=2))
+    rows = x.movedim(1, -1).numpy()
+    low = np.clip(np.rint(np.minimum(rows, 0) / np.float32(twin.fine)), -128, 0).astype(np.int32)
+    high = np.clip(np.rint(np.maximum(rows, 0) / np.float32(twin.scale)), 0, 127).astype(np.int32)
+    weights = layer.weight.numpy().astype(np.int32).reshape(3, 5).T if kind == "linear" else layer.weight.numpy()
+    weights = weights.astype(np.int32).reshape(5, -1)
+    accumulated = low @ weights + ((high @ weights) << twin.shift)
+    per_column = scale.numpy().repeat(weights.shape[1] // 3)
+    wanted = accumulated * twin.fine * per_column + layer.bias.numpy().repeat(weights.shape[1] // 3)
+    got = layer(x.movedim(1, -1)) if kind == "linear" else layer(x)
+    if kind == "upscale":
+        got = got.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-5, atol=2e-5)
+    given = x.movedim(1, -1) if kind == "linear" else x
+    with_twin = layer(given)
+    set_twin(layer, False)
+    assert not torch.equal(layer(given), with_twin)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -321,8 +353,8 @@ def test_a_quantized_checkpoint_comes_back_bit_equal_and_is_integer(
     tiny_config, tiny_vit_config, make_sam, photo, pixels, tmp_path, arch
 ):
     model = make_sam(tiny_vit_config if arch == "tiny_vit" else tiny_config)
-    quantize_model(model, [photo], QuantizeOptions(prompts_per_image=2))
-    folder = save_checkpoint(model, tmp_path / "quantized")
+    quantize_model(model, [photo], QuantizeOptions(prompts_per_image=2, rows=16))
+    folder = save_checkpoint(model, tmp_path / "quantized", half=True)
     loaded = load_checkpoint(folder)
     prompts = Prompts.build(
         torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(2)) * 64, torch.ones(2, 3, 2)
@@ -336,8 +368,8 @@ def test_a_quantized_checkpoint_comes_back_bit_equal_and_is_integer(
     assert loaded.config == model.config
     stored = load_file(folder / "model.safetensors")
     assert stored.keys() == model.state_dict().keys()
-    for name in model.config.quantization:
-        assert stored[f"{name}.weight"].dtype == torch.int8
+    for name, entry in model.config.quantization.items():
+        assert "heads" in entry or stored[f"{name}.weight"].dtype == torch.int8
     # what stays float: no matrix but positions, embeddings and the prompt encoder
     floats = {name for name, value in stored.items() if value.is_floating_point() and value.ndim > 1 and len(value) > 1}
     allowed = ("prompt_encoder.", "mask_decoder.mask_tokens", "rel_pos", "attention_biases")

@@ -11,6 +11,7 @@ from sam_edge.errors import BackendUnavailableError, CheckpointError, ModelError
 from sam_edge.models import registry
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
 from sam_edge.models.config import Thresholds
+from sam_edge.models.cost import cost
 from sam_edge.models.known import KNOWN, KnownModel
 from sam_edge.models.registry import load_model, random_model
 
@@ -72,7 +73,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
-    with pytest.raises(ModelError, match=r"did you mean slimsam-50\? Known models are vit_b, .*nano\.$"):
+    with pytest.raises(ModelError, match=r"did you mean slimsam-50\? Known models are vit_b, .*nano-t\.$"):
         load_model("slimsam50")
     with pytest.raises(ModelError, match=r"^'zzz' is neither a known model nor a file or folder: Known") as caught:
         load_model("zzz")
@@ -126,6 +127,19 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone():
     assert not torch.equal(model.state_dict()["image_encoder.neck.0.weight"], other)
 
 
+def test_an_architecture_without_weights_says_what_it_is_for():
+    with pytest.raises(CheckpointError, match=r"nano-t has no weights of its own: .*--student nano-t.*random:nano-t"):
+        load_model("nano-t")
+    assert load_model("random:nano-t").config == KNOWN["nano-t"].config
+
+
+def test_nano_t_is_a_student_that_needs_no_projection_for_nano():
+    teacher, student = KNOWN["nano"].config, KNOWN["nano-t"].config
+    assert (student.grid, student.image_size, student.decoder) == (teacher.grid, teacher.image_size, teacher.decoder)
+    assert cost(student).encoder_parameters < 0.6 * cost(teacher).encoder_parameters
+    assert cost(student).encoder_macs_with_attention < 0.6 * cost(teacher).encoder_macs_with_attention
+
+
 def test_random_weights_need_a_known_name():
     with pytest.raises(ModelError, match=r"did you mean vit_b\?"):
         load_model("random:vit-b")
@@ -138,7 +152,8 @@ def test_a_device_that_is_not_there_is_named(checkpoint):
 
 @pytest.mark.parametrize("known", KNOWN.values(), ids=lambda known: known.name)
 def test_known_models_say_where_they_come_from_and_under_what_licence(known):
-    assert known.is_url or known.source == registry.PACKAGED or known.source.count("/") == 1
+    stored = known.source in (registry.PACKAGED, registry.UNTRAINED)
+    assert known.is_url or stored or known.source.count("/") == 1
     assert known.licence == "Apache-2.0"
     assert known.summary
     if known.name in ("vit_b", "vit_l", "vit_h"):

@@ -7,13 +7,15 @@ from torch import nn
 
 from sam_edge.errors import QuantizationError
 from sam_edge.export.parity import Answers, answers, compare
+from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.models.quantized import QuantizedConv2d, QuantizedLayer, QuantizedUpscale, prepare_for_quantization
+from sam_edge.models.quantized_attention import QuantizedProducts
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.runtime import TorchRuntime
 
-FEW = QuantizeOptions(prompts_per_image=2)
+FEW = QuantizeOptions(metric="minmax", prompts_per_image=2)
 
 
 @pytest.fixture(params=["vit", "slim_vit", "tiny_vit"])
@@ -37,22 +39,26 @@ def layers(model: nn.Module, kind) -> set[str]:
 
 def test_every_layer_of_encoder_and_decoder_is_quantized(config, make_sam, pictures):
     model, plain = make_sam(config), make_sam(config)
-    ranges = quantize_model(model, pictures, FEW)
+    ranges = quantize_model(model, pictures, FEW).seen
     prepare_for_quantization(plain)
     floats = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     wanted = {name for name in layers(plain, floats) if not name.startswith("prompt_encoder.")}
-    assert layers(model, QuantizedLayer) == wanted == set(model.config.quantization) == set(ranges)
+    products = layers(model, QuantizedProducts)
+    assert layers(model, QuantizedLayer) == wanted
+    assert wanted | products == set(model.config.quantization)
+    assert len(products) == len(layers(plain, AttentionProducts)) > 0
     assert all(name.startswith("prompt_encoder.") for name in layers(model, floats))
     assert len(layers(model, QuantizedUpscale)) == 2
-    assert all(np.isfinite([r.input_low, r.input_high, r.output_low, r.output_high]).all() for r in ranges.values())
+    ends = [[ranges[n].input_low, ranges[n].input_high, ranges[n].output_low, ranges[n].output_high] for n in wanted]
+    assert np.isfinite(ends).all()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_are_within_half_a_step_of_the_float_ones(config, make_sam, pictures, bits):
     model, plain = make_sam(config), make_sam(config)
-    quantize_model(model, pictures[:1], QuantizeOptions(weights=bits, prompts_per_image=1))
+    quantize_model(model, pictures[:1], QuantizeOptions(weights=bits, metric="minmax", prompts_per_image=1))
     prepare_for_quantization(plain)
-    for name in model.config.quantization:
+    for name in layers(model, QuantizedLayer):
         layer, weight = model.get_submodule(name), plain.get_submodule(name).weight.detach()
         axis = 1 if isinstance(layer, QuantizedUpscale) else 0
         assert model.config.quantization[name]["axis"] == axis
@@ -72,8 +78,25 @@ def test_eight_bit_masks_are_those_of_the_float_model(config, make_sam, pictures
     assert parity.mask_iou > 0.85
     assert parity.largest_logit_error < 0.25
     worse = make_sam(config)
-    quantize_model(worse, pictures, QuantizeOptions(weights=3, activations=3))
+    quantize_model(worse, pictures, QuantizeOptions(weights=3, activations=3, metric="minmax"))
     assert compare(wanted, answers(TorchRuntime(worse), pictures)).mask_iou < parity.mask_iou - 0.05
+
+
+@pytest.mark.parametrize("curvature", ["fisher", "quantized"])
+def test_both_curvatures_quantize_everything_and_give_the_layers_back(config, make_sam, pictures, curvature):
+    model, plain = make_sam(config), make_sam(config)
+    wanted = answers(TorchRuntime(plain), pictures[:1])
+    steps: list[tuple[int, int, str]] = []
+    options = QuantizeOptions(6, 6, curvature=curvature, prompts_per_image=2, rows=16)
+    quantizer = quantize_model(model, pictures[:2], options, lambda *step: steps.append(step))
+    assert set(model.config.quantization) == set(quantizer.layers)
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    for name, module in quantizer.layers.items():
+        quantizer.put(name, module)
+    assert model.config.quantization is None
+    # floats were rounded to halves, nothing else
+    assert compare(wanted, answers(TorchRuntime(model), pictures[:1])).largest_logit_error < 0.02
 
 
 def test_convolutions_have_output_grids_and_products_have_none(config, make_sam, pictures):
@@ -86,7 +109,7 @@ def test_convolutions_have_output_grids_and_products_have_none(config, make_sam,
 
 def test_ranges_hold_what_the_layers_see(tiny_config, make_sam, pictures):
     model, plain = make_sam(tiny_config), make_sam(tiny_config)
-    ranges = quantize_model(model, pictures, FEW)
+    ranges = quantize_model(model, pictures, FEW).seen
     seen: list[torch.Tensor] = []
     plain.image_encoder.patch_embed.proj.register_forward_hook(lambda m, given, out: seen.extend((given[0], out)))
     with torch.no_grad():
@@ -102,9 +125,9 @@ def test_ranges_hold_what_the_layers_see(tiny_config, make_sam, pictures):
 
 
 def test_more_pictures_widen_ranges(tiny_config, make_sam, pictures):
-    one = quantize_model(make_sam(tiny_config), pictures[:1], FEW)
-    all_of_them = quantize_model(make_sam(tiny_config), pictures, FEW)
-    encoder = [name for name in one if name.startswith("image_encoder")]
+    one = quantize_model(make_sam(tiny_config), pictures[:1], FEW).seen
+    all_of_them = quantize_model(make_sam(tiny_config), pictures, FEW).seen
+    encoder = [name for name in one if name.startswith("image_encoder") and not name.endswith(".products")]
     assert all(all_of_them[name].input_low <= one[name].input_low for name in encoder)
     assert all(all_of_them[name].input_high >= one[name].input_high for name in encoder)
     assert any(all_of_them[name].input_high > one[name].input_high for name in encoder)
@@ -113,7 +136,7 @@ def test_more_pictures_widen_ranges(tiny_config, make_sam, pictures):
 def test_what_is_skipped_stays_float(tiny_config, make_sam, pictures):
     model = make_sam(tiny_config)
     skip = ("prompt_encoder.*", "image_encoder.neck.*", "*.mlp.lin1")
-    quantize_model(model, pictures[:1], QuantizeOptions(skip=skip, prompts_per_image=1))
+    quantize_model(model, pictures[:1], QuantizeOptions(metric="minmax", skip=skip, prompts_per_image=1))
     assert type(model.image_encoder.neck[0]) is nn.Conv2d
     assert type(model.image_encoder.blocks[0].mlp.lin1) is nn.Linear
     assert isinstance(model.image_encoder.blocks[0].mlp.lin2, QuantizedLayer)
@@ -124,7 +147,7 @@ def test_what_is_skipped_stays_float(tiny_config, make_sam, pictures):
 
 def test_the_prompt_encoder_can_be_quantized_too(tiny_config, make_sam, pictures):
     model = make_sam(tiny_config)
-    quantize_model(model, pictures[:1], QuantizeOptions(skip=(), prompts_per_image=2))
+    quantize_model(model, pictures[:1], QuantizeOptions(metric="minmax", skip=(), prompts_per_image=2))
     assert isinstance(model.prompt_encoder.mask_downscaling[0], QuantizedConv2d)
 
 
@@ -143,7 +166,7 @@ def test_a_checkpoint_of_every_architecture_comes_back_equal(config, make_sam, p
 def test_the_same_pictures_and_seed_give_the_same_model(tiny_config, make_sam, pictures):
     models = [make_sam(tiny_config) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
-        quantize_model(model, pictures, QuantizeOptions(prompts_per_image=2, seed=seed))
+        quantize_model(model, pictures, QuantizeOptions(prompts_per_image=2, seed=seed, rows=16))
     assert models[0].config.quantization == models[1].config.quantization
     assert models[0].config.quantization != models[2].config.quantization
 

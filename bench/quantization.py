@@ -1,0 +1,113 @@
+"""The table of quantization: bits x metric x twin scales, over calibration seeds, against the float parent."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.table import Table
+
+from sam_edge.files import atomic_file
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to quantize."""
+
+    bits: int
+    """Of weights and activations."""
+    metric: str
+    twin: bool
+    """Twin scales; of `minmax` there are none."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's scores, as shares."""
+
+    miou_point: float
+    miou_box: float
+    agreement: float
+    """Mean mask IoU with the float parent."""
+    file_bytes: int
+    """Of `model.safetensors`."""
+
+
+@dataclass(frozen=True)
+class QuantizationRow:
+    """One setting over its seeds."""
+
+    setting: Setting
+    runs: tuple[Measured, ...]
+    """One for each calibration seed."""
+
+    def drop(self, parent: Measured, prompt: str) -> tuple[float, float]:
+        """Mean and standard deviation over seeds of the mIoU lost, in points (0.01)."""
+        lost = [100 * (getattr(parent, f"miou_{prompt}") - getattr(run, f"miou_{prompt}")) for run in self.runs]
+        return mean(lost), stdev(lost) if len(lost) > 1 else 0.0
+
+
+def settings(bits: Sequence[int], metrics: Sequence[str], twins: Sequence[bool]) -> Iterator[Setting]:
+    """Every setting that differs from the others."""
+    for width, metric, twin in product(bits, metrics, twins):
+        if metric != "minmax" or twin == twins[0]:
+            yield Setting(width, metric, twin and metric != "minmax")
+
+
+def compare_settings(
+    chosen: Sequence[Setting],
+    seeds: Sequence[int],
+    measure: Callable[[Setting, int], Measured],
+    on_run: Callable[[int, int, str], None] | None = None,
+) -> list[QuantizationRow]:
+    """Measure every setting with every seed; `measure(setting, seed)` quantizes and evaluates."""
+    rows = []
+    done, total = 0, len(chosen) * len(seeds)
+    for setting in chosen:
+        runs = []
+        for seed in seeds:
+            if on_run is not None:
+                on_run(done, total, f"W{setting.bits}A{setting.bits} {setting.metric}")
+            runs.append(measure(setting, seed))
+            done += 1
+        rows.append(QuantizationRow(setting, tuple(runs)))
+    return rows
+
+
+def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
+    """The rows for a terminal: points lost, mean and spread over seeds."""
+    caption = f"float: mIoU {parent.miou_point:.4f} by point, {parent.miou_box:.4f} by box; mean ± deviation over seeds"
+    table = Table(title="mIoU points lost to quantization", caption=caption)
+    for heading in ("bits", "metric", "twin", "point", "box", "agreement", "file"):
+        table.add_column(heading, justify="right" if heading not in ("bits", "metric", "twin") else "left")
+    for row in rows:
+        lost = [row.drop(parent, prompt) for prompt in ("point", "box")]
+        bits = row.setting.bits
+        table.add_row(
+            f"W{bits}A{bits}",
+            row.setting.metric,
+            "on" if row.setting.twin else "off",
+            *(f"{average:.2f} ± {spread:.2f}" for average, spread in lost),
+            f"{mean(run.agreement for run in row.runs):.4f}",
+            f"{mean(run.file_bytes for run in row.runs) / parent.file_bytes:.3f} x",
+        )
+    return table
+
+
+def write_csv(parent: Measured, rows: Sequence[QuantizationRow], path: str | Path) -> None:
+    """One line per run, the float parent's first (0 bits).
+
+    Raises:
+        SamEdgeError: the disk refuses the write.
+    """
+    nothing = Setting(0, "float", False)
+    lines = [{**asdict(nothing), "run": 0, **asdict(parent)}]
+    lines += [
+        {**asdict(row.setting), "run": index, **asdict(run)} for row in rows for index, run in enumerate(row.runs)
+    ]
+    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)

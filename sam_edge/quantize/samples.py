@@ -1,0 +1,207 @@
+"""What the search for scales needs to know of a layer: some rows of its input, and how much its output matters.
+
+Every layer is seen as matrix products a @ b, G x T x K by G x K x N: a linear layer has one group; a convolution has
+its groups, with the patches under T output pixels as rows; a 2 x 2 transposed convolution is a linear layer with four
+columns per output channel.
+"""
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sam_edge.models.attention import summed
+from sam_edge.models.quantized_attention import biased
+
+LARGEST_SAMPLE = 2**23
+"""Floats kept per layer, 32 MB: what comes after is not kept."""
+LARGEST_ATTENTION = 2**20
+"""The same of an attention, whose every row needs all of its keys."""
+LARGEST_ROWS = 2**16
+"""Attention weights kept of a call."""
+
+
+@dataclass
+class Chance:
+    """What rows are drawn with."""
+
+    generator: torch.Generator
+    rows: int
+    """Rows kept of a call."""
+
+    def of(self, count: int, most: int) -> Tensor:
+        """Up to `most` of `count` indices."""
+        return torch.randperm(count, generator=self.generator)[:most]
+
+
+@dataclass
+class Rows:
+    """Rows of a layer's input, and the gradient of its output there, if there was a backward pass."""
+
+    a: Float[Tensor, "g t k"]
+    grad: Float[Tensor, "g t n"] | None = None
+
+
+@dataclass
+class AttentionRows:
+    """A few rows of an attention, all heads and keys: its float products, and the gradient of its output."""
+
+    q: Float[Tensor, "b heads t d"]
+    k: Float[Tensor, "b heads m d"]
+    v: Float[Tensor, "b heads m dv"]
+    bias: Tensor | None
+    grad: Float[Tensor, "b heads t dv"] | None = None
+
+    @property
+    def weights(self) -> Float[Tensor, "b heads t m"]:
+        """Attention weights of these rows."""
+        return torch.softmax(biased(self.q @ self.k.transpose(-2, -1) * self.q.shape[-1] ** -0.5, self.bias), -1)
+
+    def product_grad(self) -> Float[Tensor, "b heads t m"] | None:
+        """Gradient with respect to q k^T, from that of the output."""
+        if self.grad is None:
+            return None
+        weights = self.weights
+        wanted = self.grad @ self.v.transpose(-2, -1)
+        return weights * (wanted - (weights * wanted).sum(-1, keepdim=True)) * self.q.shape[-1] ** -0.5
+
+
+@dataclass
+class Seen:
+    """All that is kept of a layer: extremes of everything that went through it, and samples."""
+
+    input_low: float = float("inf")
+    input_high: float = float("-inf")
+    output_low: float = float("inf")
+    output_high: float = float("-inf")
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    """Of an attention: per head, the largest magnitude of q, k and v."""
+    rows: list[Rows] = field(default_factory=list)
+    attention: list[AttentionRows] = field(default_factory=list)
+    total: int = 0
+    """Rows that went through the layer in all."""
+    kept: int = 0
+    """Floats kept."""
+
+    def widen(self, x: Tensor, y: Tensor) -> None:
+        """Widen the extremes to hold an input and its output."""
+        low, high = (value.item() for value in torch.aminmax(x.detach()))
+        self.input_low, self.input_high = min(low, self.input_low), max(high, self.input_high)
+        low, high = (value.item() for value in torch.aminmax(y.detach()))
+        self.output_low, self.output_high = min(low, self.output_low), max(high, self.output_high)
+
+    def take_gradients(self, other: "Seen") -> None:
+        """Use the gradients of another model's walk, which took the same rows."""
+        for mine, its in zip((*self.rows, *self.attention), (*other.rows, *other.attention), strict=True):
+            mine.grad = its.grad
+
+    def joined(self) -> Rows:
+        """All rows in one."""
+        grads = [rows.grad for rows in self.rows if rows.grad is not None]
+        return Rows(torch.cat([rows.a for rows in self.rows], 1), torch.cat(grads, 1) if grads else None)
+
+
+def watch_layer(seen: Seen, module: nn.Module, x: Tensor, y: Tensor, chance: Chance) -> None:
+    """Take some random rows of a layer's input and, once there is one, of its output's gradient."""
+    seen.widen(x, y)
+    places = x.shape[:-1].numel() if isinstance(module, nn.Linear) else x.shape[0] * x.shape[2:].numel()
+    if isinstance(module, nn.Conv2d):
+        places = y.shape[0] * y.shape[2:].numel()
+    seen.total += places
+    if seen.kept > LARGEST_SAMPLE:
+        return
+    at = chance.of(places, chance.rows).to(x.device)
+    sample = Rows(_input_rows(module, x.detach(), y.shape, at).cpu())
+    seen.rows.append(sample)
+    seen.kept += sample.a.numel() + len(at) * y.numel() // max(places, 1)
+    if y.requires_grad:
+
+        def keep(grad: Tensor) -> None:
+            sample.grad = _output_rows(module, grad, at).cpu()
+
+        y.register_hook(keep)
+
+
+def _input_rows(module: nn.Module, x: Tensor, out: torch.Size, at: Tensor) -> Float[Tensor, "g t k"]:
+    if isinstance(module, nn.Linear):
+        return x.reshape(-1, x.shape[-1])[at][None]
+    if isinstance(module, nn.ConvTranspose2d):
+        return x.movedim(1, -1).reshape(-1, x.shape[1])[at][None]
+    assert isinstance(module, nn.Conv2d)
+    (pad_h, pad_w), (kh, kw) = module.padding, module.kernel_size  # type: ignore[misc]
+    padded = F.pad(x, (int(pad_w), int(pad_w), int(pad_h), int(pad_h)))
+    image, row, column = (index[:, None, None] for index in _unravel(at, out))
+    ys = row * module.stride[0] + (torch.arange(kh, device=x.device) * module.dilation[0])[:, None]
+    xs = column * module.stride[1] + torch.arange(kw, device=x.device) * module.dilation[1]
+    patches = padded.movedim(1, -1)[image, ys, xs]
+    by_group = patches.unflatten(-1, (module.groups, -1))
+    return by_group.permute(3, 0, 4, 1, 2).flatten(2)
+
+
+def _output_rows(module: nn.Module, grad: Tensor, at: Tensor) -> Float[Tensor, "g t n"]:
+    if isinstance(module, nn.Linear):
+        return grad.reshape(-1, grad.shape[-1])[at][None]
+    if isinstance(module, nn.ConvTranspose2d):
+        cells = grad.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 1, 3, 5)
+        return cells.reshape(-1, 4 * grad.shape[1])[at][None]
+    assert isinstance(module, nn.Conv2d)
+    rows = grad.movedim(1, -1).reshape(-1, grad.shape[1])[at]
+    return rows.unflatten(-1, (module.groups, -1)).transpose(0, 1)
+
+
+def _unravel(at: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, row and column of output pixels counted through a batch."""
+    height, width = shape[-2:]
+    return at // (height * width), at // width % height, at % width
+
+
+def weight_matrix(module: nn.Module) -> Float[Tensor, "g k n"]:
+    """A layer's weights as the right-hand matrix of its product."""
+    weight = cast(Tensor, module.weight).detach().cpu()
+    if isinstance(module, nn.ConvTranspose2d):
+        return weight.flatten(1)[None]
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    return weight.flatten(1).unflatten(0, (groups, -1)).transpose(1, 2)
+
+
+def columns_per_channel(module: nn.Module) -> int:
+    """Columns of `weight_matrix` that share one scale."""
+    return 4 if isinstance(module, nn.ConvTranspose2d) else 1
+
+
+def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> None:
+    """Take some random query rows of a few batch items of an attention, with all their keys."""
+    q, k, v = (x.detach() for x in given[:3])
+    for name, x in zip("qkv", (q, k, v), strict=True):
+        peak = x.abs().amax((0, 2, 3)).cpu()
+        seen.heads[name] = torch.maximum(seen.heads[name], peak) if name in seen.heads else peak
+    seen.total += q.shape[0] * q.shape[2]
+    if seen.kept > LARGEST_ATTENTION:
+        return
+    items = chance.of(q.shape[0], 1).to(q.device)
+    rows = LARGEST_ROWS // (q.shape[1] * k.shape[2])
+    at = chance.of(q.shape[2], max(4, min(rows, chance.rows))).to(q.device)
+    kept = (q[items][:, :, at].cpu(), k[items].cpu(), v[items].cpu(), _bias_rows(given[3:], items, at))
+    sample = AttentionRows(*kept)
+    seen.attention.append(sample)
+    seen.kept += sample.k.numel() + sample.v.numel() + sample.q.shape[:3].numel() * sample.k.shape[2]
+    if out.requires_grad:
+
+        def keep(grad: Tensor) -> None:
+            sample.grad = grad[items][:, :, at].cpu()
+
+        out.register_hook(keep)
+
+
+def _bias_rows(bias: tuple, items: Tensor, at: Tensor) -> Tensor | None:
+    if not bias or bias[0] is None:
+        return None
+    if isinstance(bias[0], tuple):
+        return summed(*(x.detach()[items][:, :, at].cpu() for x in bias[0]))
+    mask = bias[0].detach()
+    # one table for every window; or one row for every query
+    mask = mask[None] if mask.ndim == 3 else mask[items]
+    return (mask if mask.shape[2] == 1 else mask[:, :, at]).cpu()

@@ -1,0 +1,205 @@
+"""The search for scales (TinySAM, sec. 3.3; PTQ4ViT): a grid of candidates for each operand in turn.
+
+A candidate is a share of the min-max range, one of 100 from 0.01 to 1.2; what it costs is the error it makes in the
+product, sum (weight x (a^ b^ - a b))^2. The weight is 1 for `mse`. For `hessian` it is the magnitude of the task's
+gradient there, whose square is the second derivative of the task loss (see `task_loss.draw`).
+
+Candidates are visited coarse to fine: every fifth, then the neighbours of the best; min-max itself is always one.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sam_edge.models.grids import Grid, TwinGrid
+from sam_edge.models.quantized import LayerQuantization
+from sam_edge.quantize.samples import Seen, columns_per_channel, weight_matrix
+from sam_edge.quantize.scales import symmetric_scale
+
+Metric = Literal["hessian", "mse", "minmax"]
+
+LOWEST, HIGHEST, CANDIDATES, STRIDE, ROUNDS = 0.01, 1.2, 100, 5, 3
+"""alpha, beta and n of the paper; every STRIDE-th candidate is visited first; rounds over the two operands."""
+GELU_LOWEST = -0.17005
+"""A little below the least value of GELU: an input that ends between it and 0 is taken for GELU's."""
+
+
+def best_shares(
+    error: Callable[[Tensor], Tensor], count: int, *, refine: bool = True
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """For each of `count` independent ranges the best share and its error; `error` maps shares to errors.
+
+    Without `refine` only every fifth candidate is visited.
+    """
+    shares = torch.cat([torch.linspace(LOWEST, HIGHEST, CANDIDATES), torch.ones(1)])
+    at = torch.full((count,), CANDIDATES)
+    best = error(shares[at])
+
+    def visit(index: Tensor) -> None:
+        nonlocal at, best
+        found = error(shares[index])
+        better = found < best
+        at, best = torch.where(better, index, at), torch.where(better, found, best)
+
+    for index in range(STRIDE // 2, CANDIDATES, STRIDE):
+        visit(torch.full((count,), index))
+    if not refine:
+        return shares[at], best
+    # min-max lies between two candidates: its neighbours are theirs
+    middle = torch.where(at == CANDIDATES, int((1 - LOWEST) / (HIGHEST - LOWEST) * (CANDIDATES - 1)), at)
+    for offset in (o for o in range(1 - STRIDE, STRIDE) if o):
+        visit((middle + offset).clamp(0, CANDIDATES - 1))
+    return shares[at], best
+
+
+def on_grid(x: Tensor, grid: Grid | TwinGrid) -> Tensor:
+    """The nearest values on a grid."""
+    if isinstance(grid, TwinGrid):
+        low, high = grid.branches(x)
+        return low + high
+    top = 2**grid.bits - 1 - grid.zero_point
+    return (x / grid.scale).round_().clamp_(-grid.zero_point, top).mul_(grid.scale)
+
+
+def on_steps(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The nearest multiples of a scale, symmetric."""
+    top = 2 ** (bits - 1) - 1
+    return (x / scale).round_().clamp_(-top, top).mul_(scale)
+
+
+class LayerSearch:
+    """One layer's samples, and the errors of candidates on them."""
+
+    def __init__(self, module: nn.Module, seen: Seen, bits: tuple[int, int], metric: Metric, per_layer: bool) -> None:
+        """`bits` of weights and activations; `per_layer` shares one weight scale among all channels."""
+        self.seen, self.metric = seen, metric
+        self.weight_bits, self.activation_bits = bits
+        rows = seen.joined()
+        self.a, self.b = rows.a, weight_matrix(module)
+        self.y = self.a @ self.b
+        self.importance = rows.grad.abs() if metric == "hessian" and rows.grad is not None else None
+        self.columns = columns_per_channel(module)
+        by_channel = self.b.transpose(1, 2).reshape(-1, self.columns * self.b.shape[1])
+        self.peak_scale = symmetric_scale(by_channel, self.weight_bits)
+        if per_layer:
+            self.peak_scale = self.peak_scale.max().expand_as(self.peak_scale)
+        self.per_layer = per_layer
+        self.scale = self.peak_scale
+        self.grid: Grid | TwinGrid = self.shrunk(1.0)
+        self.b_hat = self.rounded_weight(self.scale)
+        self.a_hat = on_grid(self.a, self.grid)
+
+    def shrunk(self, share: float) -> Grid:
+        """The grid over a share of the range seen."""
+        return Grid.of_range(self.seen.input_low * share, self.seen.input_high * share, self.activation_bits)
+
+    def rounded_weight(self, scale: Float[Tensor, "out"]) -> Float[Tensor, "g k n"]:
+        """The weight matrix with these scales per channel."""
+        per_column = scale.repeat_interleave(self.columns).view(len(self.b), 1, -1)
+        return on_steps(self.b, per_column, self.weight_bits)
+
+    def error(self, a: Tensor, b: Tensor) -> Float[Tensor, "out"]:
+        """Weighted squared error of a product, per channel."""
+        off = torch.matmul(a, b).sub_(self.y)
+        if self.importance is not None:
+            off.mul_(self.importance)
+        return off.square_().sum(1).reshape(-1, self.columns).sum(1)
+
+    def search_input(self) -> float:
+        """Choose the input's plain grid; returns its error."""
+
+        def error(shares: Tensor) -> Tensor:
+            return self.error(on_grid(self.a, self.shrunk(shares.item())), self.b_hat).sum()[None]
+
+        shares, best = best_shares(error, 1)
+        self.grid = self.shrunk(shares.item())
+        self.a_hat = on_grid(self.a, self.grid)
+        return best.item()
+
+    def search_weight(self) -> float:
+        """Choose the weights' scales; returns the error."""
+
+        def error(shares: Tensor) -> Tensor:
+            found = self.error(self.a_hat, self.rounded_weight(self.peak_scale * shares))
+            return found.sum()[None] if self.per_layer else found
+
+        shares, best = best_shares(error, 1 if self.per_layer else len(self.peak_scale))
+        self.scale = self.peak_scale * shares
+        self.b_hat = self.rounded_weight(self.scale)
+        return best.sum().item()
+
+    def search_twin(self, plain_error: float) -> TwinGrid | None:
+        """The best twin grid, where it beats the plain one."""
+        low, high, half = self.seen.input_low, self.seen.input_high, 2 ** (self.activation_bits - 1)
+        if not GELU_LOWEST <= low < 0 < high:
+            return None
+        # the shift at which the fine codes just reach the lowest value, and one more
+        found = [(plain_error, None)]
+        for further in (0, 1):
+
+            def twin(share: float, further: int = further) -> TwinGrid:
+                coarse = share * high / (half - 1)
+                reach = torch.tensor(half * coarse / -low).log2().floor().item()
+                return TwinGrid.signed(coarse, max(0, int(reach)) + further, self.activation_bits)
+
+            def error(shares: Tensor, twin: Callable[[float], TwinGrid] = twin) -> Tensor:
+                return self.error(on_grid(self.a, twin(shares.item())), self.b_hat).sum()[None]
+
+            shares, best = best_shares(error, 1)
+            found.append((best.item(), twin(shares.item())))  # type: ignore[arg-type]
+        return min(found, key=lambda pair: pair[0])[1]
+
+    def output_grid(self) -> Grid:
+        """The grid of the layer's output."""
+        low, high, bits = self.seen.output_low, self.seen.output_high, self.activation_bits
+        if self.metric == "minmax":
+            return Grid.of_range(low, high, bits)
+
+        def error(shares: Tensor) -> Tensor:
+            off = on_grid(self.y, Grid.of_range(low * shares.item(), high * shares.item(), bits)).sub_(self.y)
+            return (off if self.importance is None else off.mul_(self.importance)).square_().sum()[None]
+
+        share = best_shares(error, 1)[0].item()
+        return Grid.of_range(low * share, high * share, bits)
+
+
+def search_layer(
+    module: nn.Module,
+    seen: Seen,
+    *,
+    bits: tuple[int, int],
+    metric: Metric,
+    twin: bool,
+    per_layer: bool = False,
+) -> tuple[LayerQuantization, Float[Tensor, "out"]]:
+    """Grids of a layer's input (and output, for convolutions) and scales of its weights.
+
+    `bits` of weights and activations.
+    """
+    search = LayerSearch(module, seen, bits, metric, per_layer and isinstance(module, nn.Linear))
+    error = search.error(search.a_hat, search.b_hat).sum().item()
+    if metric != "minmax":
+        for _ in range(ROUNDS):
+            search.search_input()
+            before, error = error, search.search_weight()
+            if error > before * (1 - 1e-3):
+                break
+    plain = search.grid
+    twin_grid = None
+    if twin and metric != "minmax" and not isinstance(module, nn.Conv2d):
+        twin_grid = search.search_twin(error)
+        if twin_grid is not None:
+            search.a_hat = on_grid(search.a, twin_grid)
+            search.search_weight()
+    assert isinstance(plain, Grid)
+    plan = LayerQuantization(
+        input=plain,
+        bits=bits[0],
+        axis=1 if isinstance(module, nn.ConvTranspose2d) else 0,
+        output=search.output_grid() if isinstance(module, nn.Conv2d) else None,
+        twin=twin_grid,
+    )
+    return plan, search.scale

@@ -1,0 +1,122 @@
+"""The search for the scales of attention's products: as of a layer, with a scale per head (TinySAM, sec. 4.1).
+
+First q and k, alternating, by the error of q k^T; then v and the grid of the attention weights by the error of the
+output. A twin grid of the weights is searched over every shift, that is over every power-of-two split point.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sam_edge.models.grids import Grid, TwinGrid
+from sam_edge.models.quantized_attention import AttentionQuantization, unit_grid
+from sam_edge.quantize.samples import AttentionRows, Seen
+from sam_edge.quantize.search import ROUNDS, Metric, best_shares, on_grid, on_steps
+
+
+class HeadSearch:
+    """One attention's samples, and the errors of candidates on them."""
+
+    def __init__(self, seen: Seen, bits: int, metric: Metric) -> None:
+        self.samples, self.bits, self.metric = seen.attention, bits, metric
+        self.peaks = {name: peak.clamp(min=1e-12) for name, peak in seen.heads.items()}
+        self.ends = dict(self.peaks)
+        self.weights = [sample.weights for sample in self.samples]
+        self.highest = max(weights.max().item() for weights in self.weights)
+        self.step = unit_grid(bits).scale
+
+    def rounded(self, x: Float[Tensor, "b heads n d"], ends: Float[Tensor, "heads"]) -> Float[Tensor, "b heads n d"]:
+        """q, k or v with these ends of its heads."""
+        return on_steps(x, ends[:, None, None] * self.step, self.bits)
+
+    def search_ends(self, name: str, product: Callable[[AttentionRows, int, Tensor], Tensor], wanted: list) -> None:
+        """Choose the ends of `name`: `product(sample, index, rounded)` is what the rounded operand gives.
+
+        `wanted` holds, per sample, the float product and how much it matters.
+        """
+        operands = [getattr(sample, name) for sample in self.samples]
+
+        def error(shares: Tensor) -> Tensor:
+            ends = self.peaks[name] * shares
+            found = [product(s, i, self.rounded(operands[i], ends)) for i, s in enumerate(self.samples)]
+            return self.error(found, wanted)
+
+        shares, _ = best_shares(error, len(self.peaks[name]))
+        self.ends[name] = self.peaks[name] * shares
+
+    def search_grid(
+        self, candidate: Callable[[float], Grid | TwinGrid], values: list[Tensor], wanted: list, *, refine: bool = True
+    ) -> tuple[float, Grid | TwinGrid]:
+        """The best share of a family of grids for the attention weights, and its error."""
+
+        def error(shares: Tensor) -> Tensor:
+            grid = candidate(shares.item())
+            found = [on_grid(weights, grid) @ v for weights, v in zip(self.weights, values, strict=True)]
+            return self.error(found, wanted).sum()[None]
+
+        share, least = best_shares(error, 1, refine=refine)
+        return least.item(), candidate(share.item())
+
+    @staticmethod
+    def error(found: list[Tensor], wanted: list[tuple[Tensor, Tensor | None]]) -> Float[Tensor, "heads"]:
+        """Weighted squared error per head; `found` is overwritten."""
+        total = torch.zeros(found[0].shape[1])
+        for got, (right, importance) in zip(found, wanted, strict=True):
+            off = got.sub_(right)
+            if importance is not None:
+                off.mul_(importance)
+            total += off.square_().sum((0, 2, 3))
+        return total
+
+    def magnitude(self, grad: Tensor | None) -> Tensor | None:
+        """How much an output matters, by its gradient."""
+        return grad.abs() if self.metric == "hessian" and grad is not None else None
+
+
+def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> AttentionQuantization:
+    """Per head the ends of q, k and v, and the grid of the attention weights."""
+    search = HeadSearch(seen, bits, metric)
+    plain, twin_grid = Grid.of_range(0.0, 1.0, bits), None
+    if metric != "minmax":
+        logits = [(s.q @ s.k.mT, search.magnitude(s.product_grad())) for s in search.samples]
+        for _ in range(ROUNDS):
+            before = search.ends["q"]
+            keys = [search.rounded(s.k, search.ends["k"]).mT for s in search.samples]
+            search.search_ends("q", lambda s, i, q, keys=keys: q @ keys[i], logits)  # type: ignore[misc]
+            queries = [search.rounded(s.q, search.ends["q"]) for s in search.samples]
+            search.search_ends("k", lambda s, i, k, queries=queries: queries[i] @ k.mT, logits)  # type: ignore[misc]
+            if torch.equal(before, search.ends["q"]):
+                break
+        plain, twin_grid = _search_weights(search, bits, twin)
+    q, k, v = (tuple(search.ends[name].tolist()) for name in "qkv")
+    return AttentionQuantization(q, k, v, plain, twin_grid, bits)
+
+
+def _search_weights(search: HeadSearch, bits: int, twin: bool) -> tuple[Grid, TwinGrid | None]:
+    """The ends of v and the grid of the weights, alternating; and the twin grid, where it errs less."""
+    outputs = [(w @ s.v, search.magnitude(s.grad)) for w, s in zip(search.weights, search.samples, strict=True)]
+    plain: Grid | TwinGrid = Grid.of_range(0.0, search.highest, bits)
+    least = torch.inf
+    for _ in range(ROUNDS):
+        rounded = [on_grid(weights, plain) for weights in search.weights]
+        search.search_ends("v", lambda s, i, v, rounded=rounded: rounded[i] @ v, outputs)  # type: ignore[misc]
+        values = [search.rounded(s.v, search.ends["v"]) for s in search.samples]
+        before = least
+        least, plain = search.search_grid(
+            lambda share: Grid.of_range(0.0, search.highest * share, bits), values, outputs
+        )
+        if least > before * (1 - 1e-3):
+            break
+    assert isinstance(plain, Grid)
+    if not twin:
+        return plain, None
+
+    def family(shift: int) -> Callable[[float], TwinGrid]:
+        return lambda share: TwinGrid.unsigned(share * search.highest / (2 ** (bits - 1) - 1), shift, bits)
+
+    shifts = range(1, bits)
+    errors = [search.search_grid(family(shift), values, outputs, refine=False)[0] for shift in shifts]
+    found, grid = search.search_grid(family(shifts[errors.index(min(errors))]), values, outputs)
+    return plain, grid if found < least and isinstance(grid, TwinGrid) else None

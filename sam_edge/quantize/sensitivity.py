@@ -1,0 +1,55 @@
+"""What each layer's rounding adds to the task loss, to second order."""
+
+from sam_edge.errors import QuantizationError
+from sam_edge.models.quantized import QuantizedLayer
+from sam_edge.models.quantized_attention import QuantizedProducts
+from sam_edge.quantize.ptq import Quantizer
+from sam_edge.quantize.search import LayerSearch, on_grid
+from sam_edge.quantize.search_attention import HeadSearch
+
+
+def sensitivity(quantizer: Quantizer, name: str) -> float:
+    """1/2 sum of (error x gradient)^2 over a layer's output, in nats of the task loss per calibration picture.
+
+    The gradients must be those of outcomes drawn at the float model, whose squares are the loss's second derivatives.
+    Layers' errors are taken alone, and different outputs' as independent.
+
+    Raises:
+        QuantizationError: a walk without gradients.
+    """
+    seen, module = quantizer.seen[name], quantizer.model.get_submodule(name)
+    grads = [rows.grad for rows in (*seen.rows, *seen.attention)]
+    if all(grad is None for grad in grads):
+        raise QuantizationError(f"{name} was calibrated without gradients: --metric hessian takes them.")
+    if isinstance(module, QuantizedLayer):
+        plan = module.plan
+        search = LayerSearch(quantizer.layers[name], seen, (plan.bits, plan.input.bits), "hessian", False)
+        b_hat = search.rounded_weight(module.weight_scale.cpu())
+        error = search.error(on_grid(search.a, plan.twin or plan.input), b_hat).sum().item()
+        kept = search.a.shape[1]
+    elif isinstance(module, QuantizedProducts):
+        error, kept = _attention_error(HeadSearch(seen, module.plan.bits, "hessian"), module)
+    else:
+        return 0.0
+    return 0.5 * error * seen.total / kept / quantizer.pictures
+
+
+def _attention_error(search: HeadSearch, module: QuantizedProducts) -> tuple[float, int]:
+    """Summed error of both products of the rows kept, and how many rows those are."""
+    plan = module.plan
+    rounded = {
+        name: [search.rounded(getattr(s, name), ends) for s in search.samples]
+        for name, ends in (
+            ("q", module.q.ends.flatten()),
+            ("k", module.k.ends.flatten()),
+            ("v", module.v.ends.flatten()),
+        )
+    }
+    grid = plan.twin or plan.weights
+    logits = [q @ k.mT for q, k in zip(rounded["q"], rounded["k"], strict=True)]
+    outputs = [on_grid(weights, grid) @ v for weights, v in zip(search.weights, rounded["v"], strict=True)]
+    wanted = [(s.q @ s.k.mT, search.magnitude(s.product_grad())) for s in search.samples]
+    error = search.error(logits, wanted).sum()
+    wanted = [(w @ s.v, search.magnitude(s.grad)) for w, s in zip(search.weights, search.samples, strict=True)]
+    error = error + search.error(outputs, wanted).sum()
+    return error.item(), sum(s.q.shape[0] * s.q.shape[2] for s in search.samples)

@@ -1,0 +1,99 @@
+"""sam_edge.models.quantized_attention: attention on grids, with a scale per head."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sam_edge.models import quantized_attention
+from sam_edge.models.attention import AttentionProducts
+from sam_edge.models.grids import Grid, TwinGrid
+from sam_edge.models.quantized import set_dialect, set_products, set_twin
+from sam_edge.models.quantized_attention import AttentionQuantization, QuantizedProducts
+
+SIZES = torch.tensor([0.01, 1.0, 30.0])
+"""Heads of very different magnitude."""
+
+
+def operands(rows: int = 12, keys: int = 20, seed: int = 0) -> list[torch.Tensor]:
+    """q, k and v of two items and three heads; the heads' sizes cancel in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=generator) for n in (rows, keys, keys))
+    sizes = SIZES[:, None, None]
+    return [q * sizes, k / sizes, v * sizes]
+
+
+def plan(q, k, v, bits: int = 8, twin: TwinGrid | None = None) -> AttentionQuantization:
+    """Min-max grids."""
+    ends = [tuple(x.abs().amax((0, 2, 3)).tolist()) for x in (q, k, v)]
+    return AttentionQuantization(*ends, Grid.of_range(0, 1, bits), twin, bits)
+
+
+def biases(rows: int, keys: int) -> dict:
+    """Every form of bias."""
+    generator = torch.Generator().manual_seed(5)
+    rel = (torch.randn(2, 3, rows, 4, generator=generator), torch.randn(2, 3, rows, keys // 4, generator=generator))
+    table = torch.randn(3, rows, keys, generator=generator)
+    return {"none": None, "rel": rel, "mask": (torch.arange(keys) % 5 > 0).expand(2, 1, 1, keys), "table": table}
+
+
+@pytest.mark.parametrize("dialect", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("bias", ["none", "rel", "mask", "table"])
+def test_every_head_is_close_to_float_whatever_its_size(bias, dialect):
+    q, k, v = operands()
+    quantized = QuantizedProducts(plan(q, k, v))
+    set_dialect(quantized, dialect)
+    given = biases(12, 20)[bias]
+    got, wanted = quantized(q, k, v, given), AttentionProducts()(q, k, v, given)
+    off = (got - wanted).abs().amax((0, 2, 3)) / wanted.abs().amax((0, 2, 3))
+    assert off.max() < 0.08
+    assert off.max() > 1e-4
+
+
+def test_the_products_are_integer_arithmetic():
+    q, k, v = (x.double() for x in operands())
+    found = plan(*operands())
+    quantized = QuantizedProducts(found)
+    got = quantized(*operands())
+
+    def integers(x, ends):
+        return (x / (torch.tensor(ends, dtype=torch.float64)[:, None, None] / 127)).round().clamp(-128, 127)
+
+    back = torch.tensor(found.q, dtype=torch.float64) * torch.tensor(found.k, dtype=torch.float64) / 127**2 * 8**-0.5
+    logits = integers(q, found.q) @ integers(k, found.k).mT * back[:, None, None]
+    weights = (F.softmax(logits, -1) * 255).round()
+    out = weights @ integers(v, found.v) / 255 / 127 * torch.tensor(found.v, dtype=torch.float64)[:, None, None]
+    # a weight on the edge of two steps may fall to either side
+    off = (got - out).abs() / out.abs().amax((0, 2, 3), keepdim=True)
+    assert off.quantile(0.95) < 1e-4
+    assert off.max() < 0.01
+
+
+@pytest.mark.parametrize("bias", ["none", "rel", "mask", "table"])
+def test_bands_change_nothing(monkeypatch, bias):
+    q, k, v = operands()
+    quantized, given = QuantizedProducts(plan(q, k, v)), biases(12, 20)[bias]
+    whole = quantized(q, k, v, given)
+    monkeypatch.setattr(quantized_attention, "ROWS_AT_ONCE", 2 * 3 * 20 * 5)
+    torch.testing.assert_close(quantized(q, k, v, given), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_twin_weights_and_float_products_can_be_switched():
+    q, k, v = operands(keys=64)
+    twin = TwinGrid.unsigned(1 / 31, 3, 6)
+    quantized = QuantizedProducts(plan(q, k, v, 6, twin))
+    wanted = AttentionProducts()(q, k, v)
+
+    def error() -> float:
+        return (((quantized(q, k, v) - wanted) / SIZES[:, None, None]).square().mean()).item()
+
+    with_twin = error()
+    set_twin(quantized, False)
+    assert error() != with_twin
+    set_products(quantized, False)
+    assert error() == 0
+
+
+def test_a_plan_survives_config_json():
+    for twin in (None, TwinGrid.unsigned(1 / 31, 3, 6)):
+        found = plan(*operands(), bits=6, twin=twin)
+        assert AttentionQuantization.from_dict(found.as_dict()) == found

@@ -1,0 +1,171 @@
+"""sam_edge.quantize.search: the scales found err less than min-max by the metric they were searched with."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sam_edge.models.grids import Grid, TwinGrid
+from sam_edge.models.quantized_attention import unit_grid
+from sam_edge.quantize.samples import AttentionRows, Chance, Seen, watch_layer
+from sam_edge.quantize.search import LayerSearch, best_shares, on_grid, search_layer
+from sam_edge.quantize.search_attention import HeadSearch, search_attention
+
+BITS = (6, 6)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def seen_by(module: nn.Module, x: torch.Tensor, importance: torch.Tensor | None = None) -> Seen:
+    """What calibration would have kept: all rows, and a gradient of this size at each output."""
+    seen = Seen()
+    x = x.clone().requires_grad_()
+    y = module(x)
+    watch_layer(seen, module, x, y, Chance(torch.Generator().manual_seed(0), 4096))
+    (y * (torch.ones_like(y) if importance is None else importance)).sum().backward()
+    return seen
+
+
+def error(module: nn.Module, seen: Seen, plan, scale, metric: str) -> float:
+    search = LayerSearch(module, seen, BITS, metric, False)
+    return search.error(on_grid(search.a, plan.twin or plan.input), search.rounded_weight(scale)).sum().item()
+
+
+@pytest.fixture
+def linear() -> nn.Linear:
+    """A layer whose weights have outliers."""
+    layer = nn.Linear(24, 10)
+    layer.weight.data.copy_(random(10, 24) ** 3)
+    return layer
+
+
+def test_the_best_share_of_each_is_found():
+    wanted = torch.tensor([0.013, 0.31, 0.77, 1.0, 1.19])
+    shares, least = best_shares(lambda found: (found - wanted).abs(), 5)
+    step = 1.19 / 99
+    assert ((shares - wanted).abs() <= step / 2 + 1e-6).all()
+    assert torch.equal(least, (shares - wanted).abs())
+    coarse, worse = best_shares(lambda found: (found - wanted).abs(), 5, refine=False)
+    assert (worse >= least).all()
+    # min-max itself is always a candidate
+    assert coarse[3] == 1
+
+
+@pytest.mark.parametrize("metric", ["mse", "hessian"])
+def test_the_search_errs_less_than_min_max_by_its_own_metric(linear, metric):
+    x = random(300, 24, seed=1)
+    x[0, 0] = 40.0
+    seen = seen_by(linear, x, random(300, 10, seed=2).exp())
+    found = search_layer(linear, seen, bits=BITS, metric=metric, twin=False)
+    plain = search_layer(linear, seen, bits=BITS, metric="minmax", twin=False)
+    assert error(linear, seen, *found, metric) < 0.6 * error(linear, seen, *plain, metric)
+    assert found[0].input.range[1] < 40 < plain[0].input.range[1] * 1.02
+
+
+def test_the_hessian_metric_spends_its_steps_where_the_task_looks():
+    layer = nn.Linear(8, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    x = random(400, 8)
+    x[:20] *= 12
+    # the task only looks at the large rows, or only at the small ones
+    ends = {}
+    for large in (True, False):
+        importance = torch.zeros(400, 1)
+        importance[:20] = float(large)
+        importance[20:] = float(not large)
+        seen = seen_by(layer, x, importance)
+        ends[large] = search_layer(layer, seen, bits=(8, 4), metric="hessian", twin=False)[0].input.range[1]
+    assert ends[True] > 2 * ends[False]
+
+
+def test_per_layer_shares_one_scale(linear):
+    seen = seen_by(linear, random(100, 24, seed=1))
+    _, scale = search_layer(linear, seen, bits=BITS, metric="mse", twin=False, per_layer=True)
+    assert len(scale.unique()) == 1
+    _, scales = search_layer(linear, seen, bits=BITS, metric="mse", twin=False)
+    assert len(scales.unique()) > 5
+    plan = search_layer(linear, seen, bits=BITS, metric="minmax", twin=False)[0]
+    assert error(linear, seen, plan, scales, "mse") < error(linear, seen, plan, scale, "mse")
+
+
+def test_a_twin_grid_is_taken_where_it_errs_less_and_only_for_gelu(linear):
+    # all information lies below zero, but for a few large values that may not be cut
+    x = F.gelu(random(400, 24, seed=3) - 1)
+    x[:8] += 9.0
+    linear.weight.data.abs_()
+    seen = seen_by(linear, x)
+    found = search_layer(linear, seen, bits=BITS, metric="mse", twin=True)
+    without = search_layer(linear, seen, bits=BITS, metric="mse", twin=False)
+    assert isinstance(found[0].twin, TwinGrid)
+    assert found[0].twin.split == 0
+    assert without[0].twin is None
+    assert error(linear, seen, *found, "mse") < error(linear, seen, *without, "mse")
+    lower = seen_by(linear, x - 0.3)
+    assert search_layer(linear, lower, bits=BITS, metric="mse", twin=True)[0].twin is None
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, padding=1, groups=2), (2, 4, 8, 8)),
+        (nn.ConvTranspose2d(5, 3, 2, 2), (2, 5, 6, 6)),
+    ],
+    ids=["groups", "upscale"],
+)
+def test_convolutions_have_a_scale_per_channel_and_output_grids(module, shape):
+    x = random(*shape, seed=4)
+    seen = seen_by(module, x)
+    plan, scale = search_layer(module, seen, bits=BITS, metric="hessian", twin=True)
+    plain = search_layer(module, seen, bits=BITS, metric="minmax", twin=False)
+    assert scale.shape == (module.out_channels,)
+    assert (plan.output is not None) == isinstance(module, nn.Conv2d)
+    assert plan.axis == int(isinstance(module, nn.ConvTranspose2d))
+    assert error(module, seen, plan, scale, "hessian") < error(module, seen, *plain, "hessian")
+
+
+def attention_seen(outlier: float) -> Seen:
+    """Three heads of different sizes, one key of one head far off."""
+    sizes = torch.tensor([0.1, 1.0, 10.0])[:, None, None]
+    q, k, v = random(1, 3, 16, 8) * sizes, random(1, 3, 24, 8, seed=1), random(1, 3, 24, 8, seed=2) * sizes
+    k[0, 1, 0] *= outlier
+    seen = Seen()
+    seen.attention.append(AttentionRows(q, k, v, None, random(1, 3, 16, 8, seed=3)))
+    seen.heads = {name: x.abs().amax((0, 2, 3)) for name, x in zip("qkv", (q, k, v), strict=True)}
+    return seen
+
+
+def attention_errors(seen: Seen, plan, metric: str) -> tuple[float, float]:
+    """Errors of q k^T and of the output, each with its own operands rounded, as the search sees them."""
+    search, (sample,) = HeadSearch(seen, plan.bits, metric), seen.attention
+    q, k, v = (search.rounded(getattr(sample, n), torch.tensor(getattr(plan, n))) for n in "qkv")
+    wanted = sample.q @ sample.k.mT, search.magnitude(sample.product_grad())
+    logits = search.error([q @ k.mT], [wanted]).sum().item()
+    wanted = sample.weights @ sample.v, search.magnitude(sample.grad)
+    return logits, search.error([on_grid(sample.weights, plan.twin or plan.weights) @ v], [wanted]).sum().item()
+
+
+@pytest.mark.parametrize("metric", ["mse", "hessian"])
+def test_attention_s_scales_err_less_than_min_max(metric):
+    seen = attention_seen(outlier=4.0)
+    plain = search_attention(seen, bits=6, metric="minmax", twin=False)
+    assert plain.weights == Grid.of_range(0.0, 1.0, 6)
+    found = search_attention(seen, bits=6, metric=metric, twin=False)
+    twin = search_attention(seen, bits=6, metric=metric, twin=True)
+    errors = [attention_errors(seen, plan, metric) for plan in (plain, found, twin)]
+    assert errors[1][0] < 0.95 * errors[0][0]
+    assert errors[1][1] < 0.95 * errors[0][1]
+    assert errors[2][1] <= errors[1][1] * 1.001
+    assert len(found.q) == len(found.k) == len(found.v) == 3
+    assert unit_grid(6).scale == 1 / 31
+
+
+def test_crowded_attention_weights_take_a_twin_grid():
+    seen = attention_seen(outlier=1.0)
+    # one key takes nearly everything, and what the others say is large
+    sample = seen.attention[0]
+    sample.k[:, :, 0] = 6 * sample.q.mean(2)
+    plan = search_attention(seen, bits=4, metric="mse", twin=True)
+    assert plan.twin is not None
+    assert plan.twin.split_steps == 8 >> plan.twin.shift
