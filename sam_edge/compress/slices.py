@@ -71,7 +71,7 @@ def group_score(group: ChannelGroup, saliency: Mapping[str, Tensor]) -> Float[Te
 def removed(
     state: Mapping[str, Tensor],
     groups: Sequence[ChannelGroup],
-    kept: Sequence[Int[Tensor, "sets k"]],
+    kept: Sequence[Int[Tensor, "_ _"]],
 ) -> dict[str, Tensor]:
     """The state dict without the channels that are not `kept`; tensors of the rest are the same objects."""
     cut = dict(state)

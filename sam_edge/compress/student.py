@@ -30,7 +30,7 @@ class StudentOptions:
     decoder: DecoderStart = "trained"
     """`trained` starts as the teacher's and learns, `frozen` stays it; `scratch`, prompts too, owes it nothing."""
     projection: Projection = "folded"
-    """For weights that end in other channels than the teacher's: `folded` into the neck, or `kept` as a layer after it."""
+    """Where its weights end in other channels: a projection `folded` into the neck, or `kept` as a layer after it."""
 
 
 def build_student(teacher: EdgeSam, options: StudentOptions, seed: int) -> EdgeSam:

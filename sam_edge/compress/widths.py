@@ -15,7 +15,7 @@ ImportanceName = Literal["disturbed-taylor", "taylor", "hessian", "magnitude", "
 Ranking = Literal["local", "global"]
 Normalization = Literal["sum", "mean", "max", "standardization", "gaussian"]
 
-Score = Float[Tensor, "sets per_set"]
+Score = Float[Tensor, "_ _"]
 
 
 @dataclass(frozen=True)

@@ -105,14 +105,15 @@ class QuantizedProducts(nn.Module):
         back = self.q.ends * self.k.ends * q.shape[-1] ** -0.5
         keys, values = self.k(k).transpose(-2, -1), self.v(v)
         queries = self.q(q)
-        rows = q.shape[2]
-        if not torch.compiler.is_exporting():
-            rows = max(1, min(rows, ROWS_AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2])))
+        if torch.compiler.is_exporting():
+            # a loop would fix the number of tokens
+            return self._rows(queries @ keys * back, bias, values) * self.v.ends
+        rows = max(1, ROWS_AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))
         out = [
             self._rows(queries[:, :, at : at + rows] @ keys * back, _rows_of(bias, at, rows), values)
             for at in range(0, q.shape[2], rows)
         ]
-        return (out[0] if len(out) == 1 else torch.cat(out, 2)) * self.v.ends
+        return torch.cat(out, 2) * self.v.ends
 
     def _rows(self, logits: Tensor, bias: Bias, values: Tensor) -> Tensor:
         weights = torch.softmax(biased(logits, bias), -1)

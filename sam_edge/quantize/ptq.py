@@ -72,7 +72,7 @@ class Quantizer:
         plan, scale = search_layer(module, seen, bits=bits, metric=metric, twin=twin, per_layer=per_layer)
         layer = form(module, plan.as_dict())
         assert isinstance(layer, QuantizedLayer)
-        weight = module.weight.detach().cpu()  # type: ignore[union-attr, operator]
+        weight = module.weight.detach().cpu()  # type: ignore[operator]
         if isinstance(layer, QuantizedUpscale):
             integers, scale = quantize_weight(weight.transpose(0, 1), bits[0], scale)
             layer.set_weight(integers.transpose(0, 1), scale)

@@ -95,8 +95,10 @@ class Seen:
 
     def take_gradients(self, other: "Seen") -> None:
         """Use the gradients of another model's walk, which took the same rows."""
-        for mine, its in zip((*self.rows, *self.attention), (*other.rows, *other.attention), strict=True):
+        for mine, its in zip(self.rows, other.rows, strict=True):
             mine.grad = its.grad
+        for sample, another in zip(self.attention, other.attention, strict=True):
+            sample.grad = another.grad
 
     def joined(self) -> Rows:
         """All rows in one."""
@@ -131,8 +133,8 @@ def _input_rows(module: nn.Module, x: Tensor, out: torch.Size, at: Tensor) -> Fl
     if isinstance(module, nn.ConvTranspose2d):
         return x.movedim(1, -1).reshape(-1, x.shape[1])[at][None]
     assert isinstance(module, nn.Conv2d)
-    (pad_h, pad_w), (kh, kw) = module.padding, module.kernel_size  # type: ignore[misc]
-    padded = F.pad(x, (int(pad_w), int(pad_w), int(pad_h), int(pad_h)))
+    (pad_h, pad_w), (kh, kw) = cast(tuple[int, int], module.padding), module.kernel_size
+    padded = F.pad(x, (pad_w, pad_w, pad_h, pad_h))
     image, row, column = (index[:, None, None] for index in _unravel(at, out))
     ys = row * module.stride[0] + (torch.arange(kh, device=x.device) * module.dilation[0])[:, None]
     xs = column * module.stride[1] + torch.arange(kw, device=x.device) * module.dilation[1]

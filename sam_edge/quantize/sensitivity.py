@@ -18,7 +18,7 @@ def sensitivity(quantizer: Quantizer, name: str) -> float:
         QuantizationError: a walk without gradients.
     """
     seen, module = quantizer.seen[name], quantizer.model.get_submodule(name)
-    grads = [rows.grad for rows in (*seen.rows, *seen.attention)]
+    grads = [rows.grad for rows in seen.rows] + [sample.grad for sample in seen.attention]
     if all(grad is None for grad in grads):
         raise QuantizationError(f"{name} was calibrated without gradients: --metric hessian takes them.")
     if isinstance(module, QuantizedLayer):

@@ -122,9 +122,11 @@ def fit(
     if not trained:
         raise TrainingError("nothing to train: every parameter is frozen.")
     optimizers = _optimizers(trained, options)
-    average = {name: p.detach().clone() for name, p in trained.items()} if options.ema_decay else {}
     best: dict[str, Tensor] = {}
     statistics = dict(model.named_buffers())
+    # running statistics belong to the weights they were taken under: both are averaged, or BatchNorm sees neither's
+    averaged: dict[str, Tensor] = {**trained, **{n: b for n, b in statistics.items() if b.is_floating_point()}}
+    average = {name: value.detach().clone() for name, value in averaged.items()} if options.ema_decay else {}
     progress = Progress()
     share(model)
     settings = {name: value for name, value in asdict(options).items() if name != "checkpoint_seconds"}
@@ -140,18 +142,18 @@ def fit(
     while progress.step < options.steps:
         started = perf_counter()
         report, waited = _step(model, trained, optimizers, loss, source, progress, options)
-        _update_average(average, trained, options.ema_decay, progress.step)
+        _update_average(average, averaged, options.ema_decay, progress.step)
         progress.step += 1
         progress.seconds += perf_counter() - started
         progress.data_wait_seconds += waited
         done = progress.step == options.steps
         if validate and options.validate_every and (done or progress.step % options.validate_every == 0):
-            report |= _validated(model, trained, average, validate)
+            report |= _validated(model, averaged, average, validate)
             report["score"] = score = agreed(report["score"])
             progress.stale += 1
             if progress.best_score is None or score > progress.best_score:
                 progress.best_score, progress.stale = score, 0
-                best = {name: p.detach().clone() for name, p in ((average or trained) | statistics).items()}
+                best = {name: p.detach().clone() for name, p in (statistics | (average or averaged)).items()}
             elif options.schedule == "plateau" and progress.stale == PATIENCE:
                 progress.stale, progress.halvings = 0, progress.halvings + 1
         if done or progress.step % max(options.steps // 200, 1) == 0 or "score" in report:
@@ -162,7 +164,7 @@ def fit(
             if rank() == 0:
                 _save(state_file, identity, trained, statistics, optimizers, average, best, progress)
             saved_at = perf_counter()
-    _load_into(trained, best or average or trained)
+    _load_into(averaged, best or average or averaged)
     if best:
         _load_into(statistics, best)
     share(model)
@@ -244,11 +246,11 @@ def _optimizers(trained: dict[str, nn.Parameter], options: LoopOptions) -> list[
 
 
 @torch.no_grad()
-def _update_average(average: dict[str, Tensor], trained: dict[str, nn.Parameter], decay: float, step: int) -> None:
+def _update_average(average: dict[str, Tensor], current: dict[str, Tensor], decay: float, step: int) -> None:
     # early on, a long memory would keep the initialisation
     effective = min(decay, (1 + step) / (10 + step))
     for name, mean in average.items():
-        mean.lerp_(trained[name], 1 - effective)
+        mean.lerp_(current[name], 1 - effective)
 
 
 @torch.no_grad()
@@ -258,18 +260,18 @@ def _load_into(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> N
 
 
 def _validated(
-    model: nn.Module, trained: dict[str, nn.Parameter], average: dict[str, Tensor], validate: Validate
+    model: nn.Module, current: dict[str, Tensor], average: dict[str, Tensor], validate: Validate
 ) -> dict[str, float]:
     """Scores of the averaged weights, with the trained ones put back afterwards."""
-    kept = {name: p.detach().clone() for name, p in trained.items()} if average else {}
+    kept = {name: p.detach().clone() for name, p in current.items()} if average else {}
     if average:
-        _load_into(trained, average)
+        _load_into(current, average)
     model.eval()
     with torch.no_grad():
         found = validate(model)
     model.train()
     if kept:
-        _load_into(trained, kept)
+        _load_into(current, kept)
     return found if isinstance(found, dict) else {"score": found}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportErro
 from sam_edge.export import to_onnx
 from sam_edge.export.onnx_runtime import ExportedFolder, OnnxRuntime, decoder_inputs, is_exported_folder
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
+from sam_edge.models.grids import OnTwinGrid, TwinGrid
 from sam_edge.models.prompts import ABSENT, Prompts
 from sam_edge.models.quantized import prepare_for_quantization, quantizable
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
@@ -320,6 +322,63 @@ def test_onnx_runtime_multiplies_integers_in_every_quantized_layer(request, tmp_
     layers = [layer for layer in weighted(exported.model) if lies_in(graph, layer)]
     assert left == []
     assert len(integers) == len(layers)
+
+
+def with_twins(quantizer) -> list[str]:
+    """Give every MLP behind a GELU and every attention a twin grid; returns their names."""
+    named = []
+    for name in quantizer.layers:
+        module = quantizer.model.get_submodule(name)
+        if name.startswith("image_encoder.") and name.endswith("mlp.lin2"):
+            twin = TwinGrid.signed(module.plan.input.range[1] / 127, 3, 8)
+        elif name.endswith(".products"):
+            twin = TwinGrid.unsigned(1 / 127, 3, 8)
+        else:
+            continue
+        module.plan, module.twin = replace(module.plan, twin=twin), OnTwinGrid(twin)
+        quantizer.put(name, module)
+        named.append(name)
+    return named
+
+
+def test_twins_and_products_are_integers_where_asked_for_and_labelled(
+    small_config, make_sam, photo, tmp_path, monkeypatch
+):
+    model = make_sam(small_config)
+    quantizer = quantize_model(model, [photo], QuantizeOptions(metric="minmax", prompts_per_image=4))
+    twins = with_twins(quantizer)
+    monkeypatch.setitem(to_onnx.SMALLEST_IOU, "int8", 0.85)
+    asked = OnnxOptions("int8", twin=True, products=True)
+    out, parity = export_onnx(model, tmp_path / "out", [photo], asked)
+    assert parity.mask_iou > 0.9
+    form = json.loads((out / "model.json").read_text())["integer_form"]
+    assert form["twins_as_two_products"] == sorted(twins)
+    assert form["float_products"] == form["twins_as_plain"] == []
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(out / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    integers = [node for node in nodes if node.op_type in ("MatMulIntegerToFloat", "QLinearMatMul")]
+    # q, k, v, proj, lin1; two of lin2; q k^T and two of the twin attention weights
+    assert len(integers) == 10
+
+
+def test_what_stays_float_by_default_is_labelled(int8):
+    form = json.loads((int8.path / "model.json").read_text())["integer_form"]
+    products = {name for name, entry in int8.model.config.quantization.items() if "heads" in entry}
+    assert set(form["float_products"]) == products
+    assert products
+
+
+def test_onnx_runtime_fuses_every_gelu(int8, tmp_path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(int8.path / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert "Erf" not in kinds
+    assert any("Gelu" in kind for kind in kinds)
 
 
 def weight_bytes(path: Path) -> int:

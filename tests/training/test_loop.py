@@ -411,3 +411,15 @@ def test_two_processes_take_the_steps_of_one_with_the_joint_batch(tmp_path):
     ends = [torch.load(tmp_path / f"end{rank}.pth") for rank in (0, 1)]
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
     torch.testing.assert_close(ends[0], copied(alone), rtol=1e-9, atol=1e-9)
+
+
+def test_running_statistics_are_averaged_with_the_weights(tiny_vit_config, make_sam):
+    model, last = make_sam(tiny_vit_config), make_sam(tiny_vit_config)
+    train_sam(model, 4, None, ema_decay=0.9)
+    train_sam(last, 4, None)
+    name = next(name for name, _ in model.named_buffers() if name.endswith("running_mean"))
+    start, averaged, final = (dict(m.named_buffers())[name] for m in (make_sam(tiny_vit_config), model, last))
+    # each lies between the start and where the last step left it, and not at either end
+    moved = (final - start).abs() > 1e-6
+    share = ((averaged - start) / (final - start))[moved]
+    assert 0 < share.median() < 1
