@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sam_edge import steps
-from sam_edge.data.open import open_labelled
+from sam_edge.data.open import open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import DataError
 from sam_edge.evaluate.failures import Failure, worst_masks
@@ -54,7 +54,7 @@ def write_card(
     failures = [
         failure
         for source in data
-        for failure in worst_masks(opened, open_labelled(source, split), -(-FAILURES // len(data)))
+        for failure in worst_masks(opened, open_some(source, split, limit=limit, seed=seed), -(-FAILURES // len(data)))
     ]
     page = _page(first, spec, opened.config, measured, limit, bool(failures))
     with atomic_folder(out) as work:

@@ -3,7 +3,6 @@
 Nothing here prints. `on_progress(done, total, text)` is called along the way.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,8 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sam_edge.bench.everything import Contender, Ours, RaceOptions, Records, SegmentAnythings, race, speedups, summarise
-from sam_edge.data import open_labelled
-from sam_edge.data.dataset import Dataset
+from sam_edge.data import open_some
 from sam_edge.data.sample import LabelledImage
 from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
@@ -102,7 +100,7 @@ def evaluate_everything(
 ) -> dict[str, Any]:
     """Everything-mode mIoU of both strategies, or of the grid alone where the model has no tau."""
     opened = open_runtime(spec, runtime, device)
-    dataset = _labelled(data, split, limit, seed, strict)
+    dataset = open_some(data, split, strict, limit=limit, seed=seed)
     strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
     on_image = _counting(len(dataset), "everything-mode mIoU", on_progress)
     rows = evaluate_strategies(opened, dataset, strategies, points_per_side=points_per_side, on_image=on_image)
@@ -147,15 +145,8 @@ def calibrate_everything(
     return {"out": str(out), **found.as_dict()}
 
 
-def _labelled(data: str, split: Split, limit: int | None, seed: int, strict: bool = False) -> Dataset[LabelledImage]:
-    dataset: Dataset[LabelledImage] = open_labelled(data, split, strict)
-    if limit is not None and limit < len(dataset):
-        return dataset.subset(sorted(random.Random(seed).sample(range(len(dataset)), limit)))
-    return dataset
-
-
 def _samples(data: str, split: Split, limit: int, seed: int) -> list[LabelledImage]:
-    return [sample for sample in _labelled(data, split, limit, seed) if sample.annotations]
+    return [sample for sample in open_some(data, split, limit=limit, seed=seed) if sample.annotations]
 
 
 def _counting(total: int, text: str, on_progress: OnProgress | None) -> Callable[[], None]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sam_edge.bench.quantization import Measured, QuantizationRow, Setting, compare_settings
-from sam_edge.data import open_labelled
+from sam_edge.data import open_some
 from sam_edge.data.split import Split
 from sam_edge.evaluate.miou import evaluate_miou
 from sam_edge.export.parity import answers, compare
@@ -36,12 +36,10 @@ def quantization_table(
 ) -> tuple[Measured, list[QuantizationRow]]:
     """Quantize a MODEL in every chosen way, each seed with its own calibration pictures, and evaluate on `data`.
 
-    The integers are simulated in torch. `limit` takes the first pictures of the split.
+    The integers are simulated in torch. `limit` draws so many pictures of the split, the same for all seeds.
     """
     place = resolve_device(device)
-    dataset = open_labelled(data, split)
-    if limit is not None and limit < len(dataset):
-        dataset = dataset.subset(list(range(limit)))
+    dataset = open_some(data, split, limit=limit, seed=0)
     pictures = sample_pictures(images, AGREEMENT_IMAGES, seed=-1)
     parent = load_model(spec, place)
     wanted = answers(TorchRuntime(parent, place), pictures)

@@ -21,11 +21,9 @@ from sam_edge.bench.latency import MEASUREMENTS, bench_runtimes
 from sam_edge.bench.memory import file_bytes, peak_bytes
 from sam_edge.bench.table import BenchRow
 from sam_edge.compress.labels import LabelledLoss
-from sam_edge.training.processes import joined_processes, rank
 from sam_edge.compress.slimming import Slimming, SlimOptions
-from sam_edge.data import open_images, open_labelled
-from sam_edge.data.dataset import Dataset
-from sam_edge.data.sample import LabelledDataset, LabelledImage
+from sam_edge.data import open_images, open_labelled, open_some
+from sam_edge.data.sample import LabelledDataset
 from sam_edge.data.split import Split, is_val
 from sam_edge.data.synthetic import SceneOptions, render_scene
 from sam_edge.errors import DataError
@@ -46,6 +44,7 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.gate import hold_drop
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.segment.runtime import Runtime, TorchRuntime
+from sam_edge.training.processes import joined_processes, rank
 
 OnProgress = Callable[[int, int, str], None]
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -194,9 +193,7 @@ def _agreement(model: EdgeSam, images: str, count: int, seed: int) -> Callable[[
 
 def _labelled_score(data: str, count: int, seed: int, *, strict: bool) -> Callable[[EdgeSam], float]:
     """Mean of point and box mIoU on labelled pictures of the train split."""
-    dataset: Dataset[LabelledImage] = open_labelled(data, "train", strict)
-    if count < len(dataset):
-        dataset = dataset.subset(sorted(random.Random(seed).sample(range(len(dataset)), count)))
+    dataset = open_some(data, "train", strict, limit=count, seed=seed)
     prompts: tuple[PromptKind, ...] = ("point", "box")
 
     def score(model: EdgeSam) -> float:
@@ -255,9 +252,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Mean IoU of a MODEL on labelled data, by `prompt` or after each of `clicks`; `limit` draws so many pictures."""
     opened = open_runtime(spec, runtime, device)
-    dataset: Dataset[LabelledImage] = open_labelled(data, split, strict)
-    if limit is not None and limit < len(dataset):
-        dataset = dataset.subset(sorted(random.Random(seed).sample(range(len(dataset)), limit)))
+    dataset = open_some(data, split, strict, limit=limit, seed=seed)
     done = 0
 
     def on_image() -> None:

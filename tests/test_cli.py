@@ -27,6 +27,7 @@ COMMANDS = (
     "export-trt",
     "bench",
     "eval",
+    "card",
     "segment",
     "calibrate",
     "run",
@@ -131,13 +132,35 @@ def test_quantize_writes_integers(sam_edge, checkpoint, tmp_path):
 def test_the_exported_lineage_answers_eval(sam_edge, checkpoint, tmp_path):
     for command in (
         ("quantize", checkpoint, "--images", "synthetic:4:1", "--out", tmp_path / "q", "--calibration-images", 2),
-        ("export-onnx", tmp_path / "q", "--out", tmp_path / "onnx", "--precision", "int8"),
+        ("export-onnx", tmp_path / "q", "--out", tmp_path / "onnx", "--precision", "int8", "--twin", "--products"),
     ):
         assert sam_edge(*command)[0] == 0
+    form = json.loads((tmp_path / "onnx" / "model.json").read_text())["integer_form"]
+    assert form["float_products"] == form["twins_as_plain"] == []
+    assert form["twins_as_two_products"]
     for model in (checkpoint, tmp_path / "q", tmp_path / "onnx"):
         code, out, _ = sam_edge("eval", model, "--data", "synthetic:40:2", "--limit", 2, "--json")
         assert code == 0
         assert 0 <= json.loads(out)["miou"] <= 1
+
+
+def test_the_table_of_quantization_counts_its_seeds_and_names_its_machine(sam_edge, checkpoint, tmp_path):
+    args = ("--images", "synthetic:6:1", "--data", "synthetic:8:2", "--split", "all", "--limit", 1)
+    few = ("--bits", 8, "--bits", 4, "--metric", "minmax", "--seeds", 1, "--calibration-images", 1)
+    outs = {}
+    for seed in (0, 5):
+        code, out, _ = sam_edge(
+            "bench-quantize", checkpoint, *args, *few, "--seed", seed, "--out", tmp_path / str(seed), "--json"
+        )
+        assert code == 0
+        outs[seed] = json.loads(out)
+        assert json.loads((tmp_path / str(seed) / "bench.json").read_text()) == outs[seed]
+        assert len(list((tmp_path / str(seed)).glob("*.csv"))) == 1
+    assert [row["setting"]["bits"] for row in outs[0]["rows"]] == [8, 4]
+    assert outs[0]["hardware"]["cpu"] == outs[5]["hardware"]["cpu"]
+    assert outs[0]["float"] == outs[5]["float"]
+    # other seed, other calibration pictures, other scales
+    assert outs[0]["rows"] != outs[5]["rows"]
 
 
 def test_segment_writes_overlay_records_and_masks(sam_edge, checkpoint, tmp_path):
@@ -286,6 +309,10 @@ BAD = {
     "no prompt": (("segment", "{model}", "{picture}", "--out", "{out}"), "--point"),
     "not a picture": (("segment", "{model}", "{text}", "--point", "1,1", "--out", "{out}"), "note.txt"),
     "out is a file": (("quantize", "{model}", "--images", "synthetic:4", "--out", "{text}"), "note.txt"),
+    "bench's out is a file": (
+        ("bench-quantize", "{model}", "--images", "synthetic:4", "--data", "synthetic:4", "--out", "{text}"),
+        "note.txt",
+    ),
     "out is not ours": (("quantize", "{model}", "--images", "synthetic:4", "--out", "{full}"), "not empty"),
     "no tau": (
         ("segment", "{model}", "{picture}", "--everything", "--strategy", "hierarchical", "--out", "{out}"),
@@ -321,3 +348,5 @@ def test_bad_input_is_one_line_on_stderr_and_writes_nothing(sam_edge, checkpoint
 def test_wrong_usage_exits_2(sam_edge):
     assert sam_edge("eval")[0] == 2
     assert sam_edge("eval", "nano", "--data", "synthetic:4", "--prompt", "scribble")[0] == 2
+    assert sam_edge("bench", "nano", "--runtime", "torch", "--runtime", "abacus")[0] == 2
+    assert sam_edge("compress", "nano", "--images", "synthetic:4", "--out", "x", "--method", "tinysam")[0] == 2

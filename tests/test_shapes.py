@@ -27,7 +27,7 @@ with install_import_hook("sam_edge", "beartype.beartype"):
     from sam_edge.data import SyntheticScenes, open_images
     from sam_edge.evaluate.everything import evaluate_strategies
     from sam_edge.evaluate.miou import evaluate_miou
-    from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
+    from sam_edge.models.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
     from sam_edge.models.resize import resized
     from sam_edge.models.sam import EdgeSam, initialise
     from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
@@ -74,7 +74,8 @@ masks, _, low_res = predictor.predict(
 predictor.predict(point_coords=np.array([[5.0, 9.0]]), point_labels=np.array([0]), mask_input=low_res[:1])
 overlay(scene.image, list(masks), points=[(5.0, 9.0, 1)], boxes=[(1.0, 2.0, 90.0, 80.0)])
 EverythingGenerator(runtime, points_per_side=2, pred_iou_thresh=-9.0, stability_score_thresh=0.0).generate(scene.image)
-found = calibrate(runtime, [scene.image], CalibrateOptions(4, survivors=0.9, covered=0.1))
+runtime.config = runtime.config.replace(thresholds=Thresholds(pred_iou=-9.0, stability=0.0))
+calibrate(runtime, [scene.image], CalibrateOptions(4, covered=0.1))
 lax = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0, "crop_n_layers": 1, "min_mask_region_area": 9}
 EverythingGenerator(runtime, 4, **lax, strategy="hierarchical", tau=0.0, output_mode="coco_rle").generate(scene.image)
 evaluate_strategies(runtime, SyntheticScenes(1), ("grid",), points_per_side=2)

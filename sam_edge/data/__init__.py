@@ -7,7 +7,7 @@ from sam_edge.data.coco import CocoInstances
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.folder import ImageFolder
 from sam_edge.data.image import IMAGE_SUFFIXES, read_image
-from sam_edge.data.open import open_images, open_labelled
+from sam_edge.data.open import open_images, open_labelled, open_some
 from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
@@ -33,6 +33,7 @@ __all__ = [
     "is_val",
     "open_images",
     "open_labelled",
+    "open_some",
     "read_image",
     "render_scene",
     "select",

@@ -9,7 +9,7 @@ from sam_edge.data.coco import CocoInstances
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.folder import ImageFolder
 from sam_edge.data.sa1b import Sa1bFolder
-from sam_edge.data.sample import LabelledDataset
+from sam_edge.data.sample import LabelledDataset, LabelledImage
 from sam_edge.data.shards import TarShards
 from sam_edge.data.split import Split
 from sam_edge.data.synthetic import SyntheticScenes
@@ -46,6 +46,14 @@ def open_labelled(spec: str | Path, split: Split = "all", strict: bool = False) 
     if found:
         return CocoInstances(found[0], split=split, strict=strict)
     return TarShards(path, split, strict) if any(path.glob("*.tar")) else Sa1bFolder(path, split, strict)
+
+
+def open_some(
+    spec: str | Path, split: Split = "all", strict: bool = False, *, limit: int | None, seed: int
+) -> Dataset[LabelledImage]:
+    """Like `open_labelled`, but only `limit` of the pictures, drawn by the seed; None takes all."""
+    dataset = open_labelled(spec, split, strict)
+    return dataset if limit is None else dataset.sample(limit, np.random.default_rng(seed))
 
 
 def open_images(

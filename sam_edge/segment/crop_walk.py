@@ -48,8 +48,8 @@ class Passing:
     stability: Float[Tensor, "k"]
     boxes: Int[Tensor, "k 4"]
     """XYXY in the crop."""
-    logits: Float[Tensor, "k h w"]
-    """Low-resolution logits."""
+    logits: Float[Tensor, "stored h w"]
+    """Low-resolution logits of all K, or of none where candidates keep them."""
 
 
 class CropWalk:

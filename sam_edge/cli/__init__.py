@@ -1,0 +1,56 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands."""
+
+from typing import Annotated
+
+import typer
+
+from sam_edge import __version__
+from sam_edge.cli import bench, compress, evaluate, export, quantize, run, segment, train
+from sam_edge.cli.output import fail
+from sam_edge.errors import SamEdgeError
+
+app = typer.Typer(
+    name="sam-edge",
+    help="Make a Segment Anything model small and fast, and show what it cost in accuracy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# in the order of the help
+app.command("models")(run.models)
+app.command("train")(train.train)
+app.command("compress")(compress.compress)
+app.command("embed")(compress.embed)
+app.command("quantize")(quantize.quantize)
+app.command("bench-quantize")(quantize.bench_quantize)
+app.command("calibrate")(segment.calibrate)
+app.command("export-onnx")(export.export_onnx)
+app.command("export-trt")(export.export_trt)
+app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
+app.command("card")(evaluate.card)
+app.command("segment")(segment.segment)
+app.command("run")(run.run)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one line and exit code 1."""
+    try:
+        app()
+    except SamEdgeError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or 'the system'}: {error.strerror or error}.")
+    except KeyboardInterrupt:
+        fail("interrupted.")

@@ -1,0 +1,115 @@
+"""`bench`, of calls and of everything mode."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sam_edge.cli.options import DEFAULT_IMAGES, MODEL_HELP, Json, OnDevice, RuntimeName, Seed
+from sam_edge.cli.output import print_json, progress, stdout
+from sam_edge.option_docs import doc
+
+_CALIBRATE = partial(doc, "sam_edge.segment.calibrate", "CalibrateOptions")
+
+
+def bench(
+    model: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)],
+    runtime: Annotated[
+        list[RuntimeName] | None,
+        typer.Option(help="Runtime to time, repeat for more; checkpoints are exported for those that need graphs."),
+    ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--everything",
+            help="Race everything mode instead: both strategies, --runtime's, and segment-anything's own generator.",
+        ),
+    ] = False,
+    data: Annotated[
+        str, typer.Option(metavar="DIR", help="Labelled pictures to race on, of their val split, without --image.")
+    ] = DEFAULT_IMAGES,
+    photos: Annotated[int, typer.Option(help="Pictures to race on, drawn by the seed.")] = 4,
+    points_per_side: Annotated[int, typer.Option(help="Grid of everything mode.")] = 32,
+    survivors: Annotated[float | None, typer.Option(help=_CALIBRATE("survivors") + " For the race alone.")] = None,
+    covered: Annotated[float | None, typer.Option(help=_CALIBRATE("covered") + " For the race alone.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture to time on; a synthetic scene by default.")] = None,
+    warmup: Annotated[int, typer.Option(help="Runs before any is counted.")] = 2,
+    runs: Annotated[int, typer.Option(help="Counted runs of each measurement.")] = 10,
+    memory: Annotated[bool, typer.Option(help="Measure the peak memory of a fresh process.")] = True,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for bench.json and a CSV.")] = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: OnDevice = "auto",
+) -> None:
+    """Measure latency, memory and size; models and runtimes take turns, so that noise hits all alike."""
+    from sam_edge import steps
+    from sam_edge.bench.hardware import hardware, slug
+    from sam_edge.bench.table import as_dict, rich_table, write_csv, write_json
+    from sam_edge.data.image import read_image
+    from sam_edge.files import atomic_folder
+
+    picture = None if image is None else read_image(image)
+    if everything:
+        _race(
+            model,
+            [name.value for name in runtime or ()],
+            out,
+            as_json,
+            data=data,
+            image=picture,
+            photos=photos,
+            points_per_side=points_per_side,
+            survivors=survivors,
+            covered=covered,
+            seed=seed,
+            device=device,
+        )
+        return
+    settings = {"models": model, "warmup": warmup, "runs": runs, "seed": seed, "device": device}
+    with progress("bench") as on_progress:
+        rows = steps.bench(
+            model,
+            [name.value for name in runtime or ()],
+            image=picture,
+            memory=memory,
+            warmup=warmup,
+            runs=runs,
+            seed=seed,
+            device=device,
+            on_progress=on_progress,
+        )
+    machine = hardware()
+    if out is not None:
+        with atomic_folder(out) as work:
+            write_json(rows, machine, settings, work / "bench.json")
+            write_csv(rows, work / f"{slug(machine)}.csv")
+    if as_json:
+        print_json({"settings": settings, "hardware": machine, "rows": [as_dict(row) for row in rows]})
+    else:
+        stdout().print(rich_table(rows))
+
+
+def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool, **options: Any) -> None:
+    """`bench --everything`: the race of one model, its table and files."""
+    from sam_edge.bench.everything import race_table, write_laps
+    from sam_edge.bench.hardware import hardware, slug
+    from sam_edge.errors import BenchError
+    from sam_edge.everything_step import race_everything
+    from sam_edge.files import atomic_folder
+
+    if len(model) != 1:
+        raise BenchError(f"the race of everything mode is between runtimes of one model, got {len(model)} models.")
+    with progress("race") as on_progress:
+        result = race_everything(model[0], runtimes, **options, on_progress=on_progress)
+    machine = hardware()
+    result = {"hardware": machine, **result}
+    if out is not None:
+        with atomic_folder(out) as work:
+            (work / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            write_laps(result["contenders"], work / f"{slug(machine)}.csv")
+    if as_json:
+        print_json(result)
+    else:
+        stdout().print(race_table(result["contenders"]))

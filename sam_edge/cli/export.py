@@ -1,0 +1,67 @@
+"""`export-onnx` and `export-trt`."""
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from sam_edge.cli.options import DEFAULT_IMAGES, Dialect, Flavor, Images, Json, Model, OnDevice, Out, Precision, Seed
+from sam_edge.cli.output import progress, report
+from sam_edge.option_docs import doc
+
+_ONNX = partial(doc, "sam_edge.export.to_onnx", "OnnxOptions")
+_TRT = partial(doc, "sam_edge.export.to_tensorrt", "TrtOptions")
+
+
+def export_onnx(
+    model: Model,
+    out: Out,
+    precision: Annotated[Precision, typer.Option(help=_ONNX("precision"))] = "fp32",
+    dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",
+    twin: Annotated[bool, typer.Option("--twin", help=_ONNX("twin"))] = False,
+    products: Annotated[bool, typer.Option("--products", help=_ONNX("products"))] = False,
+    images: Images = DEFAULT_IMAGES,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: OnDevice = "cpu",
+) -> None:
+    """Write encoder and decoder as ONNX, and check them against torch on real pictures (--images)."""
+    from sam_edge import steps
+    from sam_edge.bench.units import size
+    from sam_edge.export.to_onnx import OnnxOptions
+
+    options = OnnxOptions(precision, dialect, twin, products)
+    with progress("export", indefinite=True):
+        result = steps.to_onnx(model, images, out, options, seed=seed, device=device)
+    files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())
+    report(as_json, result, f"{out}: {files}; masks agree with torch to IoU {result['parity']['mask_iou']:.4f}")
+
+
+def export_trt(
+    model: Model,
+    out: Out,
+    flavor: Annotated[Flavor, typer.Option(help=_TRT("flavor"))] = "rtx",
+    target: Annotated[list[str] | None, typer.Option(help=_TRT("targets"))] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Precision of the graphs that a checkpoint is exported to on the way.")
+    ] = "fp16",
+    max_batch: Annotated[int, typer.Option(help=_TRT("max_batch"))] = 1,
+    max_sets: Annotated[int, typer.Option(help=_TRT("max_sets"))] = 64,
+    max_points: Annotated[int, typer.Option(help=_TRT("max_points"))] = 16,
+    images: Images = DEFAULT_IMAGES,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: OnDevice = "cpu",
+) -> None:
+    """Build TensorRT engines; `rtx` builds them for other machines' GPUs, on a machine without one."""
+    from sam_edge import steps
+    from sam_edge.bench.units import size
+    from sam_edge.export.to_onnx import OnnxOptions
+    from sam_edge.export.to_tensorrt import TrtOptions
+
+    trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points)
+    onnx = OnnxOptions(precision, "tensorrt")
+    with progress("build", indefinite=True):
+        result = steps.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
+    built = ", ".join(f"{engine['file']} {size(engine['engine_bytes'])}" for engine in result["engines"])
+    report(as_json, result, f"{out}: {built}")

@@ -1,0 +1,93 @@
+"""The options that commands share, and the choices."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Device = Literal["auto", "cpu", "cuda"]
+"""Where models run."""
+Precision = Literal["fp32", "fp16", "int8"]
+"""Precision of exported graphs."""
+Dialect = Literal["cpu", "tensorrt"]
+"""Form of INT8 graphs."""
+Flavor = Literal["rtx", "standard"]
+"""Which TensorRT."""
+Strategy = Literal["grid", "hierarchical"]
+"""Which points of the grid everything mode asks."""
+Prompt = Literal["point", "box"]
+"""What masks are prompted with."""
+SplitName = Literal["train", "val", "all"]
+"""Part of a labelled data set, by the hash of the file name."""
+Importance = Literal["disturbed-taylor", "taylor", "hessian", "magnitude", "random"]
+"""Measure of a channel's importance."""
+Method = Literal["slimsam", "tinysam"]
+"""Compression method."""
+DecoderStart = Literal["trained", "frozen", "scratch"]
+"""What becomes of a student's decoder."""
+Projection = Literal["folded", "kept"]
+"""How a student's channels become its teacher's."""
+Labels = Literal["auto", "data", "teacher"]
+"""Whose masks a student learns."""
+StoredPrecision = Literal["fp16", "int8"]
+"""How embeddings are kept."""
+Schedule = Literal["alternate", "one-step"]
+"""Order of pruning and distillation."""
+Accumulation = Literal["absolute", "signed"]
+"""How gradients of many pictures become one importance."""
+Ranking = Literal["local", "global"]
+"""Whether blocks lose equally much."""
+Normalization = Literal["sum", "mean", "max", "standardization", "gaussian"]
+"""What makes blocks comparable."""
+Optimizer = Literal["adamw", "adam", "muon"]
+"""What turns gradients into steps."""
+Course = Literal["cosine", "constant", "plateau"]
+"""Course of the learning rate."""
+Curvature = Literal["fisher", "quantized"]
+"""Where the hessian metric takes second derivatives."""
+
+
+# Typer takes no list of Literal, and these two are options that repeat
+
+
+class RuntimeName(StrEnum):
+    """What runs a model."""
+
+    auto = "auto"
+    torch = "torch"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+    openvino_bf16 = "openvino-bf16"
+    tensorrt = "tensorrt"
+
+
+class Metric(StrEnum):
+    """How scales are chosen."""
+
+    hessian = "hessian"
+    mse = "mse"
+    minmax = "minmax"
+
+
+MODEL_HELP = (
+    "A known name (see `sam-edge models`), a checkpoint file (.pth, .pt, .safetensors), a checkpoint folder, "
+    "an exported folder, or random:NAME for a known architecture with random weights."
+)
+IMAGES_HELP = "Folder of photos, without labels; or synthetic[:COUNT[:SEED]]."
+DEFAULT_IMAGES = "synthetic:64"
+"""Pictures that always exist, where `--images` may be left out."""
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Images = Annotated[str, typer.Option("--images", metavar="DIR", help=IMAGES_HELP)]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; appears whole or not at all.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in this command.")]
+OnDevice = Annotated[Device, typer.Option("--device", help="Where the model runs; auto takes a GPU if there is one.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable picture instead of skipping it.")]
+AsRuntime = Annotated[
+    RuntimeName,
+    typer.Option("--runtime", help="auto: torch for checkpoints, ONNX Runtime for exported folders."),
+]
+EvalSplit = Annotated[SplitName, typer.Option("--split", help="Part of the data, by the hash of the file name.")]
+CalibrationImages = Annotated[int, typer.Option("--calibration-images", help="Pictures that scales are searched on.")]

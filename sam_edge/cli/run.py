@@ -1,0 +1,56 @@
+"""`run`, the whole lineage, and `models`, what it can start from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sam_edge.cli.options import IMAGES_HELP, Json, OnDevice, Out
+from sam_edge.cli.output import print_json, stdout
+
+
+def models(as_json: Json = False) -> None:
+    """List the known models: size, cost, where the weights come from and under which licence."""
+    from rich.table import Table
+
+    from sam_edge import steps
+    from sam_edge.bench.units import count
+
+    found = steps.models()
+    if as_json:
+        print_json({"models": found})
+        return
+    table = Table(title="Known models", caption="MACs of the image encoder, without / with attention products")
+    for heading in ("name", "parameters", "MACs", "licence", "source"):
+        table.add_column(heading, overflow="fold")
+    for row in found:
+        macs = f"{count(row['encoder_macs'])} / {count(row['encoder_macs_with_attention'])}"
+        table.add_row(row["name"], count(row["parameters"]), macs, row["licence"], row["source"])
+    stdout().print(table)
+
+
+def run(
+    out: Out,
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.toml]", help="Default: the packaged one.")] = None,
+    images: Annotated[str | None, typer.Option(metavar="DIR", help=f"Instead of the recipe's. {IMAGES_HELP}")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Labelled pictures for mIoU, instead of the recipe's.")
+    ] = None,
+    as_json: Json = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's seed.")] = None,
+    device: OnDevice = "auto",
+) -> None:
+    """The whole lineage from one recipe: compress, quantize, export, build, measure, report.
+
+    A step whose inputs are unchanged is skipped, so a killed run continues.
+    """
+    from sam_edge import pipeline
+
+    overrides = {"images": images, "data": data, "seed": seed}
+    loaded = pipeline.read_recipe(recipe, {key: value for key, value in overrides.items() if value is not None})
+    result = pipeline.run(loaded, out, device=device, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(Path(result["report"]).with_name("report.md").read_text(encoding="utf-8"))
+        typer.echo(f"report: {result['report']}", err=True)

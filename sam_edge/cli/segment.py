@@ -1,0 +1,103 @@
+"""`segment`, and `calibrate` that sets its thresholds."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sam_edge.cli.options import AsRuntime, Images, Json, Model, OnDevice, Out, RuntimeName, Seed, Strategy, Strict
+from sam_edge.cli.output import progress, report
+from sam_edge.option_docs import doc
+
+_EVERYTHING = partial(doc, "sam_edge.segmenting", "EverythingOptions")
+_CALIBRATE = partial(doc, "sam_edge.segment.calibrate", "CalibrateOptions")
+
+
+def segment(
+    model: Model,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
+    out: Out,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y[,LABEL]", help="Point in pixels; label 1 (default) is object, 0 is not. Repeat."),
+    ] = None,
+    box: Annotated[str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Box in pixels.")] = None,
+    everything: Annotated[bool, typer.Option("--everything", help="Find all masks, by a grid of points.")] = False,
+    strategy: Annotated[Strategy, typer.Option(help=_EVERYTHING("strategy"))] = "grid",
+    points_per_side: Annotated[int, typer.Option(help=_EVERYTHING("points_per_side"))] = 32,
+    pred_iou: Annotated[float | None, typer.Option(help=_EVERYTHING("pred_iou"))] = None,
+    stability: Annotated[float | None, typer.Option(help=_EVERYTHING("stability"))] = None,
+    tau: Annotated[float | None, typer.Option(help=_EVERYTHING("tau"))] = None,
+    crops: Annotated[int, typer.Option(help=_EVERYTHING("crops"))] = 0,
+    min_area: Annotated[int, typer.Option(help=_EVERYTHING("min_area"))] = 0,
+    max_memory_gb: Annotated[float, typer.Option(help=_EVERYTHING("max_memory_gb"))] = 2.0,
+    runtime: AsRuntime = RuntimeName.auto,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: OnDevice = "auto",
+) -> None:
+    """Segment a picture: an overlay, the masks as COCO annotations and as PNG files."""
+    from sam_edge import segmenting
+
+    prompts = segmenting.parse_prompts(point or [], box, everything)
+    options = segmenting.EverythingOptions(
+        strategy, points_per_side, pred_iou, stability, tau, crops, min_area, max_memory_gb
+    )
+    with progress("segment", indefinite=not everything) as on_progress:
+        result = segmenting.segment(
+            model,
+            image,
+            out,
+            prompts,
+            options,
+            runtime=runtime.value,
+            device=device,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    report(as_json, result, f"{out}: {len(result['masks'])} masks, overlay.png, masks.json")
+
+
+def calibrate(
+    model: Model,
+    images: Images,
+    out: Out,
+    photos: Annotated[int, typer.Option(help="Pictures to calibrate on, drawn by the seed.")] = 16,
+    points_per_side: Annotated[int, typer.Option(help=_CALIBRATE("points_per_side"))] = 32,
+    max_loss: Annotated[float, typer.Option(help=_CALIBRATE("max_loss"))] = 0.01,
+    covered: Annotated[float | None, typer.Option(help=_CALIBRATE("covered"))] = None,
+    survivors: Annotated[float | None, typer.Option(help=_CALIBRATE("survivors"))] = None,
+    strict: Strict = False,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: OnDevice = "auto",
+) -> None:
+    """Choose everything mode's tau, and thresholds where asked to, on photos without labels.
+
+    Writes the same weights with a config that has them; exported models carry them on.
+    """
+    from sam_edge.everything_step import calibrate_everything
+    from sam_edge.segment.calibrate import CalibrateOptions
+
+    options = CalibrateOptions(points_per_side, max_loss, covered, survivors)
+    with progress("calibrate") as on_progress:
+        result = calibrate_everything(
+            model,
+            images,
+            out,
+            options,
+            photos=photos,
+            seed=seed,
+            device=device,
+            strict=strict,
+            on_progress=on_progress,
+        )
+    chosen, loss = result["thresholds"], result["loss"]
+    report(
+        as_json,
+        result,
+        f"{out}: tau {chosen['tau']:.3g}, predicted IoU above {chosen['pred_iou']:.3g}, stability from "
+        f"{chosen['stability']:.3g}; the hierarchical strategy skips {result['skipped']:.0%} of the points"
+        + ("" if loss is None else f" and loses {loss:.4f} of agreement with the grid"),
+    )
