@@ -58,8 +58,8 @@ class SplitGraphs:
             sets = slice(first, first + SETS_AT_ONCE)
             given = {"point_coords": coords[:, sets], "point_labels": labels[:, sets]}
             bands.append(self._run("predict", {**image, **given}))
-        iou = np.concatenate([band["iou"] for band in bands]) if bands else np.zeros((0, 4), np.float32)
-        return Prediction(torch.from_numpy(iou), (state, bands))
+        found = np.concatenate([band["iou"] for band in bands]) if bands else np.zeros((0, 4), np.float32)
+        return Prediction(torch.from_numpy(found), (state, bands))
 
     def upscale(
         self, prediction: Prediction, sets: Int[Tensor, "k"], masks: Int[Tensor, "k"]

@@ -131,7 +131,7 @@ class Ablation:
             pictures,
             options.distil,
             options.distil.epochs,
-            validate=lambda student: -closeness.of(student)["embedding_error"],
+            validate=lambda _: -closeness.of(pruned)["embedding_error"],
         )
         return pruned
 

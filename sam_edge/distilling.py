@@ -12,9 +12,8 @@ from sam_edge.compress.stored import StoredEmbeddings
 from sam_edge.compress.student import build_student
 from sam_edge.compress.tinysam import TinySamOptions, distil_full_stage, distil_plan
 from sam_edge.data import open_images, open_labelled
-from sam_edge.data.dataset import Dataset
 from sam_edge.data.open import PicturesOnly
-from sam_edge.data.sample import LabelledImage
+from sam_edge.data.sample import LabelledDataset
 from sam_edge.errors import CompressionError, DataError
 from sam_edge.export.runtimes import resolve_device
 from sam_edge.files import check_target
@@ -99,7 +98,7 @@ def distil(
     with joined_processes(device):
         teacher = load_model(spec, device)
         labelled = _labelled(images, sources.labels, strict)
-        pictures: Pictures | Dataset[LabelledImage] = _pictures(images, strict) if labelled is None else labelled
+        pictures: Pictures | LabelledDataset = _pictures(images, strict) if labelled is None else labelled
         student = build_student(teacher, options.student, options.seed)
         beside = out.absolute()
         folder = sources.embeddings or beside.with_name(f".{beside.name}.embeddings")
@@ -159,7 +158,7 @@ def _pictures(images: str, strict: bool) -> Pictures:
     return pictures if labelled is None or set(labelled.names) <= set(pictures.names) else PicturesOnly(labelled)
 
 
-def _labelled(images: str, labels: Labels, strict: bool) -> Dataset[LabelledImage] | None:
+def _labelled(images: str, labels: Labels, strict: bool) -> LabelledDataset | None:
     """The pictures with their own masks, if there are any and they are wanted."""
     if labels == "teacher":
         return None

@@ -53,7 +53,7 @@ def race_everything(
     if survivors is not None and covered is None:
         raise BenchError("--survivors moves the thresholds, so tau must follow: give --covered, too.")
     samples = _samples(data, "val", photos, seed) if image is None else []
-    pictures = [sample.image for sample in samples] or [image]
+    pictures = [sample.image for sample in samples] if image is None else [image]
     place = resolve_device(device)
     own = open_runtime(spec, "torch", device)
     thresholds = own.config.thresholds

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from sam_edge.bench.quantization import Measured, QuantizationRow, Setting, compare_settings
 from sam_edge.data import open_some
@@ -14,6 +15,7 @@ from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.quantize.search import Metric
 from sam_edge.segment.runtime import TorchRuntime
 from sam_edge.steps import OnProgress, sample_pictures
 
@@ -55,7 +57,11 @@ def quantization_table(
     def measure(setting: Setting, seed: int) -> Measured:
         model = load_model(spec, place)
         options = QuantizeOptions(
-            weights=setting.bits, activations=setting.bits, metric=setting.metric, twin=setting.twin, seed=seed
+            weights=setting.bits,
+            activations=setting.bits,
+            metric=cast(Metric, setting.metric),
+            twin=setting.twin,
+            seed=seed,
         )
         quantize_model(model, sample_pictures(images, calibration_images, seed), options)
         return measured(model)

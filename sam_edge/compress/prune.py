@@ -64,7 +64,9 @@ def prune_encoder(
     groups = [group for group in find_groups(model) if group.part in parts]
     kept = choose(groups, _scores(model, groups, options, saliency), options)
     state = removed(model.image_encoder.state_dict(), groups, kept)
-    widths = {(group.part, group.block): keep.shape[1] * group.heads for group, keep in zip(groups, kept, strict=True)}
+    widths: dict[tuple[str, int], int] = {
+        (group.part, group.block): keep.shape[1] * group.heads for group, keep in zip(groups, kept, strict=True)
+    }
     config = _narrowed(model.config, widths)
     device = next(model.parameters()).device
     encoder = build_encoder(config).to(device)
@@ -110,5 +112,7 @@ def _narrowed_stage(stage: StageConfig, first: int, widths: Mapping[tuple[str, i
     def along(part: str, now: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(widths.get((part, first + index), width) for index, width in enumerate(now))
 
-    attention = {"qk": along("qk", stage.qk_widths), "v": along("v", stage.v_widths)} if stage.heads else {}
-    return replace(stage, mlp=along("mlp", stage.mlp_widths), **attention)
+    narrowed = replace(stage, mlp=along("mlp", stage.mlp_widths))
+    if not stage.heads:
+        return narrowed
+    return replace(narrowed, qk=along("qk", stage.qk_widths), v=along("v", stage.v_widths))

@@ -218,7 +218,8 @@ class ModelConfig:
 
 
 def _stage(values: dict[str, Any]) -> StageConfig:
-    return StageConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return StageConfig(**plain)
 
 
 def uniform_blocks(

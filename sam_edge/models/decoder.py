@@ -90,7 +90,8 @@ class PromptableDecoder(nn.Module):
             self.mask_decoder.transformer, image.flatten(0, 1), state.positions, tokens, present, first
         )
         mask_tokens, iou = self.read_heads(queries)
-        return tuple(value.unflatten(0, (batch, sets)) for value in (mask_tokens, iou, keys))  # type: ignore[return-value]
+        sizes = (batch, sets)
+        return mask_tokens.unflatten(0, sizes), iou.unflatten(0, sizes), keys.unflatten(0, sizes)
 
     def embed_tokens(
         self, coords: Float[Tensor, "b n p 2"], labels: Int[Tensor, "b n p"]
@@ -216,8 +217,8 @@ def attend(
     present: Bool[Tensor, "b 1 1 nk"] | None = None,
 ) -> Float[Tensor, "b nq c"]:
     """segment-anything's decoder attention, with a mask over the keys."""
-    parts = (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v))
-    return combine(attention, *(by_heads(attention, part) for part in parts), present)
+    q, k, v = (by_heads(attention, part) for part in (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v)))
+    return combine(attention, q, k, v, present)
 
 
 def by_heads(attention: Attention, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n dh"]:

@@ -61,6 +61,7 @@ class OnHeadGrid(nn.Module):
     """Bring every head to [-1, 1] and round; the head's magnitude is left to be multiplied back."""
 
     ends: Float[Tensor, "heads 1 1"]
+    factors: Float[Tensor, "heads 1 1"]
 
     def __init__(self, ends: tuple[float, ...], bits: int) -> None:
         super().__init__()

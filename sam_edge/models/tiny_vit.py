@@ -93,10 +93,11 @@ def _attention_stage(before: int, stage: StageConfig) -> TinyVitStage:
     # timm's merging always halves; the stride is no part of the weights, so it can be set afterwards
     merging.conv2.conv.stride = (stage.stride, stage.stride)
     for block, qk, v, mlp in zip(module.blocks, stage.qk_widths, stage.v_widths, stage.mlp_widths, strict=True):
+        assert isinstance(block.attn, Attention)
         key, resolution = qk // stage.heads, block.attn.resolution
         if (qk, v) != (stage.embed, stage.embed):
             # timm takes v's width as a ratio and rounds down: half a channel more keeps fractions off the edge
-            block.attn = Attention(stage.embed, key, stage.heads, (v // stage.heads + 0.5) / key, resolution)
+            block.attn = Attention(stage.embed, key, stage.heads, (v // stage.heads + 0.5) / key, resolution)  # type: ignore[arg-type]
         if mlp != 4 * stage.embed:
             block.mlp = NormMlp(stage.embed, mlp)
     return module

@@ -16,7 +16,7 @@ from sam_edge.errors import EverythingError
 from sam_edge.models.config import Thresholds
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.budget import Budget
-from sam_edge.segment.crop_walk import MULTIMASK, CropWalk, Filters
+from sam_edge.segment.crop_walk import MULTIMASK, CropWalk, Filters, Passing
 from sam_edge.segment.everything import MAX_MEMORY_BYTES
 from sam_edge.segment.grid import first_pass
 from sam_edge.segment.predictor import MASK_THRESHOLD
@@ -216,7 +216,7 @@ def _by_quantile(
 ) -> Thresholds:
     """Both thresholds at the quantile of their scores at which `survivors` of the first pass's prompts keep a mask."""
     nothing = Filters(0.0, 0.0, STABILITY_OFFSET, BOX_NMS)
-    found = []
+    found: list[Passing] = []
     for picture in pictures:
         walk = CropWalk(runtime, picture, (0, 0, picture.shape[1], picture.shape[0]), grid, nothing, budget)
         found += walk.passing(first_pass(grid))

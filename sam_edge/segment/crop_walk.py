@@ -136,7 +136,7 @@ class CropWalk:
         """Logits of the masks kept, those decoded again that were dropped in between."""
         for index in kept:
             point, mask = merged.points[index : index + 1], merged.masks[index : index + 1]
-            logits = candidates.logits.get((point.item(), mask.item()))
+            logits = candidates.logits.get((int(point), int(mask)))
             if logits is None:
                 prediction = self._runtime.predict(self._state, self._prompts(point))
                 logits = self._runtime.upscale(prediction, torch.zeros_like(mask), mask)[0]

@@ -24,7 +24,7 @@ from sam_edge.segment.records import OUTPUT_MODES, Found, OutputMode, suppress, 
 from sam_edge.segment.runtime import Runtime, as_runtime
 
 Strategy = Literal["grid", "hierarchical"]
-STRATEGIES = ("grid", "hierarchical")
+STRATEGIES: tuple[Strategy, ...] = ("grid", "hierarchical")
 MAX_MEMORY_BYTES = 2 * 2**30
 
 
@@ -162,6 +162,7 @@ class EverythingGenerator:
         candidates = Candidates(self._budget.stored, self.filters.box_nms)
         left = np.ones(len(grid), bool)
         if self.strategy == "hierarchical":
+            assert self.tau is not None
             first = first_pass(grid)
             left[first] = False
             for passing in walk.passing(first, on_points):

@@ -6,6 +6,7 @@ smallest and largest logit that it depends on tell. The thresholded pixels of a 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,12 +42,12 @@ def measure(logits: Float[Tensor, "k h w"], scaling: Scaling, offset: float) -> 
     mixed = np.zeros(low.shape, bool)
     for threshold in thresholds:
         mixed |= (low <= threshold) & (high > threshold)
-    inside = [(low > threshold) & ~mixed for threshold in thresholds]
+    inside: list[np.ndarray] = [(low > threshold) & ~mixed for threshold in thresholds]
     heights, widths = _tile_lengths(scaling.rows), _tile_lengths(scaling.columns)
     counts = np.stack([np.einsum("kij,i,j->k", full, heights, widths) for full in inside[1:]])
     # whether the mask touches each row of pixels, and as bits each column
     rows = np.repeat(inside[0].any(2), scaling.rows.tile, 1).reshape(*low.shape[:2], scaling.rows.tile)
-    columns = np.repeat(inside[0].any(1)[..., None] * np.uint8(255), scaling.columns.tile // 8, 2)
+    columns = np.repeat(np.asarray(inside[0].any(1))[..., None] * np.uint8(255), scaling.columns.tile // 8, 2)
     columns = columns.view(_words(scaling.columns.tile))
     for masks, i, j, values in _mixed_tiles(logits, scaling, mixed):
         bits = _packed(values > thresholds[0])
@@ -111,9 +112,9 @@ def _tile_lengths(axis: AxisScaling) -> Int[np.ndarray, "tiles"]:
     return np.minimum(axis.length - axis.tile * np.arange(len(axis.starts)), axis.tile)
 
 
-def _words(pixels: int) -> type[np.unsignedinteger]:
+def _words(pixels: int) -> np.dtype[np.unsignedinteger[Any]]:
     """The widest word that so many bits fill."""
-    return {8: np.uint8, 16: np.uint16, 32: np.uint32}.get(pixels, np.uint64)
+    return np.dtype(f"u{min(pixels // 8, 8)}") if pixels in (8, 16, 32) else np.dtype(np.uint64)
 
 
 def _packed(bits: Bool[np.ndarray, "m tile_h tile_w"]) -> UInt[np.ndarray, "m tile_h words"]:

@@ -220,7 +220,8 @@ def learning_rate_at(step: int, options: LoopOptions) -> float:
 
 
 def _optimizers(trained: dict[str, nn.Parameter], options: LoopOptions) -> list[torch.optim.Optimizer]:
-    orthogonal, elementwise = [], []
+    orthogonal: list[nn.Parameter] = []
+    elementwise: list[nn.Parameter] = []
     for p in trained.values():
         by_muon = options.optimizer == "muon" and p.ndim == 2 and min(p.shape) >= MUON_SMALLEST
         (orthogonal if by_muon else elementwise).append(p)
