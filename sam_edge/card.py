@@ -136,7 +136,7 @@ def _made(step: dict[str, Any]) -> tuple[str, ...]:
     settings = step.get("settings") or {}
     data = step.get("data") or ""
     if isinstance(data, list):
-        data = ", ".join(f"{part['name']} ({part['images']} x {part['weight']:g})" for part in data)
+        data = ", ".join(part if isinstance(part, str) else _weighted(part) for part in data)
     seconds = step.get("seconds")
     return (
         str(step.get("step", "")),
@@ -147,6 +147,10 @@ def _made(step: dict[str, Any]) -> tuple[str, ...]:
         str(step.get("hardware", "")),
         str(step.get("date", ""))[:10],
     )
+
+
+def _weighted(source: dict[str, Any]) -> str:
+    return f"{source['name']} ({source['images']} pictures, weight {source['weight']:g})"
 
 
 def _scores(row: dict[str, Any]) -> tuple[str, ...]:

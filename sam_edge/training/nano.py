@@ -10,9 +10,7 @@ A killed run continues when it is started again.
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -30,73 +28,59 @@ from sam_edge.training.train import TrainOptions, train
 PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
 """Folders of labelled photos and how often each is drawn; synthetic scenes are drawn as often as weight 1."""
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One part of the recipe; what it does not say is `TrainOptions`' default."""
-
-    image_size: int
-    """Side of the views, in pixels."""
-    steps: int
-    learning_rate: float
-    warmup_steps: int
-    ema_decay: float
-    batch_size: int
-    prompts: int
-    max_zoom: float
-    whole: float
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    box_share: float = 0.6
-    interactive_share: float = 0.1
-    min_cells: int = 12
-
-    def options(self, seed: int) -> TrainOptions:
-        """The stage as a training run."""
-        loop = LoopOptions(
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            optimizer=self.optimizer,
-            weight_decay=0.05,
-            warmup_steps=self.warmup_steps,
-            ema_decay=self.ema_decay,
-        )
-        return TrainOptions(
-            loop=loop,
-            batch_size=self.batch_size,
-            prompting=InteractiveOptions(self.box_share, rounds=2, interactive_share=self.interactive_share),
-            prompts=self.prompts,
-            max_zoom=self.max_zoom,
-            whole=self.whole,
-            min_cells=self.min_cells,
-            seed=seed,
-        )
-
+PROMPTING = InteractiveOptions(box_share=0.6, rounds=2, interactive_share=0.1)
 
 STAGES = (
-    Stage(64, 700, 6e-4, 50, 0.99, batch_size=12, prompts=8, max_zoom=5, whole=0.1),
-    Stage(128, 1000, 5e-4, 30, 0.995, batch_size=6, prompts=8, max_zoom=4, whole=0.2),
-    Stage(128, 650, 5e-4, 20, 0.995, batch_size=8, prompts=16, max_zoom=3, whole=0.3),
-    Stage(256, 280, 4e-4, 10, 0.99, batch_size=4, prompts=16, max_zoom=2, whole=0.6),
-    Stage(
+    (
+        64,
+        TrainOptions(
+            loop=LoopOptions(steps=700, learning_rate=6e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.99),
+            batch_size=12,
+            prompting=PROMPTING,
+            prompts=8,
+            max_zoom=5.0,
+            whole=0.1,
+            seed=0,
+        ),
+    ),
+    (
+        128,
+        TrainOptions(
+            loop=LoopOptions(steps=1000, learning_rate=5e-4, weight_decay=0.05, warmup_steps=30, ema_decay=0.995),
+            batch_size=6,
+            prompting=PROMPTING,
+            prompts=8,
+            max_zoom=4.0,
+            whole=0.2,
+            seed=1,
+        ),
+    ),
+    (
+        128,
+        TrainOptions(
+            loop=LoopOptions(steps=650, learning_rate=5e-4, weight_decay=0.05, warmup_steps=20, ema_decay=0.995),
+            batch_size=8,
+            prompting=PROMPTING,
+            prompts=16,
+            max_zoom=3.0,
+            whole=0.3,
+            seed=2,
+        ),
+    ),
+    (
         256,
-        1700,
-        1e-3,
-        20,
-        0.99,
-        batch_size=4,
-        prompts=8,
-        max_zoom=2.5,
-        whole=0.55,
-        optimizer="muon",
-        box_share=0.65,
-        interactive_share=0.08,
-        min_cells=6,
+        TrainOptions(
+            loop=LoopOptions(steps=280, learning_rate=4e-4, weight_decay=0.05, warmup_steps=10, ema_decay=0.99),
+            batch_size=4,
+            prompting=PROMPTING,
+            prompts=16,
+            max_zoom=2.0,
+            whole=0.6,
+            seed=3,
+        ),
     ),
 )
-"""Small views first: what prompts mean is learned where steps are cheap and objects large.
-
-Whole pictures at once, where most objects are small, leave a fresh model predicting empty masks for hundreds of steps.
-"""
+"""Side of the views in pixels, and how they are trained on. What prompts mean is learned where steps are cheap."""
 
 
 def sources(data: Path) -> list[Source]:
@@ -109,18 +93,17 @@ def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
     """Run all stages, leaving each as a checkpoint folder, the last as `out/nano` in float16."""
     mixed = sources(data)
     model: EdgeSam | None = None
-    for number, stage in enumerate(STAGES):
+    for number, (image_size, options) in enumerate(STAGES):
         last = number + 1 == len(STAGES)
         folder = out / ("nano" if last else f"stage-{number}")
         if is_checkpoint_folder(folder):
             model = load_checkpoint(folder).to(device)
             continue
         if model is None:
-            model = EdgeSam(NANO_CONFIG.replace(image_size=stage.image_size)).to(device)
+            model = EdgeSam(NANO_CONFIG.replace(image_size=image_size)).to(device)
             initialise(model, seed=0)
-        model = resized(model, stage.image_size)
-        state_file = out / f"stage-{number}.state"
-        train(model, mixed, stage.options(seed=number), state_file=state_file, on_step=_log(f"{stage.image_size} px"))
+        model = resized(model, image_size)
+        train(model, mixed, options, state_file=out / f"stage-{number}.state", on_step=_log(f"{image_size} px"))
         save_checkpoint(model, folder, half=last)
     assert model is not None
     return model
