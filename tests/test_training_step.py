@@ -1,6 +1,7 @@
 """`sam-edge train` as a process: killed, resumed, in company, and told nonsense."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -83,7 +85,9 @@ def test_a_process_killed_at_a_random_step_ends_bit_equal_when_started_again(con
     command = arguments(config, out, checkpoint_seconds=0)
     # so many steps that it cannot end before it is killed
     kill_at = random.Random(3).randint(1, 6)
-    process = subprocess.Popen([sys.executable, "-m", "sam_edge", *command], stdout=subprocess.DEVNULL)
+    # sums depend on how many threads share them
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-m", "sam_edge", *command], stdout=subprocess.DEVNULL, env=env)
     deadline = time.monotonic() + 120
     while saved_step(state) < kill_at and time.monotonic() < deadline:
         assert process.poll() is None
