@@ -1,5 +1,6 @@
 """Everything mode's three graphs as ONNX Runtime and OpenVINO run them: numpy arrays by name."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +25,19 @@ SETS_AT_ONCE = 4
 Arrays = Mapping[str, np.ndarray]
 
 
-class SplitGraphs:
+class SplitGraphs(ABC):
     """The split half of the runtime contract, over `_run`."""
 
     folder: "ExportedFolder"
     config: ModelConfig
 
+    @abstractmethod
     def _run(self, graph: str, inputs: Arrays) -> Arrays:
-        raise NotImplementedError
+        """The outputs of one graph, by name."""
 
+    @abstractmethod
     def decode(self, embeddings: Any, prompts: Prompts) -> tuple[Float[Tensor, "b n 4 h w"], Float[Tensor, "b n 4"]]:
         """The whole decoder's graph."""
-        raise NotImplementedError
 
     def prepare(self, embeddings: Float[np.ndarray, "1 c g g"]) -> Arrays:
         """What one image's prompts share.

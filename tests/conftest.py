@@ -1,5 +1,6 @@
 """Small SAMs whose every tensor is random, so that no weight can be left out unnoticed."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sam_edge.cli import main
 from sam_edge.models.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 from sam_edge.models.sam import EdgeSam
 
@@ -123,3 +125,21 @@ def shared_data() -> Path:
 def tiny_slim(tiny_config: ModelConfig, make_sam: MakeSam) -> EdgeSam:
     """A small SAM with q, k and v apart."""
     return make_sam(tiny_config.replace(arch="slim_vit"))
+
+
+@pytest.fixture
+def sam_edge(monkeypatch, capsys):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sam-edge", *map(str, args)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

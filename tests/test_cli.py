@@ -12,7 +12,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from sam_edge.cli import main
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.models.config import Thresholds
 
@@ -32,24 +31,6 @@ COMMANDS = (
     "calibrate",
     "run",
 )
-
-
-@pytest.fixture
-def sam_edge(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sam-edge", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sam_edge import distilling_ablation
-from sam_edge.cli import main
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.models.config import StageConfig, Thresholds
 
@@ -28,24 +27,6 @@ def teacher(tiny_slim, tmp_path) -> Path:
 def student(tiny_vit_config, make_sam, tmp_path) -> Path:
     stages = (StageConfig(8, 1, 0, 0, 1), StageConfig(16, 1, 2, 4, 2))
     return save_checkpoint(make_sam(tiny_vit_config.replace(patch_size=8, stages=stages)), tmp_path / "student")
-
-
-@pytest.fixture
-def sam_edge(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sam-edge", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_embed_states_its_error_and_continues_where_it_was(sam_edge, teacher, tmp_path, monkeypatch):

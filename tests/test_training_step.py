@@ -14,7 +14,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sam_edge.cli import main
 from sam_edge.errors import CheckpointError, DataError
 from sam_edge.models.checkpoint import load_checkpoint
 from sam_edge.training.loop import learning_rate_at
@@ -54,19 +53,12 @@ def config(tiny_config, tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(sam_edge):
     """Runs a command line in this process: (exit code, JSON result or None, stderr)."""
 
     def call(args: list[str]) -> tuple[int, dict | None, str]:
-        monkeypatch.setattr(sys, "argv", ["sam-edge", *args])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        captured = capsys.readouterr()
-        return code, json.loads(captured.out) if captured.out else None, captured.err
+        code, out, err = sam_edge(*args)
+        return code, json.loads(out) if out else None, err
 
     return call
 

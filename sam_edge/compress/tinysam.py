@@ -29,6 +29,7 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.training.loop import LoopOptions, Progress, fit
 from sam_edge.training.pictures import Pictures
 from sam_edge.training.processes import world
+from sam_edge.training.prompting import seeded
 from sam_edge.training.stream import step_batches
 
 WATCHED_MASKS = 16
@@ -112,7 +113,7 @@ class FullStage:
             size,
             lambda asked: first_masks(decoder, embedding, asked),
             self.prompting,
-            torch.Generator().manual_seed((self.seed << 32) + step),
+            seeded(self.seed, step),
         )
         theirs = None
         if self.weights.asks_teacher:

@@ -7,7 +7,6 @@ they are spread over processes and accumulated batches.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +15,7 @@ from sam_edge.errors import TrainingError
 from sam_edge.models.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.losses import segmentation_loss
-from sam_edge.training.prompting import correction, jitter_boxes, random_cells
+from sam_edge.training.prompting import correction, jitter_boxes, random_cells, seeded
 from sam_edge.training.stream import ViewBatch, first_example
 
 OF_EXAMPLE, OF_STEP = 0, 1
@@ -56,13 +55,13 @@ class InteractiveSegmentation:
         """The step's loss, averaged over its rounds, and the first round's parts."""
         model, options = self.model, self.options
         first = first_example(step, len(batch.image))
-        generators = [_generator(self.seed, OF_EXAMPLE, number) for number in range(first, first + len(batch.image))]
+        generators = [seeded(self.seed, OF_EXAMPLE, number) for number in range(first, first + len(batch.image))]
         device = next(model.parameters()).device
         embeddings = model.encode(model.preprocess(batch.image.to(device).float()))
         target = batch.masks.float() / 255
         coords, labels = _joined(self._first_prompts(batch.example(i), g) for i, g in enumerate(generators))
         # the same in every process, or they would wait for each other
-        interactive = torch.rand((), generator=_generator(self.seed, OF_STEP, step)) < options.interactive_share
+        interactive = torch.rand((), generator=seeded(self.seed, OF_STEP, step)) < options.interactive_share
         wanted = target.to(device)
         masks: Tensor | None = None
         losses: list[Tensor] = []
@@ -101,11 +100,6 @@ class InteractiveSegmentation:
     @staticmethod
     def _to_pixels(cells: Tensor, batch: ViewBatch) -> Float[Tensor, "b k 2"]:
         return (cells.float() + 0.5) * (batch.image.shape[-1] / batch.masks.shape[-1]) - 0.5
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    # torch's generator on the CPU looks at 32 bits of a seed only, so all numbers are mixed into those
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def _joined(drawn: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

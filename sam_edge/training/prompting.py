@@ -1,5 +1,6 @@
 """Prompts drawn from target masks, as SAM's interactive training draws them (Segment Anything, appendix A)."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -44,3 +45,9 @@ def correction(
     picked = wanted.flatten(-2).gather(-1, (cells[..., 1] * wanted.shape[-1] + cells[..., 0])[..., None])
     labels = torch.where(picked[..., 0], FOREGROUND, BACKGROUND)
     return cells, labels
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator on the CPU that depends on all of the numbers."""
+    # torch's looks at 32 bits of a seed only, so all numbers are mixed into those
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
