@@ -266,3 +266,20 @@ def _loop():
     from sam_edge.training.loop import LoopOptions
 
     return LoopOptions(steps=8, learning_rate=1e-3, warmup_steps=2)
+
+
+def test_a_frozen_encoder_stays_while_the_decoder_learns_ellipses_on_windows(config, tmp_path, run):
+    changes = {"window": 32, "ellipses": 1.0, "box_share": 1.0, "validate_every": 0}
+    first, second = (tmp_path / name for name in ("first", "second"))
+    assert run([*arguments(config, first, steps=1, ema_decay=0, **changes), "--freeze-encoder"])[0] == 0
+    assert run([*arguments(config, second, steps=4, ema_decay=0, **changes), "--freeze-encoder"])[0] == 0
+    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
+    moved = {name for name in one if not torch.equal(one[name], other[name])}
+    assert not any(name.startswith("image_encoder") for name in moved)
+    assert any(name.startswith("mask_decoder") for name in moved)
+
+
+def test_a_window_that_is_no_part_of_the_canvas_is_refused(config, tmp_path, run):
+    code, _, err = run(arguments(config, tmp_path / "out", window=36))
+    assert code == 1
+    assert "multiple of the patch" in err.splitlines()[-1]

@@ -37,6 +37,12 @@ class PromptableDecoder(nn.Module):
         super().__init__()
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self.grid: tuple[int, int] = prompt_encoder.image_embedding_size
+
+    def positions(self) -> Float[Tensor, "c g g"]:
+        """Positional encoding of the grid, in float32 whatever the weights are: halves cannot hold the phases."""
+        encoding: Tensor = self.prompt_encoder.get_dense_pe()[0]
+        return encoding
 
     def forward(
         self,
@@ -56,8 +62,7 @@ class PromptableDecoder(nn.Module):
 
     def prepare(self, embeddings: Float[Tensor, "b c gh gw"]) -> ImageState:
         """Everything that needs the image but no prompt."""
-        # positions are computed in float32 whatever the weights are: halves cannot hold the phases
-        positions = self.prompt_encoder.get_dense_pe()[0].flatten(1).T
+        positions = self.positions().flatten(1).T
         return ImageState(embeddings.flatten(2).transpose(1, 2), positions.to(embeddings.dtype))
 
     def share(self, state: ImageState) -> ImageState:
@@ -118,7 +123,7 @@ class PromptableDecoder(nn.Module):
     ) -> Float[Tensor, "b n 4 h w"]:
         """Low-resolution mask logits from the transformer's two outputs."""
         batch, sets = mask_tokens.shape[:2]
-        decoder, grid = self.mask_decoder, self.prompt_encoder.image_embedding_size
+        decoder, grid = self.mask_decoder, self.grid
         image = image_tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
         features = decoder.output_upscaling(image)
         weights = self.mask_weights(mask_tokens.flatten(0, 1))

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_edge.errors import TrainingError
+from sam_edge.models.canvas import CanvasWindow, Place, window_side
 from sam_edge.models.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.losses import segmentation_loss
@@ -46,10 +47,12 @@ class InteractiveOptions:
 class InteractiveSegmentation:
     """SAM's interactive training: `loss(batch, step)` for the training loop."""
 
-    def __init__(self, model: EdgeSam, options: InteractiveOptions, seed: int) -> None:
+    def __init__(self, model: EdgeSam, options: InteractiveOptions, seed: int, window: int = 0) -> None:
+        """`window`: side in pixels of the views, where they are random windows of the model's canvas; 0: all of it."""
         self.model = model
         self.options = options
         self.seed = seed
+        self.side = window_side(model, window) if window else 0
 
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The step's loss, averaged over its rounds, and the first round's parts."""
@@ -57,18 +60,21 @@ class InteractiveSegmentation:
         first = first_example(step, len(batch.image))
         generators = [seeded(self.seed, OF_EXAMPLE, number) for number in range(first, first + len(batch.image))]
         device = next(model.parameters()).device
-        embeddings = model.encode(model.preprocess(batch.image.to(device).float()))
+        # the same in every process, or they would wait for each other
+        of_step = seeded(self.seed, OF_STEP, step)
+        interactive = torch.rand((), generator=of_step) < options.interactive_share
+        sees = self._window(of_step) if self.side else model
+        pixels = (batch.image.to(device).float() - model.pixel_mean) / model.pixel_std
+        embeddings = sees.encode(pixels)
         target = batch.masks.float() / 255
         coords, labels = _joined(self._first_prompts(batch.example(i), g) for i, g in enumerate(generators))
-        # the same in every process, or they would wait for each other
-        interactive = torch.rand((), generator=seeded(self.seed, OF_STEP, step)) < options.interactive_share
         wanted = target.to(device)
         masks: Tensor | None = None
         losses: list[Tensor] = []
         report: dict[str, Tensor] = {}
         for number in range(options.rounds if interactive else 1):
             prompts = Prompts(coords.to(device), labels.to(device), masks)
-            logits, iou = model.decoder.decode(embeddings, prompts)
+            logits, iou = sees.decoder.decode(embeddings, prompts)
             loss, parts = segmentation_loss(logits.float(), iou.float(), wanted)
             losses.append(loss)
             report = report or parts
@@ -81,6 +87,11 @@ class InteractiveSegmentation:
                 coords = torch.cat([coords, self._to_pixels(cells, batch)[:, :, None]], 2)
                 labels = torch.cat([labels, new_labels[:, :, None]], 2)
         return torch.stack(losses).mean(), report
+
+    def _window(self, generator: torch.Generator) -> CanvasWindow:
+        free = self.model.config.grid - self.side + 1
+        row, column = torch.randint(free, (2,), generator=generator).tolist()
+        return CanvasWindow(self.model, Place(row, column, self.side))
 
     def _first_prompts(self, batch: ViewBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two slots per set: a box's corners, or a point and segment-anything's "not a point"."""

@@ -25,7 +25,7 @@ def jitter_boxes(
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1).repeat_interleave(2, -1)
     noise = torch.randn(boxes.shape, generator=generator).clamp(-2, 2)
     moved = boxes + (noise * 0.1 * sides[..., [0, 2, 0, 2]]).clamp(-20, 20)
-    limit = torch.cat([extent, extent], -1) - 1
+    limit = torch.cat([extent, extent], -1)
     moved = torch.minimum(moved.clamp(min=0), limit)
     tight = torch.rand(boxes.shape[:-1], generator=generator)[..., None] < 0.5
     return torch.where(tight, boxes, moved)

@@ -35,6 +35,11 @@ class TrainOptions:
     """How prompts are drawn."""
     prompts: int = 16
     """Prompted masks per view."""
+    window: int = 0
+    """Side of the views in pixels, where they are windows at random places of the model's canvas: half a side is a
+    quarter of the work. 0: views are as large as the model's image."""
+    freeze_encoder: bool = False
+    """Train the prompt encoder and the mask decoder alone."""
     min_zoom: float = 1.0
     """Smallest magnification of a view."""
     max_zoom: float = 3.0
@@ -43,6 +48,8 @@ class TrainOptions:
     """Smallest visible area of a prompted mask, in cells of the decoder's logits."""
     whole: float = 0.3
     """Share of views that show the whole picture."""
+    ellipses: float = 0.0
+    """Share of views whose targets are random ellipses instead of things: teaches a new decoder what a box is."""
     colour: float = 0.2
     """Largest relative change of brightness, contrast and saturation, and largest turn of the hue in radians."""
     degrade: float = 0.0
@@ -57,7 +64,7 @@ class TrainOptions:
             raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
         if not 0 < self.min_zoom <= self.max_zoom:
             raise TrainingError(f"need 0 < min_zoom <= max_zoom, got {self.min_zoom} and {self.max_zoom}.")
-        for name in ("whole", "colour", "degrade", "copy_paste"):
+        for name in ("whole", "colour", "degrade", "copy_paste", "ellipses"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be in [0, 1], got {getattr(self, name)}.")
 
@@ -71,20 +78,24 @@ def train(
     validate: Validate | None = None,
     on_step: Callable[[Progress, dict[str, float]], None] | None = None,
 ) -> Progress:
-    """Train every weight of `model` in place and append the step to its lineage.
+    """Train the weights of `model` in place and append the step to its lineage.
 
     Raises:
         TrainingError: the loss diverged, or `state_file` belongs to another run.
+        ModelError: no window of that size.
         DataError: no usable mask in the sources.
     """
+    method = InteractiveSegmentation(model, options.prompting, options.seed, options.window)
+    size = options.window or model.config.image_size
     views = ViewOptions(
-        image_size=model.config.image_size,
-        mask_size=model.config.mask_size,
+        image_size=size,
+        mask_size=model.config.mask_size * size // model.config.image_size,
         prompts=options.prompts,
         min_zoom=options.min_zoom,
         max_zoom=options.max_zoom,
         min_cells=options.min_cells,
         whole=options.whole,
+        ellipses=options.ellipses,
         colour=options.colour,
         degrade=options.degrade,
         copy_paste=options.copy_paste,
@@ -101,9 +112,10 @@ def train(
     # how fast the same examples arrive is no part of what the run is
     run = {name: value for name, value in settings.items() if name not in ("workers", "loop")}
     model.requires_grad_(True)
+    model.image_encoder.requires_grad_(not options.freeze_encoder)
     progress = fit(
         model,
-        InteractiveSegmentation(model, options.prompting, options.seed),
+        method,
         batches,
         options.loop,
         state_file=state_file,

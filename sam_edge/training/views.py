@@ -13,6 +13,8 @@ from sam_edge.training.colour import degrade, recolour
 
 PASTED = 3
 """Most things pasted into one view."""
+SMALLEST_ELLIPSE = 4.0
+"""Side of the smallest box that an ellipse is asked for by, in pixels of the view."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class ViewOptions:
     """Chance of each of: made grey, blurred, noisy."""
     copy_paste: float = 0.0
     """Share of views into which a few things of another picture are pasted (Ghiasi et al. 2021)."""
+    ellipses: float = 0.0
+    """Share of views whose targets are random ellipses instead of things: what a box is, before what is in it."""
     min_cells: int = 12
     """Smallest visible area of a mask, in cells of `mask_size`."""
     padding: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -53,7 +57,8 @@ class View:
     interior: Float[np.ndarray, "k 2"]
     """Each mask's most interior point, (x, y)."""
     boxes: Float[np.ndarray, "k 4"]
-    """Each mask's tight box, XYXY."""
+    """Each mask's tight box, left and top edge, right and bottom edge: exact where all of the thing is in view, else
+    to whole cells."""
     extent: Float[np.ndarray, "2"]
     """Width and height of the part that is picture, not padding."""
 
@@ -86,6 +91,16 @@ class Crop:
         x, y, w, h = annotation.bbox_xywh
         return x < self.left + self.width and x + w > self.left and y < self.top + self.height and y + h > self.top
 
+    def box(self, annotation: Annotation, size: int) -> Float[np.ndarray, "4"] | None:
+        """The annotation's box in pixels of a view of `size`; None where the crop cuts it."""
+        x, y, w, h = annotation.bbox_xywh
+        left, top = x - self.left, y - self.top
+        if min(left, top) < 0 or left + w > self.width or top + h > self.height:
+            return None
+        if self.flip:
+            left = self.width - left - w
+        return np.array([left, top, left + w, top + h], np.float32) * np.float32(size / self.side)
+
     def cells(self, annotation: Annotation, size: int) -> UInt8[np.ndarray, "size size"]:
         """How much of each of the view's `size` x `size` cells an annotation covers, 0 to 255."""
         steps = np.arange(size + 1) * (self.side / size)
@@ -112,6 +127,8 @@ def random_view(
     pasted: list[np.ndarray] = []
     if other is not None:
         image, pasted = _paste(image, (pixels.shape[0], pixels.shape[1]), other, options, rng)
+    if rng.random() < options.ellipses:
+        return _of_ellipses(image, extent, options, rng)
     hidden = np.max(pasted, axis=0) if pasted else None
 
     candidates: list[Annotation | np.ndarray] = [*pasted, *(a for a in sample.annotations if crop.shows(a))]
@@ -122,8 +139,11 @@ def random_view(
         if len(masks) == options.prompts:
             break
         candidate = candidates[index]
+        box = None
         if isinstance(candidate, Annotation):
             target = crop.cells(candidate, options.mask_size)
+            if hidden is None or not (hidden & target).any():
+                box = crop.box(candidate, options.image_size)
             # cells are covered by both only along edges, where the larger share would be taken twice by a product
             target = target if hidden is None else np.minimum(target, 255 - hidden)
         else:
@@ -133,7 +153,7 @@ def random_view(
             continue
         masks.append(target)
         interior.append(_interior_point(binary, options))
-        boxes.append(_tight_box(binary, options))
+        boxes.append(_tight_box(binary, options) if box is None else box)
     if not masks:
         return None
     chosen = np.concatenate([np.arange(len(masks)), rng.integers(0, len(masks), options.prompts)])
@@ -145,6 +165,28 @@ def random_view(
         masks=np.stack(masks)[chosen],
         interior=np.stack(interior)[chosen],
         boxes=np.stack(boxes)[chosen],
+        extent=extent,
+    )
+
+
+def _of_ellipses(
+    image: UInt8[np.ndarray, "s s 3"], extent: Float[np.ndarray, "2"], options: ViewOptions, rng: np.random.Generator
+) -> View:
+    """A view asked for ellipses inscribed in random boxes within its extent: sides log-uniform, up to 2 : 1."""
+    side = np.exp(rng.uniform(np.log(SMALLEST_ELLIPSE), np.log(extent.max()), options.prompts))
+    stretch = np.sqrt(np.exp2(rng.uniform(-1, 1, options.prompts)))
+    sizes = np.minimum(np.stack([side * stretch, side / stretch], 1), extent)
+    corners = rng.uniform(0, 1, (options.prompts, 2)) * (extent - sizes)
+    middles = corners + sizes / 2
+    # four samples per cell and axis
+    samples = (np.arange(4 * options.mask_size) + 0.5) * (options.image_size / options.mask_size / 4)
+    x, y = (((samples - middles[:, axis, None]) / (sizes[:, axis, None] / 2)) ** 2 for axis in (0, 1))
+    inside = (y[:, :, None] + x[:, None, :] <= 1).reshape(-1, options.mask_size, 4, options.mask_size, 4)
+    return View(
+        image=np.ascontiguousarray(image.transpose(2, 0, 1)),
+        masks=np.rint(255 * inside.mean((2, 4))).astype(np.uint8),
+        interior=(middles - 0.5).astype(np.float32),
+        boxes=np.concatenate([corners, corners + sizes], 1).astype(np.float32),
         extent=extent,
     )
 
@@ -206,10 +248,7 @@ def _interior_point(binary: UInt8[np.ndarray, "m m"], options: ViewOptions) -> n
 
 def _tight_box(binary: UInt8[np.ndarray, "m m"], options: ViewOptions) -> np.ndarray:
     x, y, width, height = cv2.boundingRect(binary)
-    cell = options.image_size / options.mask_size
-    box = np.array([x, y, x + width, y + height], np.float32) * cell
-    box[2:] -= 1
-    return box
+    return np.array([x, y, x + width, y + height], np.float32) * np.float32(options.image_size / options.mask_size)
 
 
 def cell_to_pixel(cells: np.ndarray, options: ViewOptions) -> np.ndarray:

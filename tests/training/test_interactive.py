@@ -71,6 +71,35 @@ def test_first_prompts_are_points_or_boxes_as_asked(tiny_sam, batch, monkeypatch
     assert (seen[0][1][..., 0] == wanted).all()
 
 
+@pytest.fixture
+def windows() -> ViewBatch:
+    """Four views of a quarter of the canvas of a 64 px model."""
+    views = ViewOptions(image_size=32, mask_size=16, prompts=3, min_cells=4)
+    scenes = SyntheticScenes(6, seed=3, options=SceneOptions(size=64))
+    return next(iter(step_batches(ViewStream([Source(scenes)], views, 5), 4, 0, 1, workers=0, collate=stacked)))
+
+
+def test_windows_lie_all_over_the_canvas(tiny_slim, windows, monkeypatch):
+    places = set()
+    keep = interactive.CanvasWindow
+    monkeypatch.setattr(interactive, "CanvasWindow", lambda model, place: places.add(place) or keep(model, place))
+    method = InteractiveSegmentation(tiny_slim, InteractiveOptions(rounds=1), seed=7, window=32)
+    for step in range(40):
+        method(windows, step)
+    assert {place.side for place in places} == {4}
+    assert {place.row for place in places} == {place.column for place in places} == set(range(5))
+
+
+def test_a_window_trains_the_canvas(tiny_slim, windows):
+    method = InteractiveSegmentation(tiny_slim, InteractiveOptions(rounds=2, interactive_share=1.0), seed=7, window=32)
+    method(windows, 0)[0].backward()
+    # positions outside of the window are not concerned
+    seen = (tiny_slim.image_encoder.pos_embed.grad != 0).any(-1)[0]
+    assert seen.sum() == 16
+    untouched = [name for name, p in tiny_slim.named_parameters() if p.requires_grad and p.grad is None]
+    assert all("point_embeddings" in name or "no_mask" in name for name in untouched)
+
+
 def test_shares_outside_one_and_no_rounds_are_refused():
     for bad in ({"box_share": 1.1}, {"interactive_share": -0.1}, {"rounds": 0}):
         with pytest.raises(TrainingError, match=next(iter(bad))):
