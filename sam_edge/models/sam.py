@@ -9,6 +9,9 @@ from sam_edge.models.config import ModelConfig
 from sam_edge.models.decoder import PromptableDecoder
 from sam_edge.models.vit import build_vit
 
+POSITION_SPREAD = 4.8
+"""How much finer than SAM's the finest positional frequencies start, log-uniformly up from SAM's: with SAM's alone,
+places less than a twelfth of the canvas apart look alike, and small boxes are learned very slowly."""
 POSITION_GAIN = 2.0
 """Gain of the projections that cross attention starts with: sharp enough to tell positions a few tokens apart."""
 
@@ -78,7 +81,8 @@ def initialise(model: EdgeSam, seed: int) -> None:
         positions = getattr(model.image_encoder, "pos_embed", None)
         if positions is not None:
             nn.init.trunc_normal_(positions, std=0.02)
-        model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.normal_()
+        frequencies = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        frequencies.normal_().mul_(POSITION_SPREAD ** torch.linspace(0, 1, frequencies.shape[1]))
         _attend_by_position(model.mask_decoder)
 
 

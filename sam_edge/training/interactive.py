@@ -6,6 +6,7 @@ they are spread over processes and accumulated batches.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,9 +54,10 @@ class InteractiveSegmentation:
         self.options = options
         self.seed = seed
         self.side = window_side(model, window) if window else 0
+        self.settings: dict[str, Any] = {}
 
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The step's loss, averaged over its rounds, and the first round's parts."""
+        """The step's loss, averaged over its rounds, with what `decode` adds, and the first round's parts."""
         model, options = self.model, self.options
         first = first_example(step, len(batch.image))
         generators = [seeded(self.seed, OF_EXAMPLE, number) for number in range(first, first + len(batch.image))]
@@ -71,13 +73,15 @@ class InteractiveSegmentation:
         wanted = target.to(device)
         masks: Tensor | None = None
         losses: list[Tensor] = []
+        beside: list[Tensor] = []
         report: dict[str, Tensor] = {}
         for number in range(options.rounds if interactive else 1):
             prompts = Prompts(coords.to(device), labels.to(device), masks)
-            logits, iou = sees.decoder.decode(embeddings, prompts)
+            logits, iou, taught = self.decode(sees, batch, embeddings, prompts)
             loss, parts = segmentation_loss(logits.float(), iou.float(), wanted)
             losses.append(loss)
-            report = report or parts
+            beside += taught.values()
+            report = report or parts | {name: value.detach() for name, value in taught.items()}
             if number + 1 < options.rounds and interactive:
                 masks = logits[:, :, 0:1].detach().float()
                 predicted = masks[:, :, 0].cpu() > 0
@@ -86,7 +90,13 @@ class InteractiveSegmentation:
                 )
                 coords = torch.cat([coords, self._to_pixels(cells, batch)[:, :, None]], 2)
                 labels = torch.cat([labels, new_labels[:, :, None]], 2)
-        return torch.stack(losses).mean(), report
+        return torch.stack([torch.stack(losses).mean(), *beside]).sum(), report
+
+    def decode(
+        self, sees: EdgeSam | CanvasWindow, batch: ViewBatch, embeddings: Float[Tensor, "b c g g"], prompts: Prompts
+    ) -> tuple[Float[Tensor, "b n 4 h w"], Float[Tensor, "b n 4"], dict[str, Float[Tensor, ""]]]:
+        """A round's logits, its predicted IoU, and losses by name that a subclass adds to the labels'."""
+        return *sees.decoder.decode(embeddings, prompts), {}
 
     def _window(self, generator: torch.Generator) -> CanvasWindow:
         free = self.model.config.grid - self.side + 1
@@ -100,7 +110,7 @@ class InteractiveSegmentation:
         interior = torch.rand(shape, generator=generator) < options.interior_share
         points = torch.where(interior[..., None], batch.interior, self._to_pixels(cells, batch))
         boxes = jitter_boxes(batch.boxes, batch.extent[:, None].expand(*shape, 2), generator)
-        boxed = torch.rand(shape, generator=generator) < options.box_share
+        boxed = (torch.rand(shape, generator=generator) < options.box_share) | batch.boxes_only[:, None]
         as_points = torch.stack([points, torch.zeros_like(points)], 2)
         coords = torch.where(boxed[..., None, None], boxes.unflatten(-1, (2, 2)), as_points)
         labels = torch.where(

@@ -86,13 +86,14 @@ class ViewStream(Dataset[View]):
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views stacked as tensors: image uint8 B x 3 x S x S, masks uint8 B x K x M x M, the rest float32."""
+    """Views stacked as tensors: image uint8 B x 3 x S x S, masks uint8 B x K x M x M, boxes_only bool B, the rest float32."""
 
     image: torch.Tensor
     masks: torch.Tensor
     interior: torch.Tensor
     boxes: torch.Tensor
     extent: torch.Tensor
+    boxes_only: torch.Tensor
 
     def example(self, index: int) -> "ViewBatch":
         """One example as a batch of its own."""

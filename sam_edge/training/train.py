@@ -74,18 +74,22 @@ def train(
     sources: Sequence[Source],
     options: TrainOptions,
     *,
+    method: InteractiveSegmentation | None = None,
     state_file: Path | None = None,
     validate: Validate | None = None,
     on_step: Callable[[Progress, dict[str, float]], None] | None = None,
 ) -> Progress:
     """Train the weights of `model` in place and append the step to its lineage.
 
+    Args:
+        method: a subclass's, where more than the labels is learned; its `settings` go into the lineage.
+
     Raises:
         TrainingError: the loss diverged, or `state_file` belongs to another run.
         ModelError: no window of that size.
         DataError: no usable mask in the sources.
     """
-    method = InteractiveSegmentation(model, options.prompting, options.seed, options.window)
+    method = method or InteractiveSegmentation(model, options.prompting, options.seed, options.window)
     size = options.window or model.config.image_size
     views = ViewOptions(
         image_size=size,
@@ -107,7 +111,7 @@ def train(
         return step_batches(stream, options.batch_size, first, last, workers=options.workers, collate=stack_views)
 
     data = [_description(source) for source in sources]
-    settings = asdict(options) | {"processes": world()}
+    settings = asdict(options) | {"processes": world()} | method.settings
     start = weights_sha256(model)
     # how fast the same examples arrive is no part of what the run is
     run = {name: value for name, value in settings.items() if name not in ("workers", "loop")}

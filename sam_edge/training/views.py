@@ -61,6 +61,8 @@ class View:
     to whole cells."""
     extent: Float[np.ndarray, "2"]
     """Width and height of the part that is picture, not padding."""
+    boxes_only: bool = False
+    """Whether only boxes say what is asked for: no point tells which ellipse around it is meant."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _of_ellipses(
         interior=(middles - 0.5).astype(np.float32),
         boxes=np.concatenate([corners, corners + sizes], 1).astype(np.float32),
         extent=extent,
+        boxes_only=True,
     )
 
 

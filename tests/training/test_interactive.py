@@ -100,6 +100,18 @@ def test_a_window_trains_the_canvas(tiny_slim, windows):
     assert all("point_embeddings" in name or "no_mask" in name for name in untouched)
 
 
+def test_ellipses_are_asked_for_by_boxes_alone(tiny_sam, monkeypatch):
+    views = ViewOptions(image_size=64, mask_size=tiny_sam.config.mask_size, prompts=3, min_cells=4, ellipses=0.5)
+    stream = ViewStream([Source(SyntheticScenes(6, seed=3, options=SceneOptions(size=64)))], views, 5)
+    mixed = next(iter(step_batches(stream, 12, 0, 1, workers=0, collate=stacked)))
+    assert 0 < mixed.boxes_only.sum() < 12
+    seen = []
+    keep = interactive.Prompts
+    monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
+    InteractiveSegmentation(tiny_sam, InteractiveOptions(box_share=0.0, rounds=1), 1)(mixed, 0)
+    assert torch.equal(seen[0][1][:, 0, 0] == BOX_START, mixed.boxes_only)
+
+
 def test_shares_outside_one_and_no_rounds_are_refused():
     for bad in ({"box_share": 1.1}, {"interactive_share": -0.1}, {"rounds": 0}):
         with pytest.raises(TrainingError, match=next(iter(bad))):
