@@ -3,7 +3,7 @@
     python -m sam_edge.training.nano --data DIR --out runs/nano
 
 `DIR` holds the SA-1B layout folders named in `PHOTOS`; their train split is used, with synthetic scenes beside.
-In stages: views of 64 and 128 px first, where steps are cheap, then the model's own 256 px.
+In stages, from windows of the canvas to all of it, with the decoder alone in between: see `STAGES`.
 A killed run continues when it is started again.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,6 @@ from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
 from sam_edge.models.known import NANO_CONFIG
-from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.training.interactive import InteractiveOptions
 from sam_edge.training.loop import LoopOptions, Progress
@@ -28,59 +28,49 @@ from sam_edge.training.train import TrainOptions, train
 PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
 """Folders of labelled photos and how often each is drawn; synthetic scenes are drawn as often as weight 1."""
 
-PROMPTING = InteractiveOptions(box_share=0.6, rounds=2, interactive_share=0.1)
+BOXES_AND_POINTS = InteractiveOptions(box_share=0.65, rounds=2, interactive_share=0.08)
+BOXES = InteractiveOptions(box_share=1.0, rounds=1)
 
-STAGES = (
-    (
-        64,
-        TrainOptions(
-            loop=LoopOptions(steps=700, learning_rate=6e-4, weight_decay=0.05, warmup_steps=50, ema_decay=0.99),
-            batch_size=12,
-            prompting=PROMPTING,
-            prompts=8,
-            max_zoom=5.0,
-            whole=0.1,
-            seed=0,
-        ),
+
+def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **options: Any) -> TrainOptions:
+    loop = LoopOptions(
+        steps=steps,
+        learning_rate=learning_rate,
+        optimizer="muon",
+        weight_decay=0.05,
+        warmup_steps=20,
+        ema_decay=ema_decay,
+        schedule="cosine" if options.get("window", 0) == 0 else "constant",
+    )
+    common: dict[str, Any] = {"prompting": BOXES_AND_POINTS, "prompts": 8, "min_cells": 6, "whole": 0.0}
+    return TrainOptions(loop=loop, seed=seed, degrade=0.03, **common | options)
+
+
+STAGES = {
+    "small-windows": _stage(4, 500, 1e-3, 0.97, window=64, batch_size=16, min_zoom=2.0, max_zoom=8.0),
+    "windows": _stage(5, 350, 9e-4, 0.97, window=128, batch_size=8, max_zoom=4.0, whole=0.1),
+    "first": _stage(6, 900, 7e-4, 0.99, batch_size=4, max_zoom=2.5, whole=0.55),
+    "boxes": _stage(
+        0,
+        2800,
+        1e-3,
+        0.98,
+        window=128,
+        batch_size=2,
+        prompts=16,
+        prompting=BOXES,
+        ellipses=1.0,
+        freeze_encoder=True,
+        min_zoom=2.0,
+        max_zoom=5.0,
     ),
-    (
-        128,
-        TrainOptions(
-            loop=LoopOptions(steps=1000, learning_rate=5e-4, weight_decay=0.05, warmup_steps=30, ema_decay=0.995),
-            batch_size=6,
-            prompting=PROMPTING,
-            prompts=8,
-            max_zoom=4.0,
-            whole=0.2,
-            seed=1,
-        ),
+    "decoder": _stage(
+        11, 250, 4e-4, 0.98, window=128, batch_size=8, ellipses=0.3, freeze_encoder=True, min_zoom=2.0, max_zoom=5.0
     ),
-    (
-        128,
-        TrainOptions(
-            loop=LoopOptions(steps=650, learning_rate=5e-4, weight_decay=0.05, warmup_steps=20, ema_decay=0.995),
-            batch_size=8,
-            prompting=PROMPTING,
-            prompts=16,
-            max_zoom=3.0,
-            whole=0.3,
-            seed=2,
-        ),
-    ),
-    (
-        256,
-        TrainOptions(
-            loop=LoopOptions(steps=280, learning_rate=4e-4, weight_decay=0.05, warmup_steps=10, ema_decay=0.99),
-            batch_size=4,
-            prompting=PROMPTING,
-            prompts=16,
-            max_zoom=2.0,
-            whole=0.6,
-            seed=3,
-        ),
-    ),
-)
-"""Side of the views in pixels, and how they are trained on. What prompts mean is learned where steps are cheap."""
+    "both": _stage(12, 800, 5e-4, 0.99, window=128, batch_size=8, ellipses=0.2, min_zoom=2.0, max_zoom=5.0),
+    "nano": _stage(13, 1400, 5e-4, 0.995, batch_size=4, ellipses=0.1, max_zoom=2.5, whole=0.55, min_cells=2),
+}
+"""What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses."""
 
 
 def sources(data: Path) -> list[Source]:
@@ -92,20 +82,16 @@ def sources(data: Path) -> list[Source]:
 def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
     """Run all stages, leaving each as a checkpoint folder, the last as `out/nano` in float16."""
     mixed = sources(data)
-    model: EdgeSam | None = None
-    for number, (image_size, options) in enumerate(STAGES):
-        last = number + 1 == len(STAGES)
-        folder = out / ("nano" if last else f"stage-{number}")
+    model = EdgeSam(NANO_CONFIG)
+    initialise(model, seed=0)
+    for name, options in STAGES.items():
+        folder = out / name
         if is_checkpoint_folder(folder):
-            model = load_checkpoint(folder).to(device)
-            continue
-        if model is None:
-            model = EdgeSam(NANO_CONFIG.replace(image_size=image_size)).to(device)
-            initialise(model, seed=0)
-        model = resized(model, image_size)
-        train(model, mixed, options, state_file=out / f"stage-{number}.state", on_step=_log(f"{image_size} px"))
-        save_checkpoint(model, folder, half=last)
-    assert model is not None
+            model = load_checkpoint(folder)
+        else:
+            model = model.to(device)
+            train(model, mixed, options, state_file=out / f"{name}.state", on_step=_log(name))
+            save_checkpoint(model, folder, half=name == "nano")
     return model
 
 
