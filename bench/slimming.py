@@ -1,12 +1,15 @@
 """SlimSAM's tables 2 to 6 and figure 6, run again on any model: ours beside the paper's, mean and spread over seeds.
 
-What compresses and what evaluates is handed in (`measure`), so that this file only says what is compared.
+What compresses and what evaluates is handed in, so that this file only says what is compared.
 """
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from sam_edge.bench.repeats import Results, Scores, beats, cells
+from sam_edge.bench.repeats import as_dict as scores_as_dict
+from sam_edge.errors import BenchError
 
 Stage = Literal["first", "last"]
 
@@ -30,6 +33,12 @@ class Variant:
     """Random weights of the pruned shape instead of the pruned ones."""
     stage: Stage = "last"
     """Which half of the alternate schedule is measured; the one-step schedule has the last alone."""
+
+    @property
+    def name(self) -> str:
+        """The ratio, and all that is not as in the paper's best: the same for two rows that are one variant."""
+        others = (f.name for f in fields(self) if f.name != "ratio" and getattr(self, f.name) != f.default)
+        return ", ".join([f"ratio {self.ratio}", *(f"{name} {getattr(self, name)}" for name in others)])
 
 
 @dataclass(frozen=True)
@@ -124,87 +133,84 @@ TABLES: dict[str, Table] = {
 """The paper's numbers; of figure 6 it tells the gain of random importance alone, 3.5 points."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """A variant's scores over seeds."""
+def choose(names: Sequence[str], rows: Sequence[str], ratios: Sequence[float]) -> dict[str, Table]:
+    """The named tables, all where none is named, with the rows whose label holds one of `rows`, at one of `ratios`.
 
-    scores: tuple[float, ...]
-    """Mean IoU, 0 to 1, one per seed."""
+    Raises:
+        BenchError: a row or ratio that none of these tables has.
+    """
 
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.scores)
+    def wanted(row: Row, texts: Sequence[str], at: Sequence[float]) -> bool:
+        return (not texts or any(text in row.label for text in texts)) and (not at or row.variant.ratio in at)
 
-    @property
-    def spread(self) -> float:
-        """Standard deviation over seeds; 0 of a single one."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
-
-
-def run_tables(
-    names: Iterable[str],
-    seeds: Sequence[int],
-    measure: Callable[[Variant, int], float],
-    on_result: Callable[[int, int, str], None] | None = None,
-) -> dict[Variant, Result]:
-    """Measure every variant that the named tables need, once per seed; seed by seed, so that a cut run is balanced."""
-    rows = {row.variant: row.label for name in names for row in TABLES[name].rows}
-    scores: dict[Variant, list[float]] = {variant: [] for variant in rows}
-    done, total = 0, len(rows) * len(seeds)
-    for seed in seeds:
-        for variant, label in rows.items():
-            scores[variant].append(measure(variant, seed))
-            done += 1
-            if on_result is not None:
-                on_result(done, total, f"{label}, seed {seed}: mIoU {scores[variant][-1]:.3f}")
-    return {variant: Result(tuple(found)) for variant, found in scores.items()}
+    tables = {name: TABLES[name] for name in names or TABLES}
+    every = [row for table in tables.values() for row in table.rows]
+    for given, texts, at in [(text, [text], []) for text in rows] + [(str(ratio), [], [ratio]) for ratio in ratios]:
+        if not any(wanted(row, texts, at) for row in every):
+            labels = ", ".join(dict.fromkeys(row.label for row in every))
+            raise BenchError(f"no row of table {', '.join(tables)} is for {given}; there are: {labels}.")
+    chosen = {
+        name: replace(table, rows=tuple(row for row in table.rows if wanted(row, rows, ratios)))
+        for name, table in tables.items()
+    }
+    return {name: table for name, table in chosen.items() if table.rows}
 
 
-def as_markdown(names: Iterable[str], results: Mapping[Variant, Result], unpruned: float, protocol: str) -> str:
-    """The tables, ours beside the paper's, both in percent, with what each row lost of the unpruned model."""
-    parts = [f"{protocol} Unpruned: {100 * unpruned:.2f}. Spread is the standard deviation over seeds.\n"]
-    for name in names:
-        table = TABLES[name]
+def variants(tables: Mapping[str, Table]) -> dict[str, Variant]:
+    """Every variant that the tables need, once, by its name."""
+    return {row.variant.name: row.variant for table in tables.values() for row in table.rows}
+
+
+def as_markdown(tables: Mapping[str, Table], results: Results, unpruned: Scores, protocol: str) -> str:
+    """The tables, ours beside the paper's, all in percent, with what each row lost of the unpruned model."""
+    first = next(iter(unpruned))
+    parts = [f"{protocol} mIoU in percent, mean ± standard deviation over seeds; lost of {first}.\n"]
+    for table in tables.values():
         parts.append(f"## {table.title}\n")
-        parts.append("| | ours, mIoU % | spread | lost | paper, mIoU % |\n|---|---|---|---|---|")
+        parts.append(f"| | {' | '.join(unpruned)} | lost | paper |\n|{'---|' * (len(unpruned) + 3)}")
+        parts.append(f"| unpruned | {' | '.join(f'{100 * value:.1f}' for value in unpruned.values())} | | |")
         for row in table.rows:
-            result = results[row.variant]
+            scores = results[row.variant.name]
             paper = "" if row.paper != row.paper else f"{row.paper:.2f}"
-            lost = 100 * (unpruned - result.mean)
-            parts.append(
-                f"| {row.label} | {100 * result.mean:.2f} | {100 * result.spread:.2f} | {lost:.2f} | {paper} |"
-            )
-        parts.append(f"\n{_order(table, results)}\n")
+            lost = 100 * (unpruned[first] - sum(score[first] for score in scores) / len(scores))
+            parts.append(f"| {row.label} | {' | '.join(cells(scores))} | {lost:.1f} | {paper} |")
+        parts += ["", *(_order(table, results, measure) for measure in ("point", "box")), ""]
     return "\n".join(parts)
 
 
-def _order(table: Table, results: Mapping[Variant, Result]) -> str:
-    """Pairs of rows that the paper orders one way and we the other, beyond both spreads."""
+def _order(table: Table, results: Results, measure: str) -> str:
+    """Pairs of rows that differ by more than both spreads, as the paper orders them and against it."""
     known = [row for row in table.rows if row.paper == row.paper]
-    against = []
+    along, against = [], []
     for index, a in enumerate(known):
         for b in known[index + 1 :]:
+            if a.variant.ratio != b.variant.ratio:
+                # another size: which is better is no question
+                continue
             better, worse = (a, b) if a.paper > b.paper else (b, a)
-            gap = results[worse.variant].mean - results[better.variant].mean
-            if gap > results[worse.variant].spread + results[better.variant].spread:
-                against.append(f"{worse.label} beats {better.label} by {100 * gap:.2f}")
-    return "Against the paper's order, beyond the spread: " + ("; ".join(against) if against else "nothing") + "."
+            if beats(results[better.variant.name], results[worse.variant.name], measure):
+                along.append(f"{better.label} beats {worse.label}")
+            if beats(results[worse.variant.name], results[better.variant.name], measure):
+                against.append(f"{worse.label} beats {better.label}")
+    said = [
+        f"{which}: {', '.join(pairs) or 'nothing'}"
+        for which, pairs in (("as in the paper", along), ("against it", against))
+    ]
+    return f"- {measure}, beyond both spreads together, {'; '.join(said)}."
 
 
-def as_dict(names: Iterable[str], results: Mapping[Variant, Result]) -> dict[str, list[dict[str, object]]]:
+def as_dict(tables: Mapping[str, Table], results: Results) -> dict[str, list[dict[str, Any]]]:
     """The same for JSON."""
+    scores = scores_as_dict(results)
     return {
         name: [
             {
                 "label": row.label,
                 "variant": asdict(row.variant),
-                "mean": results[row.variant].mean,
-                "spread": results[row.variant].spread,
-                "scores": list(results[row.variant].scores),
+                "scores": scores[row.variant.name],
                 "paper": None if row.paper != row.paper else row.paper / 100,
             }
-            for row in TABLES[name].rows
+            for row in table.rows
         ]
-        for name in names
+        for name, table in tables.items()
     }

@@ -1,35 +1,44 @@
 """SlimSAM's tables 2 to 6 and figure 6 on any model and data, several seeds, ours beside the paper's.
 
-    python -m sam_edge.ablation nano --images DIR --data DIR --out runs/ablation --epochs 8 --seed 0 --seed 1 --table 3
+    python -m sam_edge.ablation nano --data DIR --data DIR --out runs/ablation --epochs 8 --table 2 \\
+        --row magnitude --row SlimSAM --ratio 0.5
 
-Every variant has the same epochs and is validated without labels, so that the labels only measure. Runs that begin
-alike share their first stages and the teacher's embeddings; a killed run continues when it is started again.
+Trains on the train split of all data together and measures by one point and by box on the val split of each. Every
+variant has the same epochs and is validated without labels, so that the labels only measure. Runs that begin alike
+share their first stages, importances and the teacher's embeddings; a killed one continues when it is started again.
 """
 
 import argparse
 import json
 import random
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
-import torch
+from torch import Tensor
 
-from sam_edge.bench.slimming import TABLES, Result, Variant, as_dict, as_markdown, run_tables
-from sam_edge.compress.distil import DistilOptions, distil, open_teacher, split_indices
+from sam_edge.bench.repeats import Scores, repeat
+from sam_edge.bench.slimming import TABLES, Variant, as_dict, as_markdown, choose, variants
+from sam_edge.compress.distil import DistilOptions, steps_per_epoch
 from sam_edge.compress.importance import ImportanceOptions
 from sam_edge.compress.labels import LabelledLoss
 from sam_edge.compress.slimming import Slimming, SlimOptions
-from sam_edge.compress.validation import Closeness
 from sam_edge.compress.widths import PruneOptions
-from sam_edge.data import open_images, open_labelled
-from sam_edge.errors import DataError
-from sam_edge.evaluate.miou import PromptKind, evaluate_miou
+from sam_edge.data import Dataset, LabelledImage, is_val
+from sam_edge.data.joined import Joined, open_joined
+from sam_edge.data.open import PicturesOnly
+from sam_edge.evaluate.miou import evaluate_miou
 from sam_edge.export.runtimes import resolve_device
 from sam_edge.files import atomic_file
+from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.registry import load_model
-from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.runtime import TorchRuntime
 from sam_edge.training.pictures import Pictures
+
+VALIDATED = 16
+"""Pictures of the val split that the embedding's error is taken on after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class AblationOptions:
     limit: int | None = None
     """Pictures to train on, drawn once; all without it."""
     eval_limit: int | None = None
-    """Labelled pictures of the val split to measure on; all without it."""
+    """Labelled pictures of each val split to measure on, drawn once; all without it."""
     importance_images: int = 1000
     """Pictures that gradients are taken on."""
     batch_size: int = 4
@@ -50,8 +59,8 @@ class AblationOptions:
     """Learning rate of Adam."""
     views: int = 1
     """Different views of each picture."""
-    prompt: PromptKind = "point"
-    """What masks are measured by."""
+    workers: int = 1
+    """Processes that read and crop."""
     bf16: bool = False
     """Train in bfloat16."""
 
@@ -59,19 +68,15 @@ class AblationOptions:
 class Ablation:
     """`measure(variant, seed)` for the tables."""
 
-    def __init__(self, spec: str, images: str, data: str, out: Path, options: AblationOptions, device: str) -> None:
+    def __init__(self, spec: str, data: Joined, out: Path, options: AblationOptions, device: str) -> None:
         self.spec, self.out, self.options, self.device = spec, out, options, resolve_device(device)
-        everything = open_images(images)
-        training, held_out = split_indices(everything.names)
-        if options.limit is not None and options.limit < len(training):
-            training = sorted(random.Random(0).sample(training, options.limit))
-        self._all, self._training, self._held_out = everything, training, held_out
-        self._labels = _label_loss(images)
-        measured = open_labelled(data, "val")
-        count = min(options.eval_limit or len(measured), len(measured))
-        self._measured = measured.subset(sorted(random.Random(0).sample(range(len(measured)), count)))
+        self._training = drawn([n for n, name in enumerate(data.names) if not is_val(name)], options.limit)
+        self._validated = drawn([n for n, name in enumerate(data.names) if is_val(name)], VALIDATED)
+        self._pictures_of_all, self._labels = PicturesOnly(data), LabelledLoss(data)
+        self._measured = held_out(data, options.eval_limit)
+        self._saliencies: dict[str, dict[str, Tensor]] = {}
 
-    def measure(self, variant: Variant, seed: int) -> float:
+    def measure(self, variant: Variant, seed: int) -> Scores:
         """Mean IoU of a variant."""
         pictures, epochs = self._pictures(variant, seed)
         options = SlimOptions(
@@ -83,16 +88,14 @@ class Ablation:
                 batch_size=self.options.batch_size,
                 learning_rate=self.options.learning_rate,
                 views=self.options.views,
+                workers=self.options.workers,
                 bf16=self.options.bf16,
                 seed=seed,
             ),
         )
-        model = load_model(self.spec, self.device)
-        if variant.scratch:
-            return self.score(self._from_scratch(model, pictures, options))
         kinds = (("bottleneck", variant.align_bottleneck), ("embedding", variant.align_embedding))
         slimming = Slimming(
-            model,
+            load_model(self.spec, self.device),
             pictures,
             options,
             self.out / "stages",
@@ -100,57 +103,76 @@ class Ablation:
             keep_teacher=self.out / "teacher",
             aligned=tuple(kind for kind, wanted in kinds if wanted),  # type: ignore[misc]
             halfway=variant.stage == "first",
+            scratch=variant.scratch,
+            saliencies=self._saliencies,
         )
         return self.score(slimming.run())
 
-    def score(self, model: EdgeSam) -> float:
-        """Mean IoU by one prompt per mask."""
-        runtime = TorchRuntime(model, self.device)
-        return evaluate_miou(runtime, self._measured, prompt=self.options.prompt).miou
+    def score(self, model: EdgeSam) -> Scores:
+        """Mean IoU on the held-out pictures."""
+        return scores_of(model, self._measured)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of every variant."""
+        options = DistilOptions(batch_size=self.options.batch_size)
+        return self.options.epochs * steps_per_epoch(self._pictures(Variant(), 0)[0].names, options)
 
     def _pictures(self, variant: Variant, seed: int) -> tuple[Pictures, int]:
-        """A share of the training pictures with the held-out ones, and the epochs that make as many steps."""
+        """A share of the training pictures with the validated ones, and the epochs that make as many steps."""
         count = max(round(len(self._training) * variant.data), 1)
         training = sorted(random.Random(seed).sample(self._training, count))
         epochs = max(round(self.options.epochs * len(self._training) / count), 1)
-        return self._all.subset(sorted({*training, *self._held_out})), epochs
-
-    def _from_scratch(self, model: EdgeSam, pictures: Pictures, options: SlimOptions) -> EdgeSam:
-        """Distillation into random weights of the pruned shape."""
-        assert options.distil.epochs is not None
-        only_pruned = replace(options, distil=replace(options.distil, epochs=0))
-        pruned = Slimming(load_model(self.spec, self.device), pictures, only_pruned).run()
-        fresh = EdgeSam(pruned.config)
-        initialise(fresh, options.distil.seed)
-        pruned.image_encoder = fresh.image_encoder.to(self.device)
-        teacher = open_teacher(model, pictures, options.distil, None)
-        closeness = Closeness(model, pictures, split_indices(pictures.names)[1])
-        distil(
-            pruned,
-            teacher,
-            pictures,
-            options.distil,
-            options.distil.epochs,
-            validate=lambda _: -closeness.of(pruned)["embedding_error"],
-        )
-        return pruned
+        return self._pictures_of_all.subset(sorted({*training, *self._validated})), epochs
 
 
-def _label_loss(images: str) -> LabelledLoss | None:
-    try:
-        return LabelledLoss(open_labelled(images))
-    except DataError:
-        return None
+def drawn(numbers: Sequence[int], limit: int | None) -> list[int]:
+    """`limit` of the numbers, always the same ones, in order; all without it."""
+    return sorted(random.Random(0).sample(numbers, min(limit or len(numbers), len(numbers))))
 
 
-def main() -> None:
-    """Parse, measure, write `ablation.md` and `ablation.json`."""
+def held_out(data: Joined, limit: int | None) -> dict[str, Dataset[LabelledImage]]:
+    """Up to `limit` pictures of each part's val split."""
+    return {
+        label: part.subset(drawn([n for n, name in enumerate(part.names) if is_val(name)], limit))
+        for label, part in data.parts.items()
+    }
+
+
+def scores_of(model: EdgeSam, measured: Mapping[str, Dataset[LabelledImage]]) -> Scores:
+    """Mean IoU by one point and by box: the mean over the data sets, and of each."""
+    runtime = TorchRuntime(model, str(model.device))
+    found = {
+        (label, prompt): evaluate_miou(runtime, pictures, prompt=prompt).miou
+        for prompt in ("point", "box")
+        for label, pictures in measured.items()
+    }
+    means = {prompt: fmean(found[label, prompt] for label in measured) for prompt in ("point", "box")}
+    return means | {f"{label} {prompt}": value for (label, prompt), value in found.items()}
+
+
+def write(out: Path, text: str, content: Mapping[str, object]) -> None:
+    """`ablation.md` and `ablation.json` in the output folder; the first is printed too."""
+    for name, written in (("ablation.md", text), ("ablation.json", json.dumps(content, indent=1) + "\n")):
+        with atomic_file(out / name) as part:
+            part.write_text(written, encoding="utf-8")
+    print(text)
+
+
+def say(text: str) -> None:
+    """A line that is seen at once, whoever is waiting for it."""
+    print(text, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="what is compressed: a MODEL")
-    parser.add_argument("--images", required=True, help="pictures to train on; labels are used by Taylor and hessian")
-    parser.add_argument("--data", required=True, help="labelled pictures; their val split is measured on")
+    parser.add_argument("--data", action="append", required=True, help="labelled pictures; repeat for more")
     parser.add_argument("--out", type=Path, required=True, help="folder for stages and results")
-    parser.add_argument("--table", action="append", choices=list(TABLES), help="repeat for more; all by default")
+    parser.add_argument("--table", action="append", default=[], choices=list(TABLES), help="repeat for more; else all")
+    parser.add_argument("--row", action="append", default=[], help="part of a row's label; repeat for more, else all")
+    parser.add_argument("--ratio", action="append", default=[], type=float, help="repeat for more; else all")
     parser.add_argument("--seed", action="append", type=int, help="repeat for more; 0, 1 and 2 by default")
     defaults = AblationOptions()
     for name, value in asdict(defaults).items():
@@ -158,45 +180,24 @@ def main() -> None:
         if isinstance(value, bool):
             parser.add_argument(flag, action="store_true")
         else:
-            kind = str if name == "prompt" else float if isinstance(value, float) else int
-            parser.add_argument(flag, type=kind, default=value)
+            parser.add_argument(flag, type=float if isinstance(value, float) else int, default=value)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parser.parse_args(arguments)
     options = AblationOptions(**{name: getattr(args, name) for name in asdict(defaults)})
-    names, seeds = args.table or list(TABLES), args.seed or [0, 1, 2]
-    ablation = Ablation(args.model, args.images, args.data, args.out, options, args.device)
-    unpruned = ablation.score(load_model(args.model, ablation.device))
-    print(f"unpruned: mIoU {unpruned:.3f}", flush=True)
-    results = run_tables(
-        names,
-        seeds,
-        ablation.measure,
-        lambda done, total, text: print(f"{done}/{total} {text}", flush=True),
-    )
-    write(names, results, unpruned, args, options)
-
-
-def write(
-    names: list[str],
-    results: dict[Variant, Result],
-    unpruned: float,
-    args: argparse.Namespace,
-    options: AblationOptions,
-) -> None:
-    """`ablation.md` and `ablation.json` in the output folder; the first is printed too."""
+    tables, seeds = choose(args.table, args.row, args.ratio), args.seed or [0, 1, 2]
+    ablation = Ablation(args.model, open_joined(args.data), args.out, options, args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = load_model(args.model, ablation.device)
+    settings = {"model": weights_sha256(model), "data": args.data, **asdict(options)}
+    log, wanted = args.out / "scores.jsonl", variants(tables)
+    unpruned = repeat(["unpruned"], [0], lambda *_: ablation.score(model), log, settings, say)["unpruned"][0]
+    results = repeat(list(wanted), seeds, lambda name, seed: ablation.measure(wanted[name], seed), log, settings, say)
     protocol = (
-        f"{args.model}, trained on {args.images} for {options.epochs} epochs in all, mean IoU by one {options.prompt} "
-        f"on the val split of {args.data}."
+        f"{args.model}, {len(seeds)} seeds, {ablation.steps} steps of {options.batch_size} pictures at a learning rate "
+        f"of {options.learning_rate:g}, trained on {', '.join(args.data)}, measured on the val split of each."
     )
-    text = as_markdown(names, results, unpruned, protocol)
-    content = {"model": args.model, "options": asdict(options), "unpruned": unpruned, "tables": as_dict(names, results)}
-    for name, written in (("ablation.md", text), ("ablation.json", json.dumps(content, indent=1) + "\n")):
-        with atomic_file(args.out / name) as part:
-            part.write_text(written)
-    print(text)
+    content = {**settings, "seeds": seeds, "steps": ablation.steps, "unpruned": unpruned}
+    write(args.out, as_markdown(tables, results, unpruned, protocol), {**content, "tables": as_dict(tables, results)})
 
 
 if __name__ == "__main__":

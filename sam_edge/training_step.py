@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sam_edge.compress.full_stage import LossWeights
+from sam_edge.compress.taught import TaughtSegmentation
 from sam_edge.data import Dataset, LabelledImage, Split, open_labelled
 from sam_edge.errors import CheckpointError, DataError, TrainingError
 from sam_edge.evaluate.miou import evaluate_miou
@@ -28,6 +30,9 @@ from sam_edge.training.train import TrainOptions, train
 
 OnProgress = Callable[[int, int, str], None]
 
+ALL_THREE = LossWeights(labels=0.0)
+"""TinySAM's eq. 4 with equal weights."""
+
 
 def train_model(
     spec: str | None,
@@ -38,6 +43,8 @@ def train_model(
     *,
     split: Split = "train",
     validation_images: int = 64,
+    teacher: str | None = None,
+    teaching: LossWeights = ALL_THREE,
     half: bool = False,
     device: str = "auto",
     strict: bool = False,
@@ -52,10 +59,12 @@ def train_model(
         data: labelled data as `open_labelled` takes it, each with `=WEIGHT` behind it where it is not 1.
         split: what is trained on; only `train` leaves pictures to validate on.
         validation_images: pictures of each source's val split to validate on.
+        teacher: a MODEL whose embedding, tokens and masks are learned beside the labels, by the weights `teaching`.
         half: store the weights in float16.
 
     Raises:
         TrainingError: see `train`; or a MODEL that cannot be trained.
+        CompressionError: a teacher of another width.
         DataError, ModelError, CheckpointError: bad input.
     """
     device = resolve_device(device)
@@ -74,7 +83,10 @@ def train_model(
                 on_progress(progress.step, options.loop.steps, _text(progress, seen, options))
 
         validate = _validation(held_out) if held_out else None
-        progress = train(model, sources, options, state_file=state_file, validate=validate, on_step=on_step)
+        method = None if teacher is None else _taught(model, options, load_model(teacher, device), teaching)
+        progress = train(
+            model, sources, options, method=method, state_file=state_file, validate=validate, on_step=on_step
+        )
         if rank() != 0:
             return None
         save_checkpoint(model, out, half=half)
@@ -106,6 +118,12 @@ def _start(spec: str | None, config: Path | None, seed: int) -> EdgeSam:
     if str(spec).startswith(RANDOM):
         initialise(model, seed)
     return model
+
+
+def _taught(model: EdgeSam, options: TrainOptions, teacher: EdgeSam, teaching: LossWeights) -> TaughtSegmentation:
+    if options.window:
+        raise TrainingError("a teacher sees whole views: leave --window out, or --teacher.")
+    return TaughtSegmentation(model, options.prompting, options.seed, teacher, teaching)
 
 
 def read_config(path: Path) -> ModelConfig:

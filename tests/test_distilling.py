@@ -94,15 +94,16 @@ def test_nano_t_without_weights_says_how_to_make_some(sam_edge, tmp_path):
 
 def test_the_ablation_script_writes_a_table_of_all_rows_it_was_asked_for(teacher, student, tmp_path, capsys):
     arguments = ["--teacher", teacher, "--student", student, "--data", IMAGES, "--out", tmp_path / "ablation"]
-    arguments += ["--row", "embedding only", "--row", "no teacher", "--seeds", 2, "--steps", 2, "--batch-size", 2]
-    arguments += ["--prompts", 2, "--max-rounds", 1, "--views", 1, "--workers", 0, "--device", "cpu"]
+    arguments += ["--row", "embedding only", "--row", "no teacher", "--seed", 0, "--seed", 1, "--steps", 2]
+    arguments += ["--batch-size", 2, "--prompts", 2, "--max-rounds", 1, "--views", 1, "--workers", 0]
     distilling_ablation.main([str(argument) for argument in arguments])
     text = (tmp_path / "ablation" / "ablation.md").read_text()
     assert text in capsys.readouterr().out
     assert "| no teacher |" in text
     assert "| embedding only |" in text
     assert "all three" not in text
-    assert len((tmp_path / "ablation" / "ablation.csv").read_text().splitlines()) == 1 + 2 * 2
+    rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())["rows"]
+    assert [len(rows[name]["box"]["scores"]) for name in ("no teacher", "embedding only")] == [2, 2]
     # of a student without a teacher not even the prompts' encoding is the teacher's
     students = [load_checkpoint(tmp_path / "ablation" / f"{name}-0") for name in ("no-teacher", "embedding-only")]
     kept = [

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sam_edge.errors import CheckpointError, DataError
-from sam_edge.models.checkpoint import load_checkpoint
+from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from sam_edge.training.loop import learning_rate_at
 from sam_edge.training_step import parse_data, read_config
 
@@ -165,6 +166,40 @@ def test_a_config_is_read_from_json_and_toml_without_its_past(tiny_config, tmp_p
         (tmp_path / name).write_text(text)
         with pytest.raises(CheckpointError):
             read_config(tmp_path / name)
+
+
+def test_a_teacher_is_learned_from_beside_the_labels_and_named_in_the_lineage(config, tmp_path, run, tiny_slim):
+    teacher = save_checkpoint(tiny_slim, tmp_path / "teacher")
+    few = {"steps": 2, "validate_every": 2, "interactive_share": 1.0}
+    losses = {}
+    for name, more in (("alone", []), ("taught", ["--teacher", str(teacher), "--beta", "0.5"])):
+        code, result, err = run([*arguments(config, tmp_path / name, **few), *more])
+        assert code == 0, err
+        losses[name] = result["history"][0]
+    # the same first step, to which the teacher's losses are added
+    assert losses["taught"]["mask"] == pytest.approx(losses["alone"]["mask"], rel=1e-4)
+    assert losses["taught"]["teacher"] > 0
+    assert losses["taught"]["loss"] == pytest.approx(losses["alone"]["loss"] + losses["taught"]["teacher"], rel=1e-4)
+    alone, taught = (load_checkpoint(tmp_path / name).config.lineage[-1] for name in ("alone", "taught"))
+    assert "teacher" not in alone["settings"]
+    wanted = {"sha256": weights_sha256(tiny_slim), "alpha": 1.0, "beta": 0.5, "gamma": 1.0, "labels": 0.0}
+    assert taught["settings"]["teacher"] == wanted
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "taught")]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_teacher_of_another_width_or_on_windows_is_refused(
+    config, tmp_path, run, tiny_slim, tiny_vit_config, make_sam
+):
+    narrow = replace(tiny_vit_config.decoder, dim=16)
+    other = save_checkpoint(make_sam(tiny_vit_config.replace(decoder=narrow)), tmp_path / "other")
+    code, _, err = run([*arguments(config, tmp_path / "out"), "--teacher", str(other)])
+    assert code == 1
+    assert "16 channels and the model's 32" in " ".join(err.split())
+    same = save_checkpoint(tiny_slim, tmp_path / "same")
+    code, _, err = run([*arguments(config, tmp_path / "out", window=32), "--teacher", str(same)])
+    assert code == 1
+    assert "leave --window out" in " ".join(err.split())
 
 
 BAD = {

@@ -12,7 +12,11 @@ from sam_edge.option_docs import doc
 
 _LOOP = partial(doc, "sam_edge.training.loop", "LoopOptions")
 _TRAIN = partial(doc, "sam_edge.training.train", "TrainOptions")
+_WEIGHTS = partial(doc, "sam_edge.compress.full_stage", "LossWeights")
 _PROMPTING = partial(doc, "sam_edge.training.interactive", "InteractiveOptions")
+
+TAUGHT = "With --teacher"
+"""Heading of the options that only a teacher gives a meaning to."""
 
 
 def train(
@@ -33,6 +37,16 @@ def train(
     split: Annotated[
         SplitName, typer.Option(help="What to train on; only `train` leaves pictures to validate on.")
     ] = "train",
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Learn its embedding, output tokens and masks too, beside the labels (TinySAM, eq. 4).",
+        ),
+    ] = None,
+    alpha: Annotated[float, typer.Option(help=_WEIGHTS("alpha"), rich_help_panel=TAUGHT)] = 1.0,
+    beta: Annotated[float, typer.Option(help=_WEIGHTS("beta"), rich_help_panel=TAUGHT)] = 1.0,
+    gamma: Annotated[float, typer.Option(help=_WEIGHTS("gamma"), rich_help_panel=TAUGHT)] = 1.0,
     steps: Annotated[int, typer.Option(help=_LOOP("steps"))] = 10_000,
     batch_size: Annotated[int, typer.Option(help=_TRAIN("batch_size"))] = 8,
     accumulate: Annotated[int, typer.Option(help=_LOOP("accumulate"))] = 1,
@@ -72,6 +86,7 @@ def train(
     Killed and started again with the same command, it continues, to the same weights on a CPU. For several processes:
     torchrun --nproc-per-node N -m sam_edge train ...
     """
+    from sam_edge.compress.full_stage import LossWeights
     from sam_edge.training.interactive import InteractiveOptions
     from sam_edge.training.loop import LoopOptions
     from sam_edge.training.train import TrainOptions
@@ -116,6 +131,8 @@ def train(
             options,
             split=split,
             validation_images=validation_images,
+            teacher=teacher,
+            teaching=LossWeights(alpha, beta, gamma, labels=0.0),
             half=half,
             device=device,
             strict=strict,

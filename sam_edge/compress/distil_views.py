@@ -33,7 +33,7 @@ class DistilView:
     masks: UInt8[np.ndarray, "k m m"]
     """Coverage of each cell of the student's logits, 0 to 255; no masks where none are wanted."""
     boxes: Float[np.ndarray, "k 4"]
-    """Tight boxes XYXY, in pixels of the view."""
+    """Tight boxes XYXY, left and top edge, right and bottom edge, in pixels of the view."""
     extent: Float[np.ndarray, "2"]
     """Width and height of what is picture, not padding, in pixels of the view."""
 
@@ -92,46 +92,54 @@ class StoredViews:
         crop = self.store.options.fixed_views.crop(name, view, *image.shape[:2])
         if not np.array_equal(fingerprint(crop, image), stored.fingerprint):
             raise CompressionError(f"{name} has changed since its embedding was stored: embed again.")
-        masks = np.zeros((0, self.student.mask_size, self.student.mask_size), np.uint8)
+        masks: list[np.ndarray] = []
+        boxes: list[np.ndarray] = []
         if self.prompts:
             if isinstance(item, LabelledImage):
-                masks = self._labelled(item, crop, rng)
+                masks, boxes = self._labelled(item, crop, rng)
             else:
                 masks = self._of_teacher(stored.masks, rng)
-            if not len(masks):
+                boxes = [self._box(mask) for mask in masks]
+            if not masks:
                 return None
         return DistilView(
             image=square(crop, image, size, self.student.pixel_mean),
             embedding=stored.embedding,
-            masks=masks,
-            boxes=np.array([self._box(mask) for mask in masks], np.float32).reshape(-1, 4),
+            masks=np.array(masks, np.uint8).reshape(-1, self.student.mask_size, self.student.mask_size),
+            boxes=np.array(boxes, np.float32).reshape(-1, 4),
             extent=np.array(extent_px(crop, size), np.float32),
         )
 
-    def _labelled(self, sample: LabelledImage, crop: Crop, rng: np.random.Generator) -> UInt8[np.ndarray, "k m m"]:
-        found: list[np.ndarray] = []
+    def _labelled(
+        self, sample: LabelledImage, crop: Crop, rng: np.random.Generator
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Masks and their boxes: the label's own where all of it is in view, as it will be prompted by."""
+        masks: list[np.ndarray] = []
+        boxes: list[np.ndarray] = []
         shown = [annotation for annotation in sample.annotations if crop.shows(annotation)]
         for index in rng.permutation(len(shown)):
-            if len(found) == self.prompts:
+            if len(masks) == self.prompts:
                 break
             cells = crop.cells(shown[index], self.student.mask_size)
             if np.count_nonzero(cells > 127) >= MIN_CELLS:
-                found.append(cells)
-        return np.stack(found) if found else np.zeros((0, 0, 0), np.uint8)
+                box = crop.box(shown[index], self.student.image_size)
+                masks.append(cells)
+                boxes.append(self._box(cells) if box is None else box)
+        return masks, boxes
 
-    def _of_teacher(self, masks: np.ndarray, rng: np.random.Generator) -> UInt8[np.ndarray, "k m m"]:
+    def _of_teacher(self, masks: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         side = self.student.mask_size
         found = [
             cv2.resize(mask.astype(np.uint8) * 255, (side, side), interpolation=cv2.INTER_AREA)
             for mask in masks[rng.permutation(len(masks))[: self.prompts]]
         ]
-        found = [mask for mask in found if np.count_nonzero(mask > 127) >= MIN_CELLS]
-        return np.stack(found) if found else np.zeros((0, 0, 0), np.uint8)
+        return [mask for mask in found if np.count_nonzero(mask > 127) >= MIN_CELLS]
 
-    def _box(self, mask: np.ndarray) -> tuple[float, float, float, float]:
+    def _box(self, mask: np.ndarray) -> np.ndarray:
+        """Edges of the mask's cells."""
         x, y, width, height = cv2.boundingRect((mask > 127).astype(np.uint8))
         cell = self.student.image_size / self.student.mask_size
-        return x * cell, y * cell, (x + width) * cell - 1, (y + height) * cell - 1
+        return np.array([x, y, x + width, y + height], np.float32) * np.float32(cell)
 
 
 def repeated(view: DistilView, prompts: int, rng: np.random.Generator) -> DistilView:

@@ -31,11 +31,11 @@ from sam_edge.compress.features import Kind
 from sam_edge.compress.importance import ImportanceOptions, accumulated_saliency, disturbed_loss
 from sam_edge.compress.prune import check_ratio, prepare, prune_encoder
 from sam_edge.compress.slices import ALL_PARTS, BOTTLENECK, Part
-from sam_edge.compress.validation import Closeness
+from sam_edge.compress.validation import IMAGES, Closeness
 from sam_edge.compress.widths import PruneOptions
 from sam_edge.errors import CompressionError, DataError
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint, weights_sha256
-from sam_edge.models.sam import EdgeSam
+from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.segment.frame import to_pixels
 from sam_edge.training.loop import Progress
 from sam_edge.training.pictures import Pictures
@@ -92,6 +92,10 @@ class Slimming:
     """Inner features that are aligned; an ablation leaves some out."""
     halfway: bool = False
     """Stop when the embedding is pruned and the bottlenecks are aligned."""
+    scratch: bool = False
+    """With `one-step`: random weights of the pruned shape in place of the pruned ones, as a baseline."""
+    saliencies: dict[str, dict[str, Tensor]] | None = None
+    """Where runs of one process leave what their gradients gave, so that those which begin alike take them once."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """What each stage did."""
 
@@ -108,9 +112,13 @@ class Slimming:
         cache = self.keep_teacher or (self.stages / ".teacher" if self.stages is not None else None)
         folder = None if cache is None else cache / _hash([self._identity, self._views()])
         self._teacher = open_teacher(original, self.pictures, self.options.distil, folder)
-        self._closeness = Closeness(original, self.pictures, split_indices(self.pictures.names)[1])
+        held_out = split_indices(self.pictures.names)[1]
+        # without training nothing is chosen by it, and encoding SAM-B's 16 pictures would be the longest part
+        self._closeness = Closeness(original, self.pictures, held_out, IMAGES if self.options.epochs else IMAGES // 4)
         if self.options.schedule == "one-step":
             self._prune("pruned", ALL_PARTS)
+            if self.scratch:
+                self._stage("started-anew", {"seed": self.options.distil.seed}, self._start_anew)
             self._align("distilled", self.options.epochs, None)
         elif self.model.config.arch == "tiny_vit":
             # every stage of a TinyViT has an embedding of its own: there is a bottleneck to prune, and no other half
@@ -153,6 +161,12 @@ class Slimming:
             # one group: there is nothing to rank it against
             del settings["ranking"], settings["normalization"]
         self._stage(name, settings, work)
+
+    def _start_anew(self, state_file: Path | None, identity: str) -> dict[str, Any]:
+        fresh = EdgeSam(self.model.config)
+        initialise(fresh, self.options.distil.seed)
+        self.model.image_encoder = fresh.image_encoder.to(self.model.device)
+        return {}
 
     def _align(self, name: str, epochs: int, alignment: Callable[[int], Alignment] | None) -> None:
         options = self.options.distil
@@ -225,15 +239,26 @@ class Slimming:
                 f"{options.importance} importance needs pictures with masks: give labelled --images, or "
                 "--importance disturbed-taylor, which needs none."
             )
-        return accumulated_saliency(
+        accumulation = "squared" if options.importance == "hessian" else how.accumulation
+        names = [self.pictures.names[index] for index in order]
+        shared, key = self.saliencies, ""
+        if shared is not None:
+            settings = [options.importance, accumulation, how.noise, options.seed]
+            key = _hash([weights_sha256(self.model), names, settings])
+            if key in shared:
+                return shared[key]
+        found = accumulated_saliency(
             self.model.image_encoder,
             loss,
             len(order),
-            "squared" if options.importance == "hessian" else how.accumulation,
+            accumulation,
             state_file=state_file,
             identity=identity,
             on_image=lambda done: self._say(done, len(order), f"{name}: importance"),
         )
+        if shared is not None:
+            shared[key] = found
+        return found
 
     def _disturbed(self, order: list[int]) -> Callable[[int], Tensor | None]:
         def loss(number: int) -> Tensor | None:
@@ -252,8 +277,7 @@ class Slimming:
 
     def _by_embedding(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, EdgeSam)
-        close = self._closeness.of(model)
-        return {"score": -close["embedding_error"], **close}
+        return {"score": -self._closeness.embedding_error(model)}
 
     def _on_step(self, name: str, total: int) -> OnStep:
         start: list[tuple[int, float]] = []

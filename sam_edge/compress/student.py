@@ -22,7 +22,8 @@ class StudentOptions:
     """Who learns."""
 
     student: str
-    """A known name, whose architecture is taken; or a checkpoint file or folder, whose weights are taken too."""
+    """A known name, whose architecture is taken; or a checkpoint file or folder, whose weights are taken too;
+    `random:` in front of either takes its architecture alone."""
     image_size: int | None = None
     """Side of the student's input in pixels; by default its own, and at most the teacher's."""
     pretrained: bool = False
@@ -41,9 +42,10 @@ def build_student(teacher: EdgeSam, options: StudentOptions, seed: int) -> EdgeS
         CompressionError: a student larger than its teacher, quantized, or already projected.
     """
     name = options.student.removeprefix(RANDOM)
-    from_scratch = name in KNOWN and not options.pretrained
-    source = None if from_scratch else load_model(options.student)
+    source = load_model(name) if options.pretrained or name not in KNOWN else None
     config = KNOWN[name].config if source is None else source.config
+    if not _has_weights(options):
+        source = None
     if config.quantization is not None or teacher.config.quantization is not None:
         raise CompressionError("distillation works on float models: give the checkpoint from before quantize.")
     wanted = student_config(config, teacher.config, options)
@@ -64,6 +66,11 @@ def build_student(teacher: EdgeSam, options: StudentOptions, seed: int) -> EdgeS
     return student.to(next(teacher.parameters()).device)
 
 
+def _has_weights(options: StudentOptions) -> bool:
+    """Whether the student starts from weights of its own."""
+    return not options.student.startswith(RANDOM) and (options.pretrained or options.student not in KNOWN)
+
+
 def student_config(config: ModelConfig, teacher: ModelConfig, options: StudentOptions) -> ModelConfig:
     """The student's config: its own encoder, the teacher's decoder and thresholds.
 
@@ -77,8 +84,7 @@ def student_config(config: ModelConfig, teacher: ModelConfig, options: StudentOp
         )
     other_width = config.decoder.dim != teacher.decoder.dim
     # an architecture without weights is built for the teacher's width at once
-    has_weights = options.pretrained or options.student.removeprefix(RANDOM) not in KNOWN
-    if other_width and has_weights:
+    if other_width and _has_weights(options):
         if config.neck:
             raise CompressionError("this student's neck is projected already: give the model that it came from.")
         config = config.replace(neck=config.decoder.dim, projection=options.projection == "kept")

@@ -13,7 +13,7 @@ from sam_edge.segment.frame import to_pixels
 from sam_edge.training.pictures import Pictures
 
 IMAGES = 16
-"""Pictures that are looked at; their teacher embeddings are kept in memory."""
+"""Pictures that are looked at, at most; their teacher embeddings are kept in memory."""
 POINTS_PER_SIDE = 4
 """Grid of single points whose masks are compared."""
 
@@ -21,26 +21,29 @@ POINTS_PER_SIDE = 4
 class Closeness:
     """Compares students with one teacher on the first few readable of the given pictures, each encoded once."""
 
-    def __init__(self, teacher: EdgeSam, pictures: Pictures, indices: Sequence[int]) -> None:
+    def __init__(self, teacher: EdgeSam, pictures: Pictures, indices: Sequence[int], images: int = IMAGES) -> None:
         self._inputs: list[Tensor] = []
         for index in indices:
             try:
                 self._inputs.append(to_pixels(pictures[index][1], teacher.config)[0])
             except DataError:
                 continue
-            if len(self._inputs) == IMAGES:
+            if len(self._inputs) == images:
                 break
-        self._embeddings = self._encoded(teacher)
-        self._masks = self._segmented(teacher, self._embeddings)
+        self._teacher, self._embeddings = teacher, self._encoded(teacher)
+
+    def embedding_error(self, student: EdgeSam) -> float:
+        """See the function of that name; cheap enough to be asked after every epoch."""
+        return embedding_error(self._encoded(student), self._embeddings)
 
     def of(self, student: EdgeSam) -> dict[str, float]:
         """`embedding_error`, see there, and `mask_agreement`: mean IoU of the two models' masks of a grid of points.
 
         Two empty masks agree.
         """
-        embeddings = self._encoded(student)
-        scores = []
-        for mine, wanted in zip(self._segmented(student, embeddings), self._masks, strict=True):
+        embeddings, scores = self._encoded(student), []
+        of_teacher = self._segmented(self._teacher, self._embeddings)
+        for mine, wanted in zip(self._segmented(student, embeddings), of_teacher, strict=True):
             union = (mine | wanted).sum((-2, -1))
             overlap = (mine & wanted).sum((-2, -1))
             scores.append(torch.where(union > 0, overlap / union.clamp(min=1), 1.0))

@@ -70,7 +70,7 @@ def open_images(
 class PicturesOnly(Dataset[tuple[str, UInt8[np.ndarray, "h w 3"]]]):
     """A labelled dataset seen as an unlabelled one."""
 
-    def __init__(self, labelled: LabelledDataset, limit: int | None = None) -> None:
+    def __init__(self, labelled: Dataset[LabelledImage], limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise DataError(f"limit must be at least 1, got {limit}.")
         self._labelled = labelled

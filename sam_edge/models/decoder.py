@@ -5,6 +5,7 @@ takes one image at a time, cannot leave a point out of attention, and branches o
 A test holds the walk to segment-anything's.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,8 @@ class PromptableDecoder(nn.Module):
 
     def positions(self) -> Float[Tensor, "c g g"]:
         """Positional encoding of the grid, in float32 whatever the weights are: halves cannot hold the phases."""
-        encoding: Tensor = self.prompt_encoder.get_dense_pe()[0]
+        with without_autocast(self.prompt_encoder):
+            encoding: Tensor = self.prompt_encoder.get_dense_pe()[0]
         return encoding
 
     def forward(
@@ -146,7 +148,8 @@ class PromptableDecoder(nn.Module):
         height, width = encoder.input_image_size
         # segment-anything shifts to the pixel's centre
         normalised = (coords + 0.5) / coords.new_tensor([width, height])
-        positions = encoder.pe_layer._pe_encoding(normalised)
+        with without_autocast(encoder):
+            positions = encoder.pe_layer._pe_encoding(normalised)
         kinds = torch.cat([embedding.weight for embedding in encoder.point_embeddings])
         known = kinds[labels.clamp(min=0)] + positions.to(kinds.dtype)
         silent = torch.where((labels == NOT_A_POINT)[..., None], encoder.not_a_point_embed.weight, 0.0)
@@ -165,6 +168,14 @@ class PromptableDecoder(nn.Module):
             return dense
         given = has_mask[..., None, None]
         return given * dense + (1 - given) * none
+
+
+def without_autocast(module: nn.Module) -> AbstractContextManager[object]:
+    """A context in which autocast is off where it is on; graphs that are exported then know nothing of it."""
+    device = next(module.parameters()).device.type
+    # bfloat16 would turn the phases of positions by up to a tenth of a radian
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def two_way(

@@ -1,57 +1,77 @@
 """The ablation's tables: what is measured, how it is summed up, and what is said of the order."""
 
+import json
 import math
 
 import pytest
 
-from sam_edge.bench.slimming import TABLES, Result, Variant, as_dict, as_markdown, run_tables
+from sam_edge.bench.slimming import TABLES, Variant, as_dict, as_markdown, choose, variants
+from sam_edge.errors import BenchError
 
 
-def test_a_variant_that_two_tables_share_is_measured_once_per_seed():
-    calls = []
-
-    def measure(variant, seed):
-        calls.append((variant, seed))
-        return 0.5
-
-    results = run_tables(["3", "5"], [0, 1], measure)
-    assert len(calls) == len(set(calls)) == 2 * len(results)
-    shared = {row.variant for row in TABLES["3"].rows} & {row.variant for row in TABLES["5"].rows}
-    assert shared == {Variant()}
-    assert len(results) == len(TABLES["3"].rows) + len(TABLES["5"].rows) - 1
+def results(names, **points):
+    """Two seeds 0.02 apart around 0.5, or around what is given for a row's label."""
+    found = {}
+    for row in (row for name in names for row in TABLES[name].rows):
+        middle = points.get(row.label, found.get(row.variant.name, [{"point": 0.51}])[0]["point"] - 0.01)
+        found[row.variant.name] = [{"point": middle + shift, "box": middle + shift} for shift in (0.01, -0.01)]
+    return found
 
 
-def test_mean_and_spread_are_over_seeds():
-    scores = {0: 0.2, 1: 0.4, 2: 0.6}
-    results = run_tables(["4"], [0, 1, 2], lambda variant, seed: scores[seed])
-    for result in results.values():
-        assert result.mean == pytest.approx(0.4)
-        assert result.spread == pytest.approx(0.2)
+UNPRUNED = {"point": 0.6, "box": 0.7}
+
+
+def test_a_variant_that_two_tables_share_is_one():
+    tables = choose(["3", "5"], [], [])
+    assert len(variants(tables)) == len(TABLES["3"].rows) + len(TABLES["5"].rows) - 1
+    assert Variant().name in variants(tables)
+    every = {row.variant for table in TABLES.values() for row in table.rows}
+    assert len({variant.name for variant in every}) == len(every)
+
+
+def test_rows_are_chosen_by_part_of_their_label_and_by_ratio():
+    chosen = choose(["2"], ["magnitude", "SlimSAM"], [0.5])
+    assert [row.label for row in chosen["2"].rows] == ["50% magnitude pruning", "50% SlimSAM"]
+    assert len(choose(["2", "3"], [], [0.77])["2"].rows) == 6
+    assert list(choose(["2", "3"], ["scratch"], [])) == ["2"]
+    assert choose([], [], []) == TABLES
+    with pytest.raises(BenchError, match="for scrach"):
+        choose(["2"], ["SlimSAM", "scrach"], [])
+    with pytest.raises(BenchError, match=r"for 0\.6"):
+        choose(["2"], [], [0.5, 0.6])
 
 
 def test_the_table_shows_ours_beside_the_papers_and_what_was_lost():
-    results = {row.variant: Result((0.5, 0.52)) for row in TABLES["5"].rows}
-    text = as_markdown(["5"], results, 0.6, "nano.")
-    assert "| global, Gaussian | 51.00 | 1.41 | 9.00 | 64.48 |" in text
-    assert "beyond the spread: nothing" in text
+    text = as_markdown(choose(["5"], [], []), results(["5"]), UNPRUNED, "nano.")
+    assert "| unpruned | 60.0 | 70.0 | | |" in text
+    assert "| global, Gaussian | 50.0 ± 1.4 | 50.0 ± 1.4 | 10.0 | 64.48 |" in text
+    assert "- point, beyond both spreads together, as in the paper: nothing; against it: nothing." in text
 
 
-def test_an_order_against_the_papers_is_named_only_beyond_the_spread():
-    def results(taylor, disturbed):
-        values = {row.variant: Result((0.5, 0.5)) for row in TABLES["3"].rows}
-        return values | {TABLES["3"].rows[2].variant: taylor, TABLES["3"].rows[3].variant: disturbed}
+def test_an_order_is_named_only_beyond_both_spreads():
+    def said(**points):
+        return as_markdown(choose(["3"], [], []), results(["3"], **points), UNPRUNED, "nano.")
 
-    text = as_markdown(["3"], results(Result((0.60, 0.60)), Result((0.55, 0.55))), 0.7, "nano.")
-    assert "alternate, Taylor beats alternate, disturbed Taylor by 5.00" in text
-    within = as_markdown(["3"], results(Result((0.50, 0.60)), Result((0.54, 0.54))), 0.7, "nano.")
-    assert "alternate, Taylor beats alternate, disturbed" not in within
+    # each spread is 0.014
+    against = said(**{"alternate, Taylor": 0.53})
+    assert "against it: alternate, Taylor beats alternate, disturbed Taylor." in against
+    assert "alternate, Taylor beats alternate, disturbed" not in said(**{"alternate, Taylor": 0.528})
+    along = said(**{"alternate, disturbed Taylor": 0.53})
+    assert "as in the paper: one-step, Taylor" not in along
+    assert "alternate, disturbed Taylor beats one-step, Taylor" in along
+
+
+def test_rows_of_different_ratios_are_not_compared():
+    text = as_markdown(choose(["2"], [], []), results(["2"], **{"77% random pruning": 0.9}), UNPRUNED, "nano.")
+    assert "77% random pruning beats 77% SlimSAM" in text
+    assert "77% random pruning beats 50%" not in text
 
 
 def test_json_has_no_numbers_that_json_does_not_know():
-    results = {row.variant: Result((0.5,)) for row in TABLES["fig6"].rows}
-    rows = as_dict(["fig6"], results)["fig6"]
+    rows = as_dict(choose(["fig6"], [], []), results(["fig6"]))["fig6"]
     assert rows[2]["paper"] is None
-    assert all(not math.isnan(row["mean"]) for row in rows)
+    assert not math.isnan(rows[2]["scores"]["point"]["mean"])
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
 def test_table_2_is_fair_one_step_baselines_at_both_ratios():

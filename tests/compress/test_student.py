@@ -56,6 +56,11 @@ def test_a_checkpoint_brings_its_own_encoder(tiny_sam, tiny_slim, tmp_path):
     assert half.config.grid == 4
     assert same(half.image_encoder, resized(tiny_slim, 32).image_encoder)
     assert not half.config.lineage
+    anew = build_student(tiny_sam, StudentOptions(f"random:{folder}"), seed=0)
+    assert anew.config == student.config
+    encoders = zip(anew.image_encoder.parameters(), student.image_encoder.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in encoders if a.ndim > 1)
+    assert same(anew.mask_decoder, tiny_sam.mask_decoder)
 
 
 @pytest.mark.parametrize("projection", ["folded", "kept"])

@@ -150,6 +150,17 @@ def test_the_decoder_shares_the_model_s_weights(tiny_sam, embeddings):
         torch.testing.assert_close(tiny_sam.decoder.decode(embeddings, prompts)[1], before + 1.0)
 
 
+def test_positions_are_computed_in_float32_under_autocast_too(tiny_sam, embeddings):
+    decoder, prompts = tiny_sam.decoder, Prompts.build(**some_prompts("box"))
+    with torch.no_grad():
+        grid, sparse = decoder.positions(), decoder.embed_tokens(prompts.coords, prompts.labels)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(decoder.positions(), grid)
+            assert torch.equal(decoder.embed_tokens(prompts.coords, prompts.labels)[0], sparse)
+            # all else does run in bfloat16
+            assert decoder.decode(embeddings, prompts)[0].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     "given",
     [
