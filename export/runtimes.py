@@ -33,7 +33,8 @@ def open_runtime(spec: str | Path, runtime: str = "auto", device: str = "cpu") -
 
     `auto` is torch for what holds weights and ONNX Runtime for an exported folder. Any other runtime exports a
     checkpoint first (fp32, or int8 if it is quantized; for `tensorrt` also an engine for this GPU), into a folder that
-    lives as long as the process and serves every later call.
+    lives as long as the process and serves every later call. On the CPU all runtimes take as many threads as torch
+    does (`OMP_NUM_THREADS`).
 
     Raises:
         BackendUnavailableError: an unknown or absent runtime or device.
@@ -61,9 +62,11 @@ def open_runtime(spec: str | Path, runtime: str = "auto", device: str = "cpu") -
     if runtime.startswith("openvino") and device == "cuda":
         raise BackendUnavailableError("OpenVINO runs on the CPU here: use --device cpu, or --runtime onnxruntime.")
     folder = Path(spec).expanduser() if exported else _exported(spec, "cpu")
+    # as many as torch has, which resizes and measures beside it and with which it is compared
+    threads = torch.get_num_threads()
     if runtime == "onnxruntime":
-        return OnnxRuntime(folder, place)
-    return OpenVinoRuntime(folder, "bf16" if runtime == "openvino-bf16" else "f32")
+        return OnnxRuntime(folder, place, threads)
+    return OpenVinoRuntime(folder, "bf16" if runtime == "openvino-bf16" else "f32", threads)
 
 
 def resolve_device(device: str) -> str:

@@ -3,7 +3,7 @@
 Tau belongs to the model: 8.5, the constant of TinySAM's released code, may never occur in another one's logits.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from sam_edge.errors import EverythingError
 from sam_edge.models.config import Thresholds
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.budget import Budget
-from sam_edge.segment.crop_walk import MULTIMASK, CropWalk, Filters, Passing
+from sam_edge.segment.crop_walk import MULTIMASK, CropWalk, Filters
 from sam_edge.segment.everything import MAX_MEMORY_BYTES
+from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.grid import first_pass
 from sam_edge.segment.predictor import MASK_THRESHOLD
 from sam_edge.segment.records import suppress
@@ -93,13 +94,20 @@ def calibrate(
         raise EverythingError("calibration needs at least one photo.")
     grid = build_point_grid(options.points_per_side)
     budget = Budget.of(runtime.config, len(grid), 64, max_memory_bytes)
+    # once: of SAM-B in torch they take longer than a first pass does
+    embedded = [runtime.encode(to_pixels(picture, runtime.config)[0]) for picture in pictures]
+
+    def walks(thresholds: Thresholds) -> Iterator[CropWalk]:
+        filters = Filters(thresholds.pred_iou, thresholds.stability, STABILITY_OFFSET, BOX_NMS)
+        for picture, embeddings in zip(pictures, embedded, strict=True):
+            whole = (0, 0, picture.shape[1], picture.shape[0])
+            yield CropWalk(runtime, picture, whole, grid, filters, budget, embeddings)
+
     thresholds = runtime.config.thresholds
     if options.survivors is not None:
-        thresholds = _by_quantile(runtime, pictures, grid, budget, options.survivors)
-    filters = Filters(thresholds.pred_iou, thresholds.stability, STABILITY_OFFSET, BOX_NMS)
+        thresholds = _by_quantile(walks(Thresholds(0.0, 0.0)), first_pass(grid), options.survivors)
     seen = []
-    for picture in pictures:
-        walk = CropWalk(runtime, picture, (0, 0, picture.shape[1], picture.shape[0]), grid, filters, budget)
+    for walk in walks(thresholds):
         seen.append(_look(walk, first_pass(grid), whole=options.covered is None))
         on_photo()
     confidence = np.stack([photo.confidence for photo in seen])
@@ -211,19 +219,17 @@ def _ious(one: UInt8[np.ndarray, "bytes"], others: UInt8[np.ndarray, "k bytes"])
     return np.where(union > 0, common / np.maximum(union, 1), 1.0)
 
 
-def _by_quantile(
-    runtime: Runtime, pictures: list[Picture], grid: Float[np.ndarray, "p 2"], budget: Budget, survivors: float
-) -> Thresholds:
-    """Both thresholds at the quantile of their scores at which `survivors` of the first pass's prompts keep a mask."""
-    nothing = Filters(0.0, 0.0, STABILITY_OFFSET, BOX_NMS)
-    found: list[Passing] = []
-    for picture in pictures:
-        walk = CropWalk(runtime, picture, (0, 0, picture.shape[1], picture.shape[0]), grid, nothing, budget)
-        found += walk.passing(first_pass(grid))
+def _by_quantile(walks: Iterable[CropWalk], first: Int[np.ndarray, "f"], survivors: float) -> Thresholds:
+    """Both thresholds at the quantile of their scores at which `survivors` of the first pass's prompts keep a mask.
+
+    The walks' own filters must let all masks through.
+    """
+    # the scores alone: logits of all masks would fill the memory
+    scores = [(passing.iou, passing.stability) for walk in walks for passing in walk.passing(first)]
     three = MULTIMASK.stop - MULTIMASK.start
-    iou = torch.cat([part.iou for part in found]).reshape(-1, three).numpy()
+    iou, stability = (torch.cat(part).reshape(-1, three).numpy() for part in zip(*scores, strict=True))
     # a score without a value, of masks empty at every threshold, passes none
-    stability = torch.cat([part.stability for part in found]).reshape(-1, three).nan_to_num(0.0).numpy()
+    stability = np.nan_to_num(stability, nan=0.0)
 
     def cut(quantile: float) -> tuple[float, float]:
         return float(np.quantile(iou, quantile)), float(np.quantile(stability, quantile))

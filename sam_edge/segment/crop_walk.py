@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sam_edge.models.prompts import FOREGROUND, Prompts
 from sam_edge.segment.budget import Budget
-from sam_edge.segment.frame import to_pixels
+from sam_edge.segment.frame import Frame, to_pixels
 from sam_edge.segment.masks import mask_of, measure
 from sam_edge.segment.records import Found, run_lengths, suppress
-from sam_edge.segment.runtime import Runtime
+from sam_edge.segment.runtime import Embeddings, Runtime
 from sam_edge.segment.scaling import Scaling
 
 MULTIMASK = slice(1, 4)
@@ -63,15 +63,19 @@ class CropWalk:
         grid: Float[np.ndarray, "p 2"],
         filters: Filters,
         budget: Budget,
+        embeddings: Embeddings | None = None,
     ) -> None:
+        """`embeddings` are the crop's, where they are at hand."""
         x0, y0, x1, y1 = crop_box
-        pixels, frame = to_pixels(image[y0:y1, x0:x1], runtime.config)
+        frame = Frame.of(y1 - y0, x1 - x0, runtime.config.image_size)
         self.size, self.crop_box = image.shape[:2], crop_box
         self.points = grid * np.array([x1 - x0, y1 - y0])
         self.scaling = Scaling.of(frame, runtime.config.mask_size)
         self._coords = frame.to_input(torch.from_numpy(self.points)).float()
         self._runtime, self._filters, self._budget = runtime, filters, budget
-        self._state = runtime.prepare(runtime.encode(pixels))
+        if embeddings is None:
+            embeddings = runtime.encode(to_pixels(image[y0:y1, x0:x1], runtime.config)[0])
+        self._state = runtime.prepare(embeddings)
 
     def passing(
         self, points: Int[np.ndarray, "n"], on_points: Callable[[int], None] = lambda count: None

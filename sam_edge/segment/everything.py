@@ -51,8 +51,9 @@ class EverythingGenerator:
             parts within objects that were found whole.
         tau: logit above which a pixel is confident in the hierarchical strategy; lower skips more. The model's own
             by default.
-        max_memory_bytes: bound on memory beyond the model and the records. A lower one makes for smaller batches,
-            and for more masks that are decoded a second time once duplicates are suppressed.
+        max_memory_bytes: bound on memory beyond the model, what its encoder takes for one picture, and the records. A
+            lower one makes for smaller batches, and for more masks that are decoded a second time once duplicates are
+            suppressed.
 
     Raises:
         EverythingError: arguments that cannot work together, or no tau for the hierarchical strategy.

@@ -69,6 +69,18 @@ def test_a_checkpoint_is_exported_once_for_all_runtimes_that_read_graphs(
     assert exports == [OnnxOptions("fp32", "cpu")]
 
 
+def test_graphs_run_on_as_many_threads_as_torch(
+    checkpoint: Path, exports: list[OnnxOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A race between runtimes is between equals."""
+    seen = []
+    for name in ("OnnxRuntime", "OpenVinoRuntime"):
+        monkeypatch.setattr(runtimes, name, lambda folder, how, threads: seen.append(threads))
+    for runtime in ("onnxruntime", "openvino", "openvino-bf16"):
+        open_runtime(checkpoint, runtime)
+    assert seen == [torch.get_num_threads()] * 3
+
+
 def test_a_changed_checkpoint_is_exported_again(
     checkpoint: Path, tiny_sam: EdgeSam, exports: list[OnnxOptions]
 ) -> None:
