@@ -141,14 +141,6 @@ def to_half(model: EdgeSam) -> EdgeSam:
 def graphs(model: EdgeSam, dtype: torch.dtype = torch.float32) -> tuple[GraphSpec, ...]:
     """The encoder's, the decoder's and the split decoder's graphs, computing in `dtype`."""
     config = model.config
-    encoder = GraphSpec(
-        name="encoder",
-        module=EncoderGraph(model, dtype).eval(),
-        example=(torch.zeros(2, 3, config.image_size, config.image_size),),
-        inputs=("pixels",),
-        outputs=("embeddings",),
-        dynamic={"pixels": {0: "batch"}},
-    )
     decoder = GraphSpec(
         name="decoder",
         module=DecoderGraph(model, dtype).eval(),
@@ -163,7 +155,20 @@ def graphs(model: EdgeSam, dtype: torch.dtype = torch.float32) -> tuple[GraphSpe
             "has_mask_input": {0: "batch", 1: "sets"},
         },
     )
-    return encoder, decoder, *split_graphs(model, dtype)
+    return encoder_graph(model, dtype), decoder, *split_graphs(model, dtype)
+
+
+def encoder_graph(model: EdgeSam, dtype: torch.dtype) -> GraphSpec:
+    """The encoder's graph, computing in `dtype`."""
+    size = model.config.image_size
+    return GraphSpec(
+        name="encoder",
+        module=EncoderGraph(model, dtype).eval(),
+        example=(torch.zeros(2, 3, size, size),),
+        inputs=("pixels",),
+        outputs=("embeddings",),
+        dynamic={"pixels": {0: "batch"}},
+    )
 
 
 def split_graphs(model: EdgeSam, dtype: torch.dtype) -> tuple[GraphSpec, GraphSpec, GraphSpec]:

@@ -13,7 +13,7 @@ from sam_edge.errors import BackendUnavailableError, ExportError
 from sam_edge.export.onnx_runtime import ExportedFolder, OnnxRuntime, is_exported_folder
 from sam_edge.export.openvino_runtime import OpenVinoRuntime
 from sam_edge.export.tensorrt_runtime import Flavor, TensorRtRuntime, load_library, machine_target, read_engines
-from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
+from sam_edge.export.to_onnx import OnnxOptions, Precision, Products, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, rtx_targets
 from sam_edge.models.known import KNOWN
 from sam_edge.models.quantized import Dialect
@@ -57,11 +57,13 @@ def open_runtime(spec: str | Path, runtime: str = "auto", device: str = "cpu") -
     # what cannot run here says so before a long export, not after it
     if runtime == "tensorrt":
         target = machine_target(place)
-        folder = Path(spec).expanduser() if exported else _exported(spec, "tensorrt")
+        folder = Path(spec).expanduser() if exported else _exported(spec, "tensorrt", "auto")
         return TensorRtRuntime(folder if read_engines(folder) else _with_engines(folder, target), place)
     if runtime.startswith("openvino") and device == "cuda":
         raise BackendUnavailableError("OpenVINO runs on the CPU here: use --device cpu, or --runtime onnxruntime.")
-    folder = Path(spec).expanduser() if exported else _exported(spec, "cpu")
+    # OpenVINO is faster with attention's products in float
+    products: Products = "none" if runtime.startswith("openvino") else "auto"
+    folder = Path(spec).expanduser() if exported else _exported(spec, "cpu", products)
     # as many as torch has, which resizes and measures beside it and with which it is compared
     threads = torch.get_num_threads()
     if runtime == "onnxruntime":
@@ -93,15 +95,15 @@ _FOLDERS: dict[tuple[str, int, str], Path] = {}
 """Folders written by this process: what they came from, its newest file's time, and which form they hold."""
 
 
-def _exported(spec: str | Path, dialect: Dialect) -> Path:
-    """A checkpoint's graphs in a folder of their own; `dialect` matters to a quantized one only."""
+def _exported(spec: str | Path, dialect: Dialect, products: Products) -> Path:
+    """A checkpoint's graphs in a folder of their own; `dialect` and `products` matter to a quantized one only."""
     model = load_model(spec)
     precision: Precision = "fp32" if model.config.quantization is None else "int8"
-    key = (str(spec), _changed_ns(spec), "fp32" if precision == "fp32" else dialect)
+    key = (str(spec), _changed_ns(spec), "fp32" if precision == "fp32" else f"{dialect} {products}")
     if key not in _FOLDERS:
         scenes = SyntheticScenes(PARITY_IMAGES)
         images = [scenes[index].image for index in range(PARITY_IMAGES)]
-        folder, _ = export_onnx(model, _temporary_folder(), images, OnnxOptions(precision, dialect))
+        folder, _ = export_onnx(model, _temporary_folder(), images, OnnxOptions(precision, dialect, products=products))
         _FOLDERS[key] = folder
     return _FOLDERS[key]
 

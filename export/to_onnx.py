@@ -15,15 +15,17 @@ import torch
 from onnxscript import ir, opset18
 
 from sam_edge.errors import ExportError
-from sam_edge.export.graphs import GraphSpec, graphs, halve_positions, to_half
+from sam_edge.export.graphs import GraphSpec, encoder_graph, graphs, halve_positions, to_half
 from sam_edge.export.onnx_runtime import MANIFEST, OnnxRuntime, graph_sha256
 from sam_edge.export.parity import Parity, answers, compare, require
 from sam_edge.files import atomic_folder
 from sam_edge.models.quantized import Dialect, prepare_for_quantization, set_dialect, set_products, set_twin
+from sam_edge.models.quantized_attention import QuantizedProducts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.runtime import TorchRuntime
 
 Precision = Literal["fp32", "fp16", "int8"]
+Products = Literal["auto", "all", "none"]
 
 OPSET = 18
 SCHEMA = 1
@@ -31,6 +33,8 @@ LARGEST_FOLDED = 4096
 """Constants of more elements than this are computed in the graph: stored, they would outweigh int8 weights."""
 ALWAYS_FOLDED = ("Transpose", "Reshape")
 """Folded at any size: they add nothing, and TensorRT takes int8 weights only straight before DequantizeLinear."""
+FEWEST_TOKENS = 1024
+"""Tokens from which a global attention's integer products pay in ONNX Runtime: then its logits outgrow the cache."""
 SMALLEST_IOU = {"fp32": 0.999, "fp16": 0.98, "int8": 0.95}
 """Mean mask IoU with torch below which an export fails, by precision."""
 
@@ -48,10 +52,12 @@ class OnnxOptions:
 
     Measured on SAM-B's MLP: 1.6 x as slow in ONNX Runtime and OpenVINO, hence not the default.
     """
-    products: bool = False
-    """Write attention's products as integers too; else they stay float, and `model.json` lists them.
+    products: Products = "auto"
+    """Attention products that become integers: `all`, `none`, or those that pay in ONNX Runtime; `model.json` lists the
+    others.
 
-    Measured on SAM-B's windows: 0.75 x as fast as float in ONNX Runtime, 1.2 x in OpenVINO.
+    Measured on SAM-B at 1024 px: global attention takes half of its float time, and a tenth of its memory; windows take
+    as long as in float. OpenVINO is faster with `none`.
     """
 
 
@@ -73,14 +79,7 @@ def export_onnx(
         raise ExportError("--precision int8 needs a quantized checkpoint: run `sam-edge quantize` first.")
     if not images:
         raise ExportError("parity needs at least one picture: check --images.")
-    if quantized:
-        set_dialect(model, options.dialect)
-        set_twin(model, options.twin)
-        set_products(model, options.products)
-        halve_positions(model)
-    else:
-        # not for its own sake: q, k and v apart and folded batch norms are the better graph in float too
-        prepare_for_quantization(model)
+    _take_form(model, options)
     wanted = answers(TorchRuntime(model), images)
     dtype = torch.float32
     if options.precision == "fp16":
@@ -105,12 +104,43 @@ def export_onnx(
     return Path(out), parity
 
 
+def write_encoder(model: EdgeSam, folder: Path, options: OnnxOptions) -> Path:
+    """The encoder's graph alone, unproven, for timing; `model` is consumed."""
+    _take_form(model, options)
+    return folder / _write(encoder_graph(model, torch.float32), folder)["file"]
+
+
+def _take_form(model: EdgeSam, options: OnnxOptions) -> None:
+    """Bring a model to the form that its graphs have, in place."""
+    if model.config.quantization is None:
+        # not for its own sake: q, k and v apart and folded batch norms are the better graph in float too
+        prepare_for_quantization(model)
+        return
+    set_dialect(model, options.dialect)
+    set_twin(model, options.twin)
+    set_products(model, integer_products(model, options))
+    halve_positions(model)
+
+
+def integer_products(model: EdgeSam, options: OnnxOptions) -> set[str]:
+    """Names of the attention products that a quantized model's graphs compute in integers."""
+    named = {name for name, module in model.named_modules() if isinstance(module, QuantizedProducts)}
+    if options.products != "auto":
+        return named if options.products == "all" else set()
+    if options.dialect != "cpu" or model.config.grid**2 < FEWEST_TOKENS:
+        return set()
+    blocks = enumerate(model.config.blocks)
+    return named & {f"image_encoder.blocks.{index}.attn.products" for index, block in blocks if not block.window}
+
+
 def _integer_form(model: EdgeSam, options: OnnxOptions) -> dict[str, Any]:
     """What of a quantized checkpoint the graphs compute otherwise than it does, by name of the layer."""
     entries = (model.config.quantization or {}).items()
-    twins = [name for name, entry in entries if entry.get("split") and not ("heads" in entry and not options.products)]
+    integers = integer_products(model, options)
+    left = [name for name, entry in entries if "heads" in entry and name not in integers]
+    twins = [name for name, entry in entries if entry.get("split") and name not in left]
     return {
-        "float_products": [] if options.products else [name for name, entry in entries if "heads" in entry],
+        "float_products": left,
         "twins_as_plain": [] if options.twin else twins,
         "twins_as_two_products": twins if options.twin else [],
         "containers": "int8, whatever the bits",

@@ -1,21 +1,28 @@
-"""The table of quantization, joined from all floors. Nothing here prints."""
+"""The table of quantization, and the race of integer encoders, joined from all floors. Nothing here prints."""
 
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
+import torch
+
+from sam_edge.bench.integers import Contender, Turns, quantize_by_onnxruntime, race
 from sam_edge.bench.quantization import Measured, QuantizationRow, Setting, compare_settings
 from sam_edge.data import open_some
 from sam_edge.data.split import Split
+from sam_edge.errors import BenchError
 from sam_edge.evaluate.miou import evaluate_miou
 from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import resolve_device
+from sam_edge.export.to_onnx import OnnxOptions, write_encoder
 from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.search import Metric
+from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.runtime import TorchRuntime
 from sam_edge.steps import OnProgress, sample_pictures
 
@@ -68,3 +75,54 @@ def quantization_table(
 
     float_scores = measured(parent)
     return float_scores, compare_settings(chosen, seeds, measure, on_progress)
+
+
+def encoder_race(
+    parent: str,
+    integers: str,
+    images: str,
+    *,
+    runtimes: Sequence[str] = ("onnxruntime", "openvino"),
+    pictures: int = 2,
+    turns: int = 3,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Turns]:
+    """Race the encoder of a quantized checkpoint against its float parent's, exported as each runtime likes them best.
+
+    In ONNX Runtime its own static (calibrated on `pictures`) and dynamic quantization of the parent take part; in
+    OpenVINO bfloat16 does, alone and for the float rest of the integer graph.
+
+    Raises:
+        BenchError: `integers` is not a quantized checkpoint, `parent` is one, or OpenVINO is absent.
+    """
+    model = load_model(parent)
+    side = model.config.image_size
+    if model.config.quantization is not None or load_model(integers).config.quantization is None:
+        raise BenchError("the race is between a float MODEL and a quantized one, in this order.")
+    if "openvino" in runtimes and find_spec("openvino") is None:
+        raise BenchError(
+            "openvino is not installed: pip install 'sam-edge[openvino]', or choose --runtime onnxruntime."
+        )
+    inputs = [to_pixels(picture, model.config)[0].numpy() for picture in sample_pictures(images, pictures, seed)]
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def write(name: str, spec: str, options: OnnxOptions) -> Path:
+            folder = Path(scratch) / name
+            folder.mkdir()
+            return write_encoder(load_model(spec), folder, options)
+
+        graph = write("float", parent, OnnxOptions())
+        contenders = {}
+        if "onnxruntime" in runtimes:
+            own = quantize_by_onnxruntime(graph, Path(scratch), inputs)
+            contenders["onnxruntime float"] = Contender("onnxruntime", graph)
+            contenders["onnxruntime int8"] = Contender("onnxruntime", write("ort", integers, OnnxOptions("int8")))
+            contenders |= {f"onnxruntime {name}": Contender("onnxruntime", file) for name, file in own.items()}
+        if "openvino" in runtimes:
+            plain = write("openvino", integers, OnnxOptions("int8", products="none"))
+            contenders["openvino float"] = Contender("openvino", graph)
+            contenders["openvino bf16"] = Contender("openvino-bf16", graph)
+            contenders["openvino int8"] = Contender("openvino", plain)
+            contenders["openvino int8 and bf16"] = Contender("openvino-bf16", plain)
+        return race(contenders, side=side, threads=torch.get_num_threads(), turns=turns, on_turn=on_progress)

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from sam_edge.cli.options import DEFAULT_IMAGES, Dialect, Flavor, Images, Json, Model, OnDevice, Out, Precision, Seed
+from sam_edge.cli.options import (
+    DEFAULT_IMAGES,
+    Dialect,
+    Flavor,
+    Images,
+    Json,
+    Model,
+    OnDevice,
+    Out,
+    Precision,
+    Products,
+    Seed,
+)
 from sam_edge.cli.output import progress, report
 from sam_edge.option_docs import doc
 
@@ -19,7 +31,7 @@ def export_onnx(
     precision: Annotated[Precision, typer.Option(help=_ONNX("precision"))] = "fp32",
     dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",
     twin: Annotated[bool, typer.Option("--twin", help=_ONNX("twin"))] = False,
-    products: Annotated[bool, typer.Option("--products", help=_ONNX("products"))] = False,
+    products: Annotated[Products, typer.Option(help=_ONNX("products"))] = "auto",
     images: Images = DEFAULT_IMAGES,
     as_json: Json = False,
     seed: Seed = 0,

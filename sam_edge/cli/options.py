@@ -12,6 +12,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 """Precision of exported graphs."""
 Dialect = Literal["cpu", "tensorrt"]
 """Form of INT8 graphs."""
+Products = Literal["auto", "all", "none"]
+"""Attention products that become integers in them."""
 Flavor = Literal["rtx", "standard"]
 """Which TensorRT."""
 Strategy = Literal["grid", "hierarchical"]
@@ -49,6 +51,13 @@ Curvature = Literal["fisher", "quantized"]
 
 
 # Typer takes no list of Literal, and these two are options that repeat
+
+
+class IntegerRuntime(StrEnum):
+    """Runtimes that integer encoders are raced in; typer repeats enums, not literals."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
 
 
 class RuntimeName(StrEnum):

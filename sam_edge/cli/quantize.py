@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from sam_edge.cli.options import (
+    DEFAULT_IMAGES,
     CalibrationImages,
     Curvature,
     EvalSplit,
     Images,
+    IntegerRuntime,
     Json,
     Metric,
     Model,
@@ -179,3 +181,44 @@ def bench_quantize(
         print_json(result)
     else:
         stdout().print(rich_table(parent, rows))
+
+
+def bench_integers(
+    model: Model,
+    integers: Annotated[str, typer.Argument(metavar="QUANTIZED", help="The quantized checkpoint made of MODEL.")],
+    images: Images = DEFAULT_IMAGES,
+    runtime: Annotated[
+        list[IntegerRuntime] | None, typer.Option(help="Runtime to race in, repeat for more; both by default.")
+    ] = None,
+    turns: Annotated[int, typer.Option(help="Turns that every contender takes.")] = 3,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of times and ratios.")] = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """Race the integer encoder against float, bfloat16, and ONNX Runtime's own quantization, in turn."""
+    from sam_edge.bench.hardware import hardware
+    from sam_edge.bench.integers import as_dict, race_table, ratios
+    from sam_edge.files import atomic_file
+    from sam_edge.quantization_step import encoder_race
+
+    with progress("race") as on_progress:
+        found = encoder_race(
+            model,
+            integers,
+            images,
+            runtimes=[name.value for name in runtime or IntegerRuntime],
+            turns=turns,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    result = {"settings": {"model": model, "quantized": integers, "turns": turns, "seed": seed}, **as_dict(found)}
+    result["hardware"] = hardware()
+    if out is not None:
+        with atomic_file(out) as part:
+            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(result)
+        return
+    stdout().print(race_table(found))
+    for key, value in ratios(found).items():
+        stdout().print(f"{key.replace('_', ' ')}: {value:.2f} x")

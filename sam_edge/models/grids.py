@@ -126,21 +126,26 @@ class TwinGrid:
 
 @dataclass(frozen=True)
 class BranchGrid:
-    """One branch of a twin grid: integers from `low` to `high` times a step that both dialects share."""
+    """Integers from `low` to `high` times a step that both dialects share: a twin grid's branch, or [-1, 1]."""
 
     scale: float
     low: int
     high: int
+    signed: bool = False
+    """int8 in both dialects: what a right-hand operand is, since CPUs multiply uint8 by int8 fastest (VNNI)."""
 
     def in_dialect(self, dialect: Dialect) -> tuple[float, int, int, int, torch.dtype]:
         """As `Grid.in_dialect`; an int8 container ends at 127."""
-        if dialect == "cpu":
+        if dialect == "cpu" and not self.signed:
             return self.scale, -self.low, 0, self.high - self.low, torch.uint8
         return self.scale, 0, self.low, min(self.high, 127), torch.int8
 
 
 class OnGrid(nn.Module):
     """Round an activation onto a grid."""
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, grid: Grid | BranchGrid) -> None:
         super().__init__()
@@ -163,10 +168,12 @@ class OnGrid(nn.Module):
             return x + (self._round(x.detach()) - x.detach())
         return self._round(x)
 
+    def integers(self, x: Tensor) -> Tensor:
+        """The nearest values' integers, in their container."""
+        return quantize(x if self.clip is None else x.clamp(*self.clip), self.scale, self.zero_point)
+
     def _round(self, x: Tensor) -> Tensor:
-        if self.clip is not None:
-            x = x.clamp(*self.clip)
-        return dequantize(quantize(x, self.scale, self.zero_point), self.scale, self.zero_point, 0)
+        return dequantize(self.integers(x), self.scale, self.zero_point, 0)
 
 
 class OnTwinGrid(nn.Module):

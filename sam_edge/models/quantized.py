@@ -6,6 +6,7 @@ grid's values; a runtime does it in integers. Weights are symmetric, per output 
 """
 
 import operator
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Any, cast
@@ -212,8 +213,8 @@ def set_twin(model: nn.Module, on: bool) -> None:
             module.use_twin = on
 
 
-def set_products(model: nn.Module, on: bool) -> None:
-    """Compute attention products of a quantized model on their integer grids, or in float."""
-    for module in model.modules():
+def set_products(model: nn.Module, integer: Container[str]) -> None:
+    """Compute the named attention products of a quantized model on their integer grids, and all others in float."""
+    for name, module in model.named_modules():
         if isinstance(module, QuantizedProducts):
-            module.use_grids = on
+            module.use_grids = name in integer

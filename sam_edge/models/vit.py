@@ -65,8 +65,9 @@ class SplitAttention(nn.Module):
         self, q: Float[Tensor, "b heads n d"], height: int, width: int
     ) -> tuple[Float[Tensor, "b heads n h"], Float[Tensor, "b heads n w"]]:
         grid = q.unflatten(2, (height, width))
-        rel_h = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
-        rel_w = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(width, width, self.rel_pos_w))
+        # not einsum, which ONNX Runtime computes through several copies
+        rel_h = grid @ get_rel_pos(height, height, self.rel_pos_h).mT
+        rel_w = (grid.transpose(2, 3) @ get_rel_pos(width, width, self.rel_pos_w).mT).transpose(2, 3)
         return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
 
 

@@ -1,17 +1,21 @@
 """One walk over the calibration pictures: every layer's extremes, some rows of its input, and the task's curvature.
 
 Memory is bounded: a picture's rows are drawn by chance, a layer keeps at most 32 MB, and nothing else outlives its
-picture. Prompts are decoded a few at a time, each with a backward pass of its own as far as the image embedding.
+picture. Prompts are decoded a few at a time, each with a backward pass of its own as far as the image embedding; the
+encoder's blocks are computed once more in the backward pass, one at a time (Chen et al. 2016), and watched only then.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from zlib import crc32
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.prompts import Prompts
@@ -38,23 +42,38 @@ class Walk:
     """Seed of prompts, of rows and of outcomes."""
 
 
+@dataclass
+class Watch:
+    """How many rows of a call layers keep, by which seed, and whether calls without gradients count."""
+
+    seed: int
+    rows: int
+    gradient: bool
+
+
 @contextmanager
 def watched(
-    layers: dict[str, nn.Module], chance: Chance, watch_as: dict[str, nn.Module] | None = None
+    layers: dict[str, nn.Module], watch: Watch, watch_as: dict[str, nn.Module] | None = None
 ) -> Iterator[dict[str, Seen]]:
     """Record what `layers` see while the block runs; `watch_as` names the float layers that quantized ones replace."""
     seen = {name: Seen() for name in layers}
 
     def watcher(name: str) -> Callable[..., None]:
         stands_for = (watch_as or layers)[name]
+        # of its own, since layers may be visited in any order
+        generator = torch.Generator().manual_seed(watch.seed + crc32(name.encode()))
 
-        def watch(module: nn.Module, given: tuple, out: Tensor) -> None:
+        def see(module: nn.Module, given: tuple, out: Tensor) -> None:
+            if watch.gradient and not torch.is_grad_enabled():
+                # this block will be computed again
+                return
+            chance = Chance(generator, watch.rows)
             if isinstance(stands_for, AttentionProducts):
                 watch_attention(seen[name], given, out, chance)
             else:
                 watch_layer(seen[name], stands_for, given[0], out, chance)
 
-        return watch
+        return see
 
     handles = [module.register_forward_hook(watcher(name)) for name, module in layers.items()]
     try:
@@ -62,6 +81,20 @@ def watched(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def block_by_block(encoder: nn.Module) -> Iterator[None]:
+    """Keep only the inputs of a ViT's blocks for the backward pass."""
+    blocks = list(getattr(encoder, "blocks", ()))
+    for block in blocks:
+        # the reentrant form, whose first pass takes no gradients
+        block.forward = partial(checkpoint, block.forward, use_reentrant=True)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 @dataclass(frozen=True)
@@ -89,20 +122,22 @@ class Observer:
         The same walk takes the same prompts and rows through every model.
         """
         prompting, outcomes = (torch.Generator().manual_seed(seed) for seed in (walk.seed, walk.seed + 1))
-        chance = Chance(torch.Generator().manual_seed(walk.seed + 2), walk.rows)
+        watch = Watch(walk.seed + 2, walk.rows, self.gradient)
         calls = 3 * -(-walk.prompts_per_image // PROMPTS_AT_ONCE)
-        with watched(layers, chance, watch_as) as seen, self._learning(), torch.set_grad_enabled(self.gradient):
+        with watched(layers, watch, watch_as) as seen, self._learning(), torch.set_grad_enabled(self.gradient):
             for image in images:
                 pixels, frame = to_pixels(image, self.model.config)
-                chance.rows = walk.rows
+                watch.rows = walk.rows
                 pixels = pixels.to(next(self.model.parameters()).device).requires_grad_(self.gradient)
-                embeddings = self.model.encode(pixels)
-                chance.rows = max(FEWEST_ROWS, walk.rows // calls)
+                with block_by_block(self.model.image_encoder) if self.gradient else nullcontext():
+                    embeddings = self.model.encode(pixels)
+                watch.rows = max(FEWEST_ROWS, walk.rows // calls)
                 leaf = embeddings.detach().requires_grad_(self.gradient)
                 with torch.no_grad():
                     wanted = self.reference.encode(pixels) if self.reference is not None else None
                 for prompts in random_prompts(frame, walk.prompts_per_image, prompting):
                     self._decode(leaf, wanted, prompts, outcomes)
+                watch.rows = walk.rows
                 if self.gradient:
                     embeddings.backward(leaf.grad)
                 if on_image is not None:

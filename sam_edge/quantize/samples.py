@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sam_edge.models.attention import summed
+from sam_edge.models.attention import Bias, summed
 from sam_edge.models.quantized_attention import biased
 
 LARGEST_SAMPLE = 2**23
@@ -52,8 +52,19 @@ class AttentionRows:
     q: Float[Tensor, "b heads t d"]
     k: Float[Tensor, "b heads m d"]
     v: Float[Tensor, "b heads m dv"]
-    bias: Tensor | None
+    bias: Bias
     grad: Float[Tensor, "b heads t dv"] | None = None
+
+    @property
+    def positions(self) -> Float[Tensor, "b heads t hw"]:
+        """Relative positions of these rows, those along columns after those along rows."""
+        assert isinstance(self.bias, tuple)
+        return torch.cat(self.bias, -1)
+
+    def added(self, positions: Float[Tensor, "b heads t hw"]) -> Float[Tensor, "b heads t m"]:
+        """What relative positions add to the logits."""
+        assert isinstance(self.bias, tuple)
+        return summed(*positions.split([part.shape[-1] for part in self.bias], -1))
 
     @property
     def weights(self) -> Float[Tensor, "b heads t m"]:
@@ -78,7 +89,7 @@ class Seen:
     output_low: float = float("inf")
     output_high: float = float("-inf")
     heads: dict[str, Tensor] = field(default_factory=dict)
-    """Of an attention: per head, the largest magnitude of q, k and v."""
+    """Of an attention: per head, the largest magnitude of q, k, v and relative positions."""
     rows: list[Rows] = field(default_factory=list)
     attention: list[AttentionRows] = field(default_factory=list)
     total: int = 0
@@ -92,6 +103,11 @@ class Seen:
         self.input_low, self.input_high = min(low, self.input_low), max(high, self.input_high)
         low, high = (value.item() for value in torch.aminmax(y.detach()))
         self.output_low, self.output_high = min(low, self.output_low), max(high, self.output_high)
+
+    def widen_heads(self, name: str, x: Float[Tensor, "b heads n d"]) -> None:
+        """Widen what an operand of attention reaches in each head."""
+        peak = x.abs().amax((0, 2, 3)).cpu()
+        self.heads[name] = torch.maximum(self.heads[name], peak) if name in self.heads else peak
 
     def take_gradients(self, other: "Seen") -> None:
         """Use the gradients of another model's walk, which took the same rows."""
@@ -178,8 +194,10 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
     """Take some random query rows of a few batch items of an attention, with all their keys."""
     q, k, v = (x.detach() for x in given[:3])
     for name, x in zip("qkv", (q, k, v), strict=True):
-        peak = x.abs().amax((0, 2, 3)).cpu()
-        seen.heads[name] = torch.maximum(seen.heads[name], peak) if name in seen.heads else peak
+        seen.widen_heads(name, x)
+    if len(given) > 3 and isinstance(given[3], tuple):
+        for x in given[3]:
+            seen.widen_heads("positions", x.detach())
     seen.total += q.shape[0] * q.shape[2]
     if seen.kept > LARGEST_ATTENTION:
         return
@@ -198,11 +216,12 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
         out.register_hook(keep)
 
 
-def _bias_rows(bias: tuple, items: Tensor, at: Tensor) -> Tensor | None:
+def _bias_rows(bias: tuple, items: Tensor, at: Tensor) -> Bias:
     if not bias or bias[0] is None:
         return None
     if isinstance(bias[0], tuple):
-        return summed(*(x.detach()[items][:, :, at].cpu() for x in bias[0]))
+        rel_h, rel_w = (x.detach()[items][:, :, at].cpu() for x in bias[0])
+        return rel_h, rel_w
     mask = bias[0].detach()
     # one table for every window; or one row for every query
     mask = mask[None] if mask.ndim == 3 else mask[items]

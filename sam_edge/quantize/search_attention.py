@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_edge.models.grids import Grid, TwinGrid
-from sam_edge.models.quantized_attention import AttentionQuantization, unit_grid
+from sam_edge.models.quantized_attention import POSITION_BITS, AttentionQuantization, unit_grid
 from sam_edge.quantize.samples import AttentionRows, Seen
 from sam_edge.quantize.search import ROUNDS, Metric, best_shares, on_grid, on_steps
 
@@ -25,11 +25,13 @@ class HeadSearch:
         self.ends = dict(self.peaks)
         self.weights = [sample.weights for sample in self.samples]
         self.highest = max(weights.max().item() for weights in self.weights)
-        self.step = unit_grid(bits).scale
 
-    def rounded(self, x: Float[Tensor, "b heads n d"], ends: Float[Tensor, "heads"]) -> Float[Tensor, "b heads n d"]:
-        """q, k or v with these ends of its heads."""
-        return on_steps(x, ends[:, None, None] * self.step, self.bits)
+    def rounded(
+        self, x: Float[Tensor, "b heads n d"], ends: Float[Tensor, "heads"], bits: int = 0
+    ) -> Float[Tensor, "b heads n d"]:
+        """q, k or v with these ends of its heads; other operands may have `bits` of their own."""
+        bits = bits or self.bits
+        return on_steps(x, ends[:, None, None] * unit_grid(bits).scale, bits)
 
     def search_ends(self, name: str, product: Callable[[AttentionRows, int, Tensor], Tensor], wanted: list) -> None:
         """Choose the ends of `name`: `product(sample, index, rounded)` is what the rounded operand gives.
@@ -37,10 +39,11 @@ class HeadSearch:
         `wanted` holds, per sample, the float product and how much it matters.
         """
         operands = [getattr(sample, name) for sample in self.samples]
+        bits = POSITION_BITS if name == "positions" else self.bits
 
         def error(shares: Tensor) -> Tensor:
             ends = self.peaks[name] * shares
-            found = [product(s, i, self.rounded(operands[i], ends)) for i, s in enumerate(self.samples)]
+            found = [product(s, i, self.rounded(operands[i], ends, bits)) for i, s in enumerate(self.samples)]
             return self.error(found, wanted)
 
         shares, _ = best_shares(error, len(self.peaks[name]))
@@ -89,9 +92,12 @@ def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> At
             search.search_ends("k", lambda s, i, k, queries=queries: queries[i] @ k.mT, logits)  # type: ignore[misc]
             if torch.equal(before, search.ends["q"]):
                 break
+        if "positions" in search.ends:
+            added = [(s.added(s.positions), matters) for s, (_, matters) in zip(search.samples, logits, strict=True)]
+            search.search_ends("positions", lambda s, i, positions: s.added(positions), added)
         plain, twin_grid = _search_weights(search, bits, twin)
-    q, k, v = (tuple(search.ends[name].tolist()) for name in "qkv")
-    return AttentionQuantization(q, k, v, plain, twin_grid, bits)
+    ends = {name: tuple(end.tolist()) for name, end in search.ends.items()}
+    return AttentionQuantization(**ends, weights=plain, twin=twin_grid, bits=bits)
 
 
 def _search_weights(search: HeadSearch, bits: int, twin: bool) -> tuple[Grid, TwinGrid | None]:

@@ -1,8 +1,10 @@
 """What each layer's rounding adds to the task loss, to second order."""
 
+import torch
+
 from sam_edge.errors import QuantizationError
 from sam_edge.models.quantized import QuantizedLayer
-from sam_edge.models.quantized_attention import QuantizedProducts
+from sam_edge.models.quantized_attention import POSITION_BITS, QuantizedProducts
 from sam_edge.quantize.ptq import Quantizer
 from sam_edge.quantize.search import LayerSearch, on_grid
 from sam_edge.quantize.search_attention import HeadSearch
@@ -47,6 +49,12 @@ def _attention_error(search: HeadSearch, module: QuantizedProducts) -> tuple[flo
     }
     grid = plan.twin or plan.weights
     logits = [q @ k.mT for q, k in zip(rounded["q"], rounded["k"], strict=True)]
+    if plan.positions:
+        ends = torch.tensor(plan.positions)
+        for product, s in zip(logits, search.samples, strict=True):
+            # the product is taken before it is scaled, positions are added behind
+            off = search.rounded(s.positions, ends, POSITION_BITS) - s.positions
+            product += s.added(off) * s.q.shape[-1] ** 0.5
     outputs = [on_grid(weights, grid) @ v for weights, v in zip(search.weights, rounded["v"], strict=True)]
     wanted = [(s.q @ s.k.mT, search.magnitude(s.product_grad())) for s in search.samples]
     error = search.error(logits, wanted).sum()

@@ -86,7 +86,10 @@ class ViewStream(Dataset[View]):
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views stacked as tensors: image uint8 B x 3 x S x S, masks uint8 B x K x M x M, boxes_only bool B, the rest float32."""
+    """Views stacked as tensors.
+
+    Image is uint8 B x 3 x S x S, masks uint8 B x K x M x M, boxes_only bool B, the rest float32.
+    """
 
     image: torch.Tensor
     masks: torch.Tensor

@@ -79,7 +79,7 @@ def export(make_sam, photo, tmp_path_factory) -> Export:
         model = build(config, options)
         if precision == "int8":
             set_dialect(model, options.dialect)
-            set_products(model, on=False)
+            set_products(model, ())
             halve_positions(model)
         return Exported(path, parity, OnnxRuntime(path, threads=1), model, TorchRuntime(model))
 

@@ -63,8 +63,8 @@ def folder(model, tmp_path_factory) -> Path:
 def asked(model) -> tuple[Tensor, Prompts, Tensor]:
     """An image embedding, points and boxes about it, and the logits of float64.
 
-    The embedding is the same for all: through the decoder, what runtimes' encoders differ by
-    grows thirtyfold.
+    The embedding is the same for all: through the decoder, what runtimes' encoders differ by grows
+    thirtyfold.
     """
     config = model.config
     shape = (1, config.decoder.dim, config.grid, config.grid)

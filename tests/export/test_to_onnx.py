@@ -1,5 +1,6 @@
 """sam_edge.export.to_onnx: graphs that say what torch says, and integers that are integers."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -10,17 +11,20 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import AttributeProto, TensorProto, numpy_helper
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError
 from sam_edge.export import to_onnx
+from sam_edge.export.graphs import halve_positions
 from sam_edge.export.onnx_runtime import ExportedFolder, OnnxRuntime, decoder_inputs, is_exported_folder
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
+from sam_edge.models import quantized_attention
 from sam_edge.models.grids import OnTwinGrid, TwinGrid
 from sam_edge.models.prompts import ABSENT, Prompts
-from sam_edge.models.quantized import prepare_for_quantization, quantizable
+from sam_edge.models.quantized import prepare_for_quantization, quantizable, set_products, set_twin
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.runtime import TorchRuntime
 
 SLOW = pytest.mark.slow
 FLOAT = ["fp32", pytest.param("tiny_vit_fp32", marks=SLOW)]
@@ -341,6 +345,50 @@ def with_twins(quantizer) -> list[str]:
     return named
 
 
+def every_node(graph) -> list:
+    """The nodes of a graph and of the graphs inside them."""
+    bodies = [given.g for node in graph.node for given in node.attribute if given.type == AttributeProto.GRAPH]
+    return [*graph.node, *(node for body in bodies for node in every_node(body))]
+
+
+def largest_added(file: Path, tokens: int) -> int:
+    """How many additions give tokens x tokens values, per head or for all."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(file), data_prop=True).graph
+    bodies = [given.g for node in graph.node for given in node.attribute if given.type == AttributeProto.GRAPH]
+    shapes = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
+        for part in (graph, *bodies)
+        for value in part.value_info
+    }
+    added = [shapes[node.output[0]] for node in every_node(graph) if node.op_type == "Add" if node.output[0] in shapes]
+    return sum(shape[-1:] == [tokens] and tokens in shape[:-1] for shape in added)
+
+
+def test_global_attention_pays_in_integers_and_adds_no_positions_to_its_logits(
+    tiny_config, make_sam, photo, tmp_path, monkeypatch
+):
+    config = tiny_config.replace(patch_size=4, blocks=tiny_config.blocks[1:])
+    monkeypatch.setattr(to_onnx, "FEWEST_TOKENS", config.grid**2)
+    # several bands of a head
+    monkeypatch.setattr(quantized_attention, "BAND", 100)
+    model = make_sam(config)
+    plain, _ = export_onnx(make_sam(config), tmp_path / "float", [photo], OnnxOptions())
+    quantize_model(model, [photo], QuantizeOptions(metric="minmax", prompts_per_image=4))
+    simulated = copy.deepcopy(model)
+    out, _ = export_onnx(model, tmp_path / "int8", [photo], OnnxOptions("int8"))
+    assert largest_added(plain / "encoder.onnx", config.grid**2) > 0
+    assert largest_added(out / "encoder.onnx", config.grid**2) == 0
+    name = "image_encoder.blocks.0.attn.products"
+    assert name not in json.loads((out / "model.json").read_text())["integer_form"]["float_products"]
+    # other batches, and the same integers as torch
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    set_twin(simulated, False)
+    set_products(simulated, [name])
+    halve_positions(simulated)
+    got, wanted = OnnxRuntime(out, threads=1).encode(pixels), TorchRuntime(simulated).encode(pixels).numpy()
+    assert_agree("int8", wanted, got, 0)
+
+
 def test_twins_and_products_are_integers_where_asked_for_and_labelled(
     small_config, make_sam, photo, tmp_path, monkeypatch
 ):
@@ -348,7 +396,7 @@ def test_twins_and_products_are_integers_where_asked_for_and_labelled(
     quantizer = quantize_model(model, [photo], QuantizeOptions(metric="minmax", prompts_per_image=4))
     twins = with_twins(quantizer)
     monkeypatch.setitem(to_onnx.SMALLEST_IOU, "int8", 0.85)
-    asked = OnnxOptions("int8", twin=True, products=True)
+    asked = OnnxOptions("int8", twin=True, products="all")
     out, parity = export_onnx(model, tmp_path / "out", [photo], asked)
     assert parity.mask_iou > 0.9
     form = json.loads((out / "model.json").read_text())["integer_form"]
@@ -358,7 +406,7 @@ def test_twins_and_products_are_integers_where_asked_for_and_labelled(
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
     ort.InferenceSession(out / "encoder.onnx", options, providers=["CPUExecutionProvider"])
-    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    nodes = every_node(onnx.load(tmp_path / "optimised.onnx").graph)
     integers = [node for node in nodes if node.op_type in ("MatMulIntegerToFloat", "QLinearMatMul")]
     # q, k, v, proj, lin1; two of lin2; q k^T and two of the twin attention weights
     assert len(integers) == 10

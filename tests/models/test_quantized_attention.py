@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from segment_anything.modeling.image_encoder import add_decomposed_rel_pos, get_rel_pos
 
 from sam_edge.models import quantized_attention
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.grids import Grid, TwinGrid
 from sam_edge.models.quantized import set_dialect, set_products, set_twin
-from sam_edge.models.quantized_attention import AttentionQuantization, QuantizedProducts
+from sam_edge.models.quantized_attention import AttentionQuantization, Fold, QuantizedProducts
 
 SIZES = torch.tensor([0.01, 1.0, 30.0])
 """Heads of very different magnitude."""
@@ -22,10 +23,15 @@ def operands(rows: int = 12, keys: int = 20, seed: int = 0) -> list[torch.Tensor
     return [q * sizes, k / sizes, v * sizes]
 
 
-def plan(q, k, v, bits: int = 8, twin: TwinGrid | None = None) -> AttentionQuantization:
+def peaks(*operands) -> tuple[float, ...]:
+    """Largest magnitude per head."""
+    return tuple(torch.stack([x.abs().amax((0, 2, 3)) for x in operands]).amax(0).tolist())
+
+
+def plan(q, k, v, bits: int = 8, twin: TwinGrid | None = None, bias=None) -> AttentionQuantization:
     """Min-max grids."""
-    ends = [tuple(x.abs().amax((0, 2, 3)).tolist()) for x in (q, k, v)]
-    return AttentionQuantization(*ends, Grid.of_range(0, 1, bits), twin, bits)
+    positions = peaks(*bias) if isinstance(bias, tuple) else ()
+    return AttentionQuantization(peaks(q), peaks(k), peaks(v), Grid.of_range(0, 1, bits), twin, bits, positions)
 
 
 def biases(rows: int, keys: int) -> dict:
@@ -40,9 +46,9 @@ def biases(rows: int, keys: int) -> dict:
 @pytest.mark.parametrize("bias", ["none", "rel", "mask", "table"])
 def test_every_head_is_close_to_float_whatever_its_size(bias, dialect):
     q, k, v = operands()
-    quantized = QuantizedProducts(plan(q, k, v))
-    set_dialect(quantized, dialect)
     given = biases(12, 20)[bias]
+    quantized = QuantizedProducts(plan(q, k, v, bias=given))
+    set_dialect(quantized, dialect)
     got, wanted = quantized(q, k, v, given), AttentionProducts()(q, k, v, given)
     off = (got - wanted).abs().amax((0, 2, 3)) / wanted.abs().amax((0, 2, 3))
     assert off.max() < 0.08
@@ -71,10 +77,44 @@ def test_the_products_are_integer_arithmetic():
 @pytest.mark.parametrize("bias", ["none", "rel", "mask", "table"])
 def test_bands_change_nothing(monkeypatch, bias):
     q, k, v = operands()
-    quantized, given = QuantizedProducts(plan(q, k, v)), biases(12, 20)[bias]
+    given = biases(12, 20)[bias]
+    quantized = QuantizedProducts(plan(q, k, v, bias=given))
     whole = quantized(q, k, v, given)
     monkeypatch.setattr(quantized_attention, "ROWS_AT_ONCE", 2 * 3 * 20 * 5)
     torch.testing.assert_close(quantized(q, k, v, given), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0], ids=str)
+@pytest.mark.parametrize("bits", [8, 6])
+def test_folded_positions_are_segment_anything_s_to_float_precision(bits, size):
+    """Before rounding; positions far below and far above what q k^T reaches."""
+    generator = torch.Generator().manual_seed(3)
+    height, width, d = 3, 4, 8
+    q, k = (torch.randn(2, 2, height * width, d, generator=generator) for _ in range(2))
+    tables = [size * torch.randn(2 * side - 1, d, generator=generator) for side in (height, width)]
+    logits = (q * d**-0.5 @ k.mT).flatten(0, 1)
+    wanted = add_decomposed_rel_pos(logits, q.flatten(0, 1), *tables, (height, width), (height, width))
+    grid = q.unflatten(2, (height, width))
+    rel_h = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(height, height, tables[0])).flatten(2, 3)
+    rel_w = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(width, width, tables[1])).flatten(2, 3)
+    fold = Fold(plan(q, k, k, bits, bias=(rel_h, rel_w)))
+    rows, columns, back = fold(q, k, rel_h, rel_w)
+    got = torch.cat(rows, -1) @ torch.cat(columns, -1).mT * back
+    torch.testing.assert_close(got.flatten(0, 1), wanted, rtol=1e-5, atol=1e-5 * size)
+    # one-hots are whole steps, and what is added to them fits
+    torch.testing.assert_close(fold.columns(columns[1]), columns[1], rtol=1e-6, atol=0)
+    assert max(part.abs().max() for part in rows) <= 127.001 / fold.top
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+def test_positions_keep_eight_bits_beside_narrower_operands(bits):
+    q, k, v = operands()
+    given = biases(12, 20)["rel"]
+    fold = QuantizedProducts(plan(q, k, v, bits, bias=given)).fold
+    rows, columns, back = fold(q, k, *given)
+    off = (fold.rows(rows[1]) - rows[1]).abs().amax((0, 2, 3)) * columns[1].amax((0, 2, 3)) * back.flatten()
+    # half of 1/127 of the largest, and what rounding one-hots up to whole steps adds
+    assert (off / torch.tensor(peaks(*given)) < 1.2 * 0.5 / 127).all()
 
 
 def test_twin_weights_and_float_products_can_be_switched():
@@ -89,11 +129,12 @@ def test_twin_weights_and_float_products_can_be_switched():
     with_twin = error()
     set_twin(quantized, False)
     assert error() != with_twin
-    set_products(quantized, False)
+    set_products(quantized, ())
     assert error() == 0
 
 
 def test_a_plan_survives_config_json():
     for twin in (None, TwinGrid.unsigned(1 / 31, 3, 6)):
-        found = plan(*operands(), bits=6, twin=twin)
+        found = plan(*operands(), bits=6, twin=twin, bias=biases(12, 20)["rel"])
+        assert found.positions
         assert AttentionQuantization.from_dict(found.as_dict()) == found
