@@ -119,7 +119,7 @@ def distil(
                 "settings": settings,
                 "seed": options.seed,
                 "parent_sha256": store.index["teacher_sha256"],
-                "data": [images],
+                "data": [Path(images).name],
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         )

@@ -19,7 +19,7 @@ from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
 from sam_edge.evaluate.everything import evaluate_strategies, record_ious
 from sam_edge.export.runtimes import open_runtime, resolve_device
-from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
+from sam_edge.models.checkpoint import holds_halves, save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.segment.calibrate import CalibrateOptions, calibrate
 from sam_edge.segment.everything import STRATEGIES, Strategy
@@ -137,11 +137,11 @@ def calibrate_everything(
         "settings": {**asdict(options), "photos": len(pictures)},
         "seed": seed,
         "parent_sha256": weights_sha256(model),
-        "data": [images],
+        "data": [Path(images).name],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     model.config = model.config.replace(thresholds=found.thresholds).with_step(step)
-    save_checkpoint(model, out)
+    save_checkpoint(model, out, half=holds_halves(model))
     return {"out": str(out), **found.as_dict()}
 
 

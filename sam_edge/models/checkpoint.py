@@ -94,6 +94,15 @@ def _unpacked(packed: Tensor | None, bits: int, shape: torch.Size, what: str) ->
     return unpack(packed, bits, shape)
 
 
+def holds_halves(model: nn.Module) -> bool:
+    """Whether `save_checkpoint(half=True)` would change no weight: so for what was loaded from halves."""
+    return all(
+        torch.equal(value, value.half().to(value.dtype))
+        for name, value in model.state_dict().items()
+        if value.is_floating_point() and not name.endswith(NEVER_HALVED)
+    )
+
+
 def round_to_halves(model: nn.Module) -> None:
     """Round in place what `save_checkpoint(half=True)` stores in halves, so that nothing changes by saving."""
     for name, value in model.state_dict().items():

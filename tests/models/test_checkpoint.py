@@ -14,6 +14,7 @@ from sam_edge.errors import CheckpointError, SamEdgeError
 from sam_edge.models import checkpoint
 from sam_edge.models.checkpoint import (
     NEVER_HALVED,
+    holds_halves,
     is_checkpoint_folder,
     load_checkpoint,
     load_weights,
@@ -50,6 +51,11 @@ def test_a_tiny_vit_keeps_its_statistics(tiny_vit_config, make_sam, tmp_path):
     sam = make_sam(tiny_vit_config)
     loaded = load_checkpoint(save_checkpoint(sam, tmp_path / "checkpoint"))
     torch.testing.assert_close(loaded.state_dict(), sam.state_dict(), rtol=0, atol=0)
+
+
+def test_what_was_loaded_from_halves_is_known_to_fit_them(tiny_sam, tmp_path):
+    assert not holds_halves(tiny_sam)
+    assert holds_halves(load_checkpoint(save_checkpoint(tiny_sam, tmp_path / "half", half=True)))
 
 
 def test_half_precision_halves_the_file_and_loads_as_float32(tiny_sam, folder, tmp_path):
