@@ -113,7 +113,17 @@ def test_quantize_writes_integers(sam_edge, checkpoint, tmp_path):
 def test_the_exported_lineage_answers_eval(sam_edge, checkpoint, tmp_path):
     for command in (
         ("quantize", checkpoint, "--images", "synthetic:4:1", "--out", tmp_path / "q", "--calibration-images", 2),
-        ("export-onnx", tmp_path / "q", "--out", tmp_path / "onnx", "--precision", "int8", "--twin", "--products"),
+        (
+            "export-onnx",
+            tmp_path / "q",
+            "--out",
+            tmp_path / "onnx",
+            "--precision",
+            "int8",
+            "--twin",
+            "--products",
+            "all",
+        ),
     ):
         assert sam_edge(*command)[0] == 0
     form = json.loads((tmp_path / "onnx" / "model.json").read_text())["integer_form"]
