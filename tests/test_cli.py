@@ -1,9 +1,9 @@
 """The command line as a user meets it: what it prints, where, and with which exit code."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +43,11 @@ def test_help_answers_within_half_a_second_and_without_torch():
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
     times = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "sam_edge", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    # the fastest of five: this machine may be busy with something else
+        after = os.times()
+        # its processor time, the least of five: this machine may be busy with something else
+        times.append(sum(after[2:4]) - sum(before[2:4]))
     assert min(times) < 0.5
 
 

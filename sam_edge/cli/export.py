@@ -43,7 +43,7 @@ def export_onnx(
     from sam_edge.export.to_onnx import OnnxOptions
 
     options = OnnxOptions(precision, dialect, twin, products)
-    with progress("export", indefinite=True):
+    with progress("export"):
         result = steps.to_onnx(model, images, out, options, seed=seed, device=device)
     files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())
     report(as_json, result, f"{out}: {files}; masks agree with torch to IoU {result['parity']['mask_iou']:.4f}")
@@ -73,7 +73,7 @@ def export_trt(
 
     trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points)
     onnx = OnnxOptions(precision, "tensorrt")
-    with progress("build", indefinite=True):
+    with progress("build"):
         result = steps.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
     built = ", ".join(f"{engine['file']} {size(engine['engine_bytes'])}" for engine in result["engines"])
     report(as_json, result, f"{out}: {built}")

@@ -42,7 +42,7 @@ def stdout() -> Any:
 
 
 @contextmanager
-def progress(title: str, *, indefinite: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on stderr, shown where a person is watching."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

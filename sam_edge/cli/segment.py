@@ -44,7 +44,7 @@ def segment(
     options = segmenting.EverythingOptions(
         strategy, points_per_side, pred_iou, stability, tau, crops, min_area, max_memory_gb
     )
-    with progress("segment", indefinite=not everything) as on_progress:
+    with progress("segment") as on_progress:
         result = segmenting.segment(
             model,
             image,
