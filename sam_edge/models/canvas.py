@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sam_edge.errors import ModelError
-from sam_edge.models.decoder import ImageState, PromptableDecoder
+from sam_edge.models.decoder import PromptableDecoder
 from sam_edge.models.sam import EdgeSam
 
 
@@ -85,12 +85,5 @@ class _WindowDecoder(PromptableDecoder):
     def positions(self) -> Float[Tensor, "c g g"]:
         return super().positions()[:, self.place.rows, self.place.columns]
 
-    def predict(
-        self,
-        state: ImageState,
-        coords: Float[Tensor, "b n p 2"],
-        labels: Int[Tensor, "b n p"],
-        masks: Float[Tensor, "b n 1 h w"] | None = None,
-        has_mask: Float[Tensor, "b n"] | None = None,
-    ) -> tuple[Float[Tensor, "b n 4 c"], Float[Tensor, "b n 4"], Float[Tensor, "b n hw c"]]:
-        return super().predict(state, coords + self.corner.to(coords), labels, masks, has_mask)
+    def _embed_points(self, coords: Float[Tensor, "b n p 2"], labels: Int[Tensor, "b n p"]) -> Float[Tensor, "b n p c"]:
+        return super()._embed_points(coords + self.corner.to(coords), labels)

@@ -29,7 +29,7 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
         SamEdgeError: the folder cannot be written, or holds something else.
     """
     tensors = {
-        name: _stored(value, half and not name.endswith(NEVER_HALVED))
+        name: _stored(value, half and _is_halved(name, value))
         for name, value in model.state_dict().items()
         if name not in _shared(model)
     }
@@ -47,7 +47,11 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
 
 def _stored(value: Tensor, half: bool) -> Tensor:
     value = value.detach().cpu().contiguous()
-    return value.half() if half and value.is_floating_point() else value
+    return value.half() if half else value
+
+
+def _is_halved(name: str, value: Tensor) -> bool:
+    return value.is_floating_point() and not name.endswith(NEVER_HALVED)
 
 
 def _packed(config: ModelConfig) -> dict[str, int]:
@@ -99,14 +103,14 @@ def holds_halves(model: nn.Module) -> bool:
     return all(
         torch.equal(value, value.half().to(value.dtype))
         for name, value in model.state_dict().items()
-        if value.is_floating_point() and not name.endswith(NEVER_HALVED)
+        if _is_halved(name, value)
     )
 
 
 def round_to_halves(model: nn.Module) -> None:
     """Round in place what `save_checkpoint(half=True)` stores in halves, so that nothing changes by saving."""
     for name, value in model.state_dict().items():
-        if value.is_floating_point() and not name.endswith(NEVER_HALVED):
+        if _is_halved(name, value):
             value.copy_(value.half())
 
 
