@@ -140,7 +140,9 @@ class Ours:
 
     def __init__(self, runtime: Runtime, strategy: Strategy, options: RaceOptions) -> None:
         self._runtime = ObservedRuntime(runtime, synchroniser(runtime))
-        shared = {**options.generator_options(), "strategy": strategy, "tau": options.thresholds.tau}
+        thresholds = options.thresholds
+        skipping = {"strategy": strategy, "tau": thresholds.tau, "coverage": thresholds.coverage}
+        shared = {**options.generator_options(), **skipping}
         self._warm_up = EverythingGenerator(self._runtime, WARM_UP_POINTS, **shared)
         self._generator = EverythingGenerator(self._runtime, options.points_per_side, **shared)
 

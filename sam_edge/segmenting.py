@@ -14,6 +14,7 @@ from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.errors import PromptError
 from sam_edge.export.runtimes import open_runtime
 from sam_edge.files import atomic_folder
+from sam_edge.models.config import Coverage
 from sam_edge.segment.everything import EverythingGenerator, Strategy
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.predictor import SamPredictor
@@ -43,7 +44,9 @@ class EverythingOptions:
     stability: float | None = None
     """Smallest stability score, instead of the model's own: higher keeps fewer masks, of clearer outlines."""
     tau: float | None = None
-    """Logit above which a pixel is confident, instead of the model's own: lower skips more points."""
+    """Confidence above which a point is answered, instead of the model's own: lower skips more points."""
+    coverage: Coverage | None = None
+    """What tau is compared with, instead of the model's own choice: logit, as in TinySAM, or contrast."""
     crops: int = 0
     """Layers of crops to look at besides the picture, for small objects: layer i takes 4^i times as long."""
     min_area: int = 0
@@ -182,6 +185,7 @@ def _everything(
         output_mode="coco_rle",
         strategy=options.strategy,
         tau=options.tau,
+        coverage=options.coverage,
         max_memory_bytes=int(options.max_memory_gb * 2**30),
     )
     if on_progress is None:

@@ -18,6 +18,8 @@ Flavor = Literal["rtx", "standard"]
 """Which TensorRT."""
 Strategy = Literal["grid", "hierarchical"]
 """Which points of the grid everything mode asks."""
+Coverage = Literal["logit", "contrast"]
+"""How sure a mask must be of a point for the hierarchical strategy to skip it."""
 Prompt = Literal["point", "box"]
 """What masks are prompted with."""
 SplitName = Literal["train", "val", "all"]

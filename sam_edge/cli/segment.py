@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from sam_edge.cli.options import AsRuntime, Images, Json, Model, OnDevice, Out, RuntimeName, Seed, Strategy, Strict
+from sam_edge.cli.options import (
+    AsRuntime,
+    Coverage,
+    Images,
+    Json,
+    Model,
+    OnDevice,
+    Out,
+    RuntimeName,
+    Seed,
+    Strategy,
+    Strict,
+)
 from sam_edge.cli.output import progress, report
 from sam_edge.option_docs import doc
 
@@ -29,6 +41,7 @@ def segment(
     pred_iou: Annotated[float | None, typer.Option(help=_EVERYTHING("pred_iou"))] = None,
     stability: Annotated[float | None, typer.Option(help=_EVERYTHING("stability"))] = None,
     tau: Annotated[float | None, typer.Option(help=_EVERYTHING("tau"))] = None,
+    coverage: Annotated[Coverage | None, typer.Option(help=_EVERYTHING("coverage"))] = None,
     crops: Annotated[int, typer.Option(help=_EVERYTHING("crops"))] = 0,
     min_area: Annotated[int, typer.Option(help=_EVERYTHING("min_area"))] = 0,
     max_memory_gb: Annotated[float, typer.Option(help=_EVERYTHING("max_memory_gb"))] = 2.0,
@@ -42,7 +55,7 @@ def segment(
 
     prompts = segmenting.parse_prompts(point or [], box, everything)
     options = segmenting.EverythingOptions(
-        strategy, points_per_side, pred_iou, stability, tau, crops, min_area, max_memory_gb
+        strategy, points_per_side, pred_iou, stability, tau, coverage, crops, min_area, max_memory_gb
     )
     with progress("segment") as on_progress:
         result = segmenting.segment(
@@ -68,6 +81,7 @@ def calibrate(
     max_loss: Annotated[float, typer.Option(help=_CALIBRATE("max_loss"))] = 0.01,
     covered: Annotated[float | None, typer.Option(help=_CALIBRATE("covered"))] = None,
     survivors: Annotated[float | None, typer.Option(help=_CALIBRATE("survivors"))] = None,
+    coverage: Annotated[Coverage, typer.Option(help=_CALIBRATE("coverage"))] = "contrast",
     strict: Strict = False,
     as_json: Json = False,
     seed: Seed = 0,
@@ -80,7 +94,7 @@ def calibrate(
     from sam_edge.everything_step import calibrate_everything
     from sam_edge.segment.calibrate import CalibrateOptions
 
-    options = CalibrateOptions(points_per_side, max_loss, covered, survivors)
+    options = CalibrateOptions(points_per_side, max_loss, covered, survivors, coverage)
     with progress("calibrate") as on_progress:
         result = calibrate_everything(
             model,

@@ -13,6 +13,8 @@ from sam_edge.errors import CheckpointError, ModelError
 
 SCHEMA = 1
 Arch = Literal["vit", "slim_vit", "tiny_vit"]
+Coverage = Literal["logit", "contrast"]
+COVERAGES: tuple[Coverage, ...] = ("logit", "contrast")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class Thresholds:
     stability: float = 0.95
     """Smallest stability score kept."""
     tau: float | None = None
-    """Logit above which hierarchical everything mode takes a pixel as done; None until calibrated."""
+    """Confidence above which hierarchical everything mode takes a point as answered; None until calibrated."""
+    coverage: Coverage = "logit"
+    """What tau is compared with: a mask's `logit`, or that of a large mask less its surroundings' `contrast`."""
 
 
 @dataclass(frozen=True)

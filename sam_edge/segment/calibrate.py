@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from segment_anything.utils.amg import build_point_grid
 
 from sam_edge.errors import EverythingError
-from sam_edge.models.config import Thresholds
+from sam_edge.models.config import Coverage, Thresholds
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.budget import Budget
 from sam_edge.segment.crop_walk import MULTIMASK, CropWalk, Filters
@@ -41,6 +41,8 @@ class CalibrateOptions:
     """Choose tau so that this share of the points lies in confident areas, whatever it costs; needs no whole grid."""
     survivors: float | None = None
     """Choose both thresholds first, at one quantile of their scores, so that this share of prompts keeps a mask."""
+    coverage: Coverage = "contrast"
+    """What tau is compared with: logit, as in TinySAM, or contrast, which spares small things on large ones."""
     steps: int = 64
     """Values of tau tried."""
 
@@ -108,12 +110,12 @@ def calibrate(
         thresholds = _by_quantile(walks(Thresholds(0.0, 0.0)), first_pass(grid), options.survivors)
     seen = []
     for walk in walks(thresholds):
-        seen.append(_look(walk, first_pass(grid), whole=options.covered is None))
+        seen.append(_look(walk, first_pass(grid), options.coverage, whole=options.covered is None))
         on_photo()
     confidence = np.stack([photo.confidence for photo in seen])
-    if not (confidence > MASK_THRESHOLD).any():
+    if not np.isfinite(confidence).any():
         raise EverythingError(
-            "no mask of the first pass passes the filters, so no area is confident: lower the model's thresholds with "
+            "no mask of the first pass answers any point: lower the model's thresholds with "
             "--survivors, or give other photos."
         )
     if options.covered is None:
@@ -121,7 +123,7 @@ def calibrate(
     else:
         tau, loss = _at_cover(confidence, options.covered), None
     return Calibration(
-        thresholds=Thresholds(thresholds.pred_iou, thresholds.stability, tau),
+        thresholds=Thresholds(thresholds.pred_iou, thresholds.stability, tau, options.coverage),
         skipped=float(np.mean([photo.skips(tau).mean() for photo in seen])),
         loss=loss,
         survivors=float(np.mean([photo.survivors for photo in seen])),
@@ -134,7 +136,7 @@ class _Photo:
     """What the first pass says about each of P points, and what every point finds."""
 
     confidence: Float[np.ndarray, "p"]
-    """Largest logit of the first pass's masks there; -inf where none passed."""
+    """How sure the first pass's masks are to answer it; -inf where none passed."""
     first: Int[np.ndarray, "f"]
     survivors: float
     points: Int[torch.Tensor, "k"]
@@ -156,12 +158,12 @@ class _Photo:
         return asked[suppress(self.boxes[asked], self.iou[asked], BOX_NMS)]
 
 
-def _look(walk: CropWalk, first: Int[np.ndarray, "f"], *, whole: bool) -> _Photo:
+def _look(walk: CropWalk, first: Int[np.ndarray, "f"], coverage: Coverage, *, whole: bool) -> _Photo:
     """Ask the first pass, and all other points, too, where `whole`."""
     confidence = torch.full((len(walk.points),), -torch.inf)
     parts, survivors = [], set()
     for passing in walk.passing(first):
-        confidence = torch.maximum(confidence, walk.confidence(passing.logits).amax(0))
+        confidence = torch.maximum(confidence, walk.confidence(passing.logits, coverage))
         survivors |= set(passing.points.tolist())
         parts.append(passing)
     if whole:
@@ -193,8 +195,7 @@ def _within_loss(
     seen: list[_Photo], confidence: Float[np.ndarray, "n p"], options: CalibrateOptions
 ) -> tuple[float, float]:
     """The tau that skips most among those whose mean loss is within bounds, and that loss."""
-    inside = confidence[confidence > MASK_THRESHOLD]
-    taus = np.unique(np.quantile(inside, np.linspace(0, 1, options.steps)))
+    taus = np.unique(np.quantile(confidence[np.isfinite(confidence)], np.linspace(0, 1, options.steps)))
     losses = np.mean([_losses(photo, taus) for photo in seen], 0)
     # the largest is above every point's logit, skips nothing and loses nothing
     best = int(np.flatnonzero(losses <= options.max_loss)[0])

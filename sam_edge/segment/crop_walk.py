@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,8 +10,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from segment_anything.utils.amg import is_box_near_crop_edge
 from torch import Tensor
 
+from sam_edge.models.config import Coverage
 from sam_edge.models.prompts import FOREGROUND, Prompts
 from sam_edge.segment.budget import Budget
+from sam_edge.segment.coverage import large, log_variance
 from sam_edge.segment.frame import Frame, to_pixels
 from sam_edge.segment.masks import mask_of, measure
 from sam_edge.segment.records import Found, run_lengths, suppress
@@ -73,6 +76,8 @@ class CropWalk:
         self.scaling = Scaling.of(frame, runtime.config.mask_size)
         self._coords = frame.to_input(torch.from_numpy(self.points)).float()
         self._runtime, self._filters, self._budget = runtime, filters, budget
+        self._crop, self._grid = image[y0:y1, x0:x1], grid
+        self._used = frame.input_size[0] / frame.image_size, frame.input_size[1] / frame.image_size
         if embeddings is None:
             embeddings = runtime.encode(to_pixels(image[y0:y1, x0:x1], runtime.config)[0])
         self._state = runtime.prepare(embeddings)
@@ -106,12 +111,21 @@ class CropWalk:
                     )
             on_points(len(batch))
 
-    def confidence(self, logits: Float[Tensor, "k h w"]) -> Float[Tensor, "k p"]:
-        """Logits at the picture's size where each of all points lies."""
+    def confidence(self, logits: Float[Tensor, "k h w"], coverage: Coverage) -> Float[Tensor, "p"]:
+        """How sure masks are to answer each of all points; -inf where none does."""
+        if coverage == "contrast":
+            logits = logits[large(logits, self._used)]
+        if not len(logits):
+            return torch.full((len(self.points),), -torch.inf)
         xs, ys = torch.from_numpy(self.points).long().T
         # a point on the far edge, 1.0 in the grid, belongs to the last pixel
         height, width = self.scaling.size
-        return self.scaling.at(logits, ys.clamp(max=height - 1), xs.clamp(max=width - 1))
+        largest = self.scaling.at(logits, ys.clamp(max=height - 1), xs.clamp(max=width - 1)).amax(0)
+        return largest - self._log_variance if coverage == "contrast" else largest
+
+    @cached_property
+    def _log_variance(self) -> Float[Tensor, "p"]:
+        return log_variance(self._crop, self._grid)
 
     def found(self, candidates: "Candidates") -> list[Found]:
         """The masks left when duplicates are suppressed, best first."""

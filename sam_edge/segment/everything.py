@@ -15,6 +15,7 @@ from segment_anything.utils.amg import generate_crop_boxes
 from torchvision.ops import box_area
 
 from sam_edge.errors import EverythingError
+from sam_edge.models.config import COVERAGES, Coverage
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.budget import Budget
 from sam_edge.segment.crop_walk import Candidates, CropWalk, Filters
@@ -49,8 +50,11 @@ class EverythingGenerator:
         strategy: `grid` asks every point and finds what segment-anything finds. `hierarchical` asks a sixteenth of
             them first and skips those that lie in a confident mask: faster by the share skipped, at the price of
             parts within objects that were found whole.
-        tau: logit above which a pixel is confident in the hierarchical strategy; lower skips more. The model's own
-            by default.
+        tau: confidence above which a point is answered in the hierarchical strategy; lower skips more. The model's
+            own by default.
+        coverage: what tau is compared with: `logit`, as in the paper, or `contrast`, which loses fewer small things
+            for as many points skipped (`sam_edge.segment.coverage`). The one that the model's tau was chosen for by
+            default.
         max_memory_bytes: bound on memory beyond the model, what its encoder takes for one picture, and the records. A
             lower one makes for smaller batches, and for more masks that are decoded a second time once duplicates are
             suppressed.
@@ -78,6 +82,7 @@ class EverythingGenerator:
         *,
         strategy: Strategy = "grid",
         tau: float | None = None,
+        coverage: Coverage | None = None,
         max_memory_bytes: int = MAX_MEMORY_BYTES,
     ) -> None:
         self.runtime = as_runtime(model)
@@ -85,6 +90,8 @@ class EverythingGenerator:
         self.point_grids = layer_grids(points_per_side, crop_n_layers, crop_n_points_downscale_factor, point_grids)
         _require("output_mode", output_mode, OUTPUT_MODES)
         _require("strategy", strategy, STRATEGIES)
+        self.coverage: Coverage = thresholds.coverage if coverage is None else coverage
+        _require("coverage", self.coverage, COVERAGES)
         if points_per_batch < 1 or min_mask_region_area < 0 or stability_score_offset < 0:
             raise EverythingError(
                 "points_per_batch must be at least 1, min_mask_region_area and stability_score_offset at least 0; "
@@ -168,7 +175,7 @@ class EverythingGenerator:
             left[first] = False
             for passing in walk.passing(first, on_points):
                 candidates.add(passing)
-                left &= ~(walk.confidence(passing.logits) > self.tau).any(0).numpy()
+                left &= ~(walk.confidence(passing.logits, self.coverage) > self.tau).numpy()
             on_points(len(grid) - len(first) - int(left.sum()))
         for passing in walk.passing(np.flatnonzero(left), on_points):
             candidates.add(passing)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sam_edge.errors import EverythingError
-from sam_edge.models.config import Thresholds
+from sam_edge.models.config import COVERAGES, Thresholds
 from sam_edge.segment.calibrate import CalibrateOptions, calibrate
 from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.matching import as_rle, best_ious
@@ -27,7 +27,8 @@ def pictures(photo) -> list[np.ndarray]:
 def both(runtime, image: np.ndarray, thresholds: Thresholds) -> tuple[float, float]:
     """Share of points that the hierarchy skips, and its loss of agreement with the grid."""
     options = {"points_per_side": 8, "pred_iou_thresh": thresholds.pred_iou, "tau": thresholds.tau}
-    options |= {"stability_score_thresh": thresholds.stability, "output_mode": "coco_rle"}
+    options |= {"stability_score_thresh": thresholds.stability, "coverage": thresholds.coverage}
+    options["output_mode"] = "coco_rle"
     grid = EverythingGenerator(runtime, **options).generate(image)
     runtime.reset()
     found = EverythingGenerator(runtime, **options, strategy="hierarchical").generate(image)
@@ -35,8 +36,10 @@ def both(runtime, image: np.ndarray, thresholds: Thresholds) -> tuple[float, flo
     return 1 - runtime.points / 64, loss
 
 
-def test_tau_by_cover_covers_that_share(runtime, pictures):
-    found = calibrate(runtime, pictures, CalibrateOptions(8, covered=0.5))
+@pytest.mark.parametrize("coverage", COVERAGES)
+def test_tau_by_cover_covers_that_share(runtime, pictures, coverage):
+    found = calibrate(runtime, pictures, CalibrateOptions(8, covered=0.5, coverage=coverage))
+    assert found.thresholds.coverage == coverage
     skipped = [both(runtime, image, found.thresholds)[0] for image in pictures]
     assert found.skipped == pytest.approx(np.mean(skipped))
     # covered points of the first pass were asked all the same
@@ -45,8 +48,10 @@ def test_tau_by_cover_covers_that_share(runtime, pictures):
     assert (found.loss, found.photos, found.survivors) == (None, 3, 1.0)
 
 
-def test_tau_within_a_loss_does_what_it_says(runtime, pictures):
-    strict, lax = (calibrate(runtime, pictures, CalibrateOptions(8, max_loss=loss)) for loss in (0.0, 0.9))
+@pytest.mark.parametrize("coverage", COVERAGES)
+def test_tau_within_a_loss_does_what_it_says(runtime, pictures, coverage):
+    options = [CalibrateOptions(8, max_loss=loss, coverage=coverage) for loss in (0.0, 0.9)]
+    strict, lax = (calibrate(runtime, pictures, one) for one in options)
     assert strict.loss == 0.0
     assert strict.thresholds.tau >= lax.thresholds.tau
     assert strict.skipped <= lax.skipped
