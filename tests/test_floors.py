@@ -29,6 +29,7 @@ FLOORS = {
     "quantization_step": 4,
     "training_step": 4,
     "ablation": 4,
+    "pruning_choices": 4,
     "card": 4,
     "recipe": 4,
     "pipeline": 4,

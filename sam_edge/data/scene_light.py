@@ -32,8 +32,9 @@ class Shadow:
         wide = cv2.copyMakeBorder(covered.share, *(margin,) * 4, cv2.BORDER_CONSTANT, value=0)
         wide = cv2.GaussianBlur(wide, (0, 0), self.soft_px)
         left, top = covered.left + self.right_px - margin, covered.top + self.down_px - margin
-        # Slices clip at the far sides by themselves; the near sides need it said.
-        cut = wide[max(0, -top) : canvas.shape[1] - top, max(0, -left) : canvas.shape[2] - left]
+        # slices clip at the far sides by themselves, unless all of the shadow lies beyond them
+        below, beside = max(0, canvas.shape[1] - top), max(0, canvas.shape[2] - left)
+        cut = wide[max(0, -top) : below, max(0, -left) : beside]
         window = Coverage(max(0, left), max(0, top), cut).window(canvas)
         window *= 1 - cut * np.float32(self.darkness / 255)
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from sam_edge.data.scene_layouts import LAYOUTS
-from sam_edge.data.scene_shapes import UNIT_SHAPES, Outline, cover
+from sam_edge.data.scene_light import Shadow
+from sam_edge.data.scene_shapes import UNIT_SHAPES, Coverage, Outline, cover
 from sam_edge.data.scene_textures import PATTERNS, palette, pattern
 from sam_edge.data.split import is_val
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes, render_scene
@@ -21,6 +22,19 @@ def test_a_seed_gives_the_same_scene_bit_for_bit():
 
 def test_seeds_give_different_scenes():
     assert len({render_scene(seed).image.tobytes() for seed in range(8)}) == 8
+
+
+@pytest.mark.parametrize("right_px", [-40, -3, 0, 3, 40])
+@pytest.mark.parametrize("down_px", [-40, -3, 0, 3, 40])
+@pytest.mark.parametrize("corner", [(0, 0), (0, 28), (28, 0), (28, 28)])
+def test_a_shadow_falls_where_it_belongs_though_all_of_it_lies_beyond_an_edge(right_px, down_px, corner):
+    # the same on a picture so large that no shadow leaves it
+    covered = Coverage(*corner, np.full((4, 4), 255, np.uint8))
+    inside, around = np.ones((3, 32, 32), np.float32), np.ones((3, 160, 160), np.float32)
+    shadow = Shadow(right_px, down_px, 1.0, 0.5)
+    shadow.cast(inside, covered)
+    shadow.cast(around, Coverage(corner[0] + 64, corner[1] + 64, covered.share))
+    assert np.allclose(inside, around[:, 64:96, 64:96])
 
 
 @pytest.mark.parametrize("seed", SEEDS)

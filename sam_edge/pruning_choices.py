@@ -1,0 +1,127 @@
+"""Choices that `compress` has made, measured: what pruning alone, without training, leaves of the embedding.
+
+    python -m sam_edge.pruning_choices nano --images DIR --ratio 0.5 --ratio 0.77
+
+Prints the embedding's squared error over the teacher's variance on pictures that no gradient was taken on, with mean
+and standard deviation over seeds. Gradients of several pictures: summed as absolute values, or with their signs, by
+pruning all widths at once. Relative positions: the same channels of q and k in every head, which the tables are cut
+along, or each head's own, which would need tables of its own; by q and k alone.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from sam_edge.bench.repeats import mean_and_spread
+from sam_edge.compress.groups import find_groups
+from sam_edge.compress.importance import accumulated_saliency, disturbed_loss
+from sam_edge.compress.prune import prepare, prune_encoder
+from sam_edge.compress.slices import ChannelGroup, group_score
+from sam_edge.compress.validation import embedding_error
+from sam_edge.compress.widths import PruneOptions, choose
+from sam_edge.models.registry import load_model
+from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.frame import to_pixels
+from sam_edge.steps import sample_pictures
+
+ACCUMULATIONS = ("absolute", "signed")
+NOISE = 0.01
+
+
+def measure(
+    model: EdgeSam,
+    pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
+    measured: Sequence[UInt8[np.ndarray, "h w 3"]],
+    options: PruneOptions,
+) -> dict[str, float]:
+    """Embedding error by choice; gradients from `pictures`, the error on `measured`."""
+    model = deepcopy(model)
+    prepare(model)
+    inputs = [to_pixels(picture, model.config)[0] for picture in pictures]
+    seen = [to_pixels(picture, model.config)[0] for picture in measured]
+    saliency = {
+        how: accumulated_saliency(
+            model.image_encoder,
+            lambda number: disturbed_loss(model, inputs[number], NOISE, options.seed + number),
+            len(inputs),
+            how,
+        )
+        for how in ACCUMULATIONS
+    }
+    wanted = _encoded(model, seen)
+    errors = {}
+    for how in ACCUMULATIONS:
+        pruned = deepcopy(model)
+        prune_encoder(pruned, options, saliency=saliency[how])
+        errors[f"gradients: {how}"] = embedding_error(_encoded(pruned, seen), wanted)
+    pruned = deepcopy(model)
+    prune_encoder(pruned, options, ("qk",), saliency["absolute"])
+    errors["q and k: the same channels in every head"] = embedding_error(_encoded(pruned, seen), wanted)
+    silent_channels_of_heads(model, options, saliency["absolute"])
+    errors["q and k: each head's own"] = embedding_error(_encoded(model, seen), wanted)
+    return errors
+
+
+def silent_channels_of_heads(model: EdgeSam, options: PruneOptions, saliency: Mapping[str, Tensor]) -> None:
+    """Zero the channels of q and k that each head needs least, as many as pruning would remove of it, in place.
+
+    What is zero in q and k adds nothing to their product or to the relative positions, which multiply q, so that this
+    is the function of a model without these channels.
+    """
+    groups = [group for group in find_groups(model) if group.part == "qk"]
+    shared = [group_score(group, saliency) for group in groups]
+    weights = {name: weight.detach() for name, weight in model.image_encoder.named_parameters()}
+    for group, kept in zip(groups, choose(groups, shared, options), strict=True):
+        # one set per head: channel c of head h is entry h of the group's channel c
+        own = replace(group, heads=1, sets=group.heads, slices=tuple(_by_head(group)))
+        score = group_score(own, saliency)
+        stays = score.argsort(dim=1, descending=True, stable=True)[:, : kept.shape[1]]
+        gone = torch.ones_like(score, dtype=torch.bool).scatter_(1, stays, False).flatten()
+        for part in own.slices:
+            weights[part.name].movedim(part.dim, 0)[part.index[gone].flatten()] = 0
+
+
+def _by_head(group: ChannelGroup):
+    """The rows of q and k, head after head; the tables belong to none."""
+    for part in group.slices:
+        if part.index.shape[1] == group.heads and part.name.split(".")[-2] in ("q", "k"):
+            yield replace(part, index=part.index.T.reshape(-1, 1))
+
+
+@torch.no_grad()
+def _encoded(model: EdgeSam, inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [model.encode(pixels) for pixels in inputs]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="what is pruned: a MODEL whose encoder is a ViT")
+    parser.add_argument("--images", required=True, help="pictures, labelled or not")
+    parser.add_argument("--ratio", action="append", type=float, help="repeat for more; 0.5 and 0.77 by default")
+    parser.add_argument("--seed", action="append", type=int, help="repeat for more; 0, 1 and 2 by default")
+    parser.add_argument("--importance-images", type=int, default=32, help="pictures that gradients are taken on")
+    parser.add_argument("--eval-limit", type=int, default=16, help="pictures that the error is taken on")
+    args = parser.parse_args(arguments)
+    model = load_model(args.model)
+    print("| ratio | choice | embedding error |\n|---|---|---|")
+    for ratio in args.ratio or [0.5, 0.77]:
+        results = []
+        for seed in args.seed or [0, 1, 2]:
+            pictures = sample_pictures(args.images, args.importance_images + args.eval_limit, seed)
+            measured, trained = pictures[: args.eval_limit], pictures[args.eval_limit :]
+            options = PruneOptions(ratio, ranking="local", seed=seed)
+            results.append(measure(model, trained, measured, options))
+        for choice in results[0]:
+            mean, spread = mean_and_spread(results, choice)
+            print(f"| {ratio:g} | {choice} | {mean:.4f} ± {spread:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""sam_edge.pruning_choices: heads that lose channels of their own, and the table."""
+
+import pytest
+import torch
+
+from sam_edge import pruning_choices
+from sam_edge.compress.groups import find_groups
+from sam_edge.compress.prune import prepare
+from sam_edge.compress.widths import PruneOptions
+from sam_edge.models.checkpoint import save_checkpoint
+
+
+def test_each_head_loses_the_channels_it_needs_least(tiny_config, make_sam):
+    model = make_sam(tiny_config)
+    prepare(model)
+    weights = dict(model.image_encoder.named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    saliency = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
+    pruning_choices.silent_channels_of_heads(model, PruneOptions(0.5, ranking="local"), saliency)
+    blocks = model.image_encoder.blocks
+    assert len(blocks) == sum(group.part == "qk" for group in find_groups(model))
+    for number, block in enumerate(blocks):
+        heads = block.attn.heads
+        names = [f"blocks.{number}.attn.{part}.{kind}" for part in "qk" for kind in ("weight", "bias")]
+        worth = sum(saliency[name].reshape(len(saliency[name]), -1).sum(1) for name in names).view(heads, -1)
+        per_head = worth.shape[1]
+        for part in (block.attn.q, block.attn.k):
+            zero = (part.weight == 0).all(1).view(heads, -1)
+            for head in range(heads):
+                lost = set(zero[head].nonzero()[:, 0].tolist())
+                assert lost == set(worth[head].argsort()[: per_head // 2].tolist())
+            assert (part.bias.view(heads, -1)[zero] == 0).all()
+
+
+def test_the_table_compares_both_choices(tiny_config, make_sam, tmp_path, capsys):
+    save_checkpoint(make_sam(tiny_config), tmp_path / "model")
+    args = [str(tmp_path / "model"), "--images", "synthetic:6", "--ratio", "0.5", "--seed", "0", "--seed", "1"]
+    pruning_choices.main([*args, "--importance-images", "2", "--eval-limit", "2"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1] for row in rows] == [
+        "gradients: absolute",
+        "gradients: signed",
+        "q and k: the same channels in every head",
+        "q and k: each head's own",
+    ]
+    errors = [float(row[2].split()[0]) for row in rows]
+    assert all(error > 0 for error in errors)
+    # less is taken away where only q and k are
+    assert max(errors[2:]) == pytest.approx(min(errors[2:]), rel=10)
+    assert max(errors[2:]) < min(errors[:2])
