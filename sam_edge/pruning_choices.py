@@ -9,9 +9,10 @@ along, or each head's own, which would need tables of its own; by q and k alone.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from sam_edge.bench.repeats import mean_and_spread
 from sam_edge.compress.groups import find_groups
-from sam_edge.compress.importance import accumulated_saliency, disturbed_loss
+from sam_edge.compress.importance import ImportanceOptions, accumulated_saliency, disturbed_loss
 from sam_edge.compress.prune import prepare, prune_encoder
-from sam_edge.compress.slices import ChannelGroup, group_score
+from sam_edge.compress.slices import ALL_PARTS, ChannelGroup, Part, Slice, group_score
 from sam_edge.compress.validation import embedding_error
 from sam_edge.compress.widths import PruneOptions, choose
 from sam_edge.models.registry import load_model
@@ -30,7 +31,8 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.frame import to_pixels
 from sam_edge.steps import sample_pictures
 
-ACCUMULATIONS = ("absolute", "signed")
+ACCUMULATIONS: tuple[Literal["absolute", "signed"], ...] = ("absolute", "signed")
+KEPT = ImportanceOptions().accumulation
 NOISE = 0.01
 
 
@@ -38,17 +40,17 @@ def measure(
     model: EdgeSam,
     pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
     measured: Sequence[UInt8[np.ndarray, "h w 3"]],
-    options: PruneOptions,
+    ratios: Sequence[float],
+    seed: int,
 ) -> dict[str, float]:
-    """Embedding error by choice; gradients from `pictures`, the error on `measured`."""
+    """Embedding error by ratio and choice; gradients from `pictures`, the error on `measured`."""
     model = deepcopy(model)
     prepare(model)
-    inputs = [to_pixels(picture, model.config)[0] for picture in pictures]
-    seen = [to_pixels(picture, model.config)[0] for picture in measured]
+    inputs, seen = ([to_pixels(one, model.config)[0] for one in some] for some in (pictures, measured))
     saliency = {
         how: accumulated_saliency(
             model.image_encoder,
-            lambda number: disturbed_loss(model, inputs[number], NOISE, options.seed + number),
+            lambda number: disturbed_loss(model, inputs[number], NOISE, seed + number),
             len(inputs),
             how,
         )
@@ -56,19 +58,22 @@ def measure(
     }
     wanted = _encoded(model, seen)
     errors = {}
-    for how in ACCUMULATIONS:
-        pruned = deepcopy(model)
-        prune_encoder(pruned, options, saliency=saliency[how])
-        errors[f"gradients: {how}"] = embedding_error(_encoded(pruned, seen), wanted)
-    pruned = deepcopy(model)
-    prune_encoder(pruned, options, ("qk",), saliency["absolute"])
-    errors["q and k: the same channels in every head"] = embedding_error(_encoded(pruned, seen), wanted)
-    silent_channels_of_heads(model, options, saliency["absolute"])
-    errors["q and k: each head's own"] = embedding_error(_encoded(model, seen), wanted)
+    for ratio in ratios:
+        options = PruneOptions(ratio, ranking="local", seed=seed)
+        arms: dict[str, tuple[Sequence[Part], Literal["absolute", "signed"]]]
+        arms = {f"gradients: {how}": (ALL_PARTS, how) for how in ACCUMULATIONS}
+        arms["q and k: the same channels in every head"] = (("qk",), KEPT)
+        for choice, (parts, how) in arms.items():
+            pruned = deepcopy(model)
+            prune_encoder(pruned, options, parts, saliency[how])
+            errors[f"{ratio:g} | {choice}"] = embedding_error(_encoded(pruned, seen), wanted)
+        silent = deepcopy(model)
+        silence_channels_of_heads(silent, options, saliency[KEPT])
+        errors[f"{ratio:g} | q and k: each head's own"] = embedding_error(_encoded(silent, seen), wanted)
     return errors
 
 
-def silent_channels_of_heads(model: EdgeSam, options: PruneOptions, saliency: Mapping[str, Tensor]) -> None:
+def silence_channels_of_heads(model: EdgeSam, options: PruneOptions, saliency: Mapping[str, Tensor]) -> None:
     """Zero the channels of q and k that each head needs least, as many as pruning would remove of it, in place.
 
     What is zero in q and k adds nothing to their product or to the relative positions, which multiply q, so that this
@@ -87,7 +92,7 @@ def silent_channels_of_heads(model: EdgeSam, options: PruneOptions, saliency: Ma
             weights[part.name].movedim(part.dim, 0)[part.index[gone].flatten()] = 0
 
 
-def _by_head(group: ChannelGroup):
+def _by_head(group: ChannelGroup) -> Iterator[Slice]:
     """The rows of q and k, head after head; the tables belong to none."""
     for part in group.slices:
         if part.index.shape[1] == group.heads and part.name.split(".")[-2] in ("q", "k"):
@@ -110,17 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--eval-limit", type=int, default=16, help="pictures that the error is taken on")
     args = parser.parse_args(arguments)
     model = load_model(args.model)
+    results = []
+    for seed in args.seed or [0, 1, 2]:
+        pictures = sample_pictures(args.images, args.importance_images + args.eval_limit, seed)
+        measured, trained = pictures[: args.eval_limit], pictures[args.eval_limit :]
+        results.append(measure(model, trained, measured, args.ratio or [0.5, 0.77], seed))
     print("| ratio | choice | embedding error |\n|---|---|---|")
-    for ratio in args.ratio or [0.5, 0.77]:
-        results = []
-        for seed in args.seed or [0, 1, 2]:
-            pictures = sample_pictures(args.images, args.importance_images + args.eval_limit, seed)
-            measured, trained = pictures[: args.eval_limit], pictures[args.eval_limit :]
-            options = PruneOptions(ratio, ranking="local", seed=seed)
-            results.append(measure(model, trained, measured, options))
-        for choice in results[0]:
-            mean, spread = mean_and_spread(results, choice)
-            print(f"| {ratio:g} | {choice} | {mean:.4f} ± {spread:.4f} |", flush=True)
+    for choice in results[0]:
+        mean, spread = mean_and_spread(results, choice)
+        print(f"| {choice} | {mean:.4f} ± {spread:.4f} |")
 
 
 if __name__ == "__main__":

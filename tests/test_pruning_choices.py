@@ -16,7 +16,7 @@ def test_each_head_loses_the_channels_it_needs_least(tiny_config, make_sam):
     weights = dict(model.image_encoder.named_parameters())
     generator = torch.Generator().manual_seed(0)
     saliency = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
-    pruning_choices.silent_channels_of_heads(model, PruneOptions(0.5, ranking="local"), saliency)
+    pruning_choices.silence_channels_of_heads(model, PruneOptions(0.5, ranking="local"), saliency)
     blocks = model.image_encoder.blocks
     assert len(blocks) == sum(group.part == "qk" for group in find_groups(model))
     for number, block in enumerate(blocks):
