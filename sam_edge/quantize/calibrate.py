@@ -28,6 +28,8 @@ PROMPTS_AT_ONCE = 4
 """Prompt sets decoded in one go: the backward pass keeps about 0.2 GB of each at SAM's size."""
 FEWEST_ROWS = 8
 """Rows kept of a call, at least."""
+SMALLEST_SIDE = 1 / 32
+"""Shortest side of a random box, as a share of the picture's."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Walk:
     """How calibration pictures are walked over."""
 
     rows: int = 64
-    """Rows that each layer keeps of each picture."""
+    """Rows that each of the encoder's layers keeps of each picture, and half as many the decoder's of a few prompts."""
     prompts_per_image: int = 8
     """Points, as many boxes, and as many points again with a mask, prompted on each picture."""
     seed: int = 0
@@ -123,7 +125,6 @@ class Observer:
         """
         prompting, outcomes = (torch.Generator().manual_seed(seed) for seed in (walk.seed, walk.seed + 1))
         watch = Watch(walk.seed + 2, walk.rows, self.gradient)
-        calls = 3 * -(-walk.prompts_per_image // PROMPTS_AT_ONCE)
         with watched(layers, watch, watch_as) as seen, self._learning(), torch.set_grad_enabled(self.gradient):
             for image in images:
                 pixels, frame = to_pixels(image, self.model.config)
@@ -131,7 +132,7 @@ class Observer:
                 pixels = pixels.to(next(self.model.parameters()).device).requires_grad_(self.gradient)
                 with block_by_block(self.model.image_encoder) if self.gradient else nullcontext():
                     embeddings = self.model.encode(pixels)
-                watch.rows = max(FEWEST_ROWS, walk.rows // calls)
+                watch.rows = max(FEWEST_ROWS, walk.rows // 2)
                 leaf = embeddings.detach().requires_grad_(self.gradient)
                 with torch.no_grad():
                     wanted = self.reference.encode(pixels) if self.reference is not None else None
@@ -181,10 +182,14 @@ class Observer:
 
 
 def random_prompts(frame: Frame, count: int, generator: torch.Generator) -> tuple[Prompts, Prompts]:
-    """`count` single points and `count` boxes, uniform over the picture's part of the model's frame."""
+    """`count` points, uniform over the picture's part of the model's frame, and `count` boxes of any size.
+
+    Boxes' sides are log-uniform between `SMALLEST_SIDE` and all of the picture, as sizes of things in photos are: corners
+    drawn uniformly would make a third of the picture of nearly every box, and ranges that a small box leaves.
+    """
     extent = torch.tensor([frame.input_size[1], frame.input_size[0]], dtype=torch.float32)
     points = torch.rand(1, count, 1, 2, generator=generator) * extent
-    corners = torch.rand(1, count, 2, 2, generator=generator) * extent
-    boxes = torch.cat([corners.amin(2), corners.amax(2)], -1)
+    sides = extent * SMALLEST_SIDE ** torch.rand(1, count, 2, generator=generator)
+    corners = torch.rand(1, count, 2, generator=generator) * (extent - sides)
     labels = torch.ones(1, count, 1, dtype=torch.long)
-    return Prompts.build(points, labels), Prompts.build(boxes=boxes)
+    return Prompts.build(points, labels), Prompts.build(boxes=torch.cat([corners, corners + sides], -1))

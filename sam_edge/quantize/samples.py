@@ -201,9 +201,10 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
     seen.total += q.shape[0] * q.shape[2]
     if seen.kept > LARGEST_ATTENTION:
         return
-    items = chance.of(q.shape[0], 1).to(q.device)
-    rows = LARGEST_ROWS // (q.shape[1] * k.shape[2])
-    at = chance.of(q.shape[2], max(4, min(rows, chance.rows))).to(q.device)
+    row = q.shape[1] * k.shape[2]
+    at = chance.of(q.shape[2], max(4, min(LARGEST_ROWS // row, chance.rows))).to(q.device)
+    # with few keys, as where image tokens attend to prompts, every item says something of its own
+    items = chance.of(q.shape[0], max(1, LARGEST_ROWS // (row * len(at)))).to(q.device)
     kept = (q[items][:, :, at].cpu(), k[items].cpu(), v[items].cpu(), _bias_rows(given[3:], items, at))
     sample = AttentionRows(*kept)
     seen.attention.append(sample)

@@ -1,8 +1,10 @@
 """The search for scales (TinySAM, sec. 3.3; PTQ4ViT): a grid of candidates for each operand in turn.
 
 A candidate is a share of the min-max range, one of 100 from 0.01 to 1.2; what it costs is the error it makes in the
-product, sum (weight x (a^ b^ - a b))^2. The weight is 1 for `mse`. For `hessian` it is the magnitude of the task's
-gradient there, whose square is the second derivative of the task loss (see `task_loss.draw`).
+product e = a^ b^ - a b: the sum of e^2 for `mse`. For `hessian` g, the task's gradient there, weighs it: g g^T is the
+second derivative of the task loss (see `task_loss.draw`). A weight's scale is searched by (g e)^2 of its own channel,
+as in PTQ4ViT. Of an activation's grid the sum over rows of (g . e)^2 is taken, with the terms between channels, which
+count here: one clipped value shifts a whole row along one column of weights, often the direction that matters.
 
 Candidates are visited coarse to fine: every fifth, then the neighbours of the best; min-max itself is always one.
 """
@@ -80,7 +82,7 @@ class LayerSearch:
         rows = seen.joined()
         self.a, self.b = rows.a, weight_matrix(module)
         self.y = self.a @ self.b
-        self.importance = rows.grad.abs() if metric == "hessian" and rows.grad is not None else None
+        self.gradient = rows.grad if metric == "hessian" and rows.grad is not None else None
         self.columns = columns_per_channel(module)
         by_channel = self.b.transpose(1, 2).reshape(-1, self.columns * self.b.shape[1])
         self.peak_scale = symmetric_scale(by_channel, self.weight_bits)
@@ -104,15 +106,22 @@ class LayerSearch:
     def error(self, a: Tensor, b: Tensor) -> Float[Tensor, "out"]:
         """Weighted squared error of a product, per channel."""
         off = torch.matmul(a, b).sub_(self.y)
-        if self.importance is not None:
-            off.mul_(self.importance)
+        if self.gradient is not None:
+            off.mul_(self.gradient)
         return off.square_().sum(1).reshape(-1, self.columns).sum(1)
+
+    def row_error(self, a: Tensor, b: Tensor) -> Float[Tensor, "1"]:
+        """Error of a product with the terms between its channels."""
+        off = torch.matmul(a, b).sub_(self.y)
+        if self.gradient is not None:
+            off = off.mul_(self.gradient).sum(2)
+        return off.square_().sum()[None]
 
     def search_input(self) -> float:
         """Choose the input's plain grid; returns its error."""
 
         def error(shares: Tensor) -> Tensor:
-            return self.error(on_grid(self.a, self.shrunk(shares.item())), self.b_hat).sum()[None]
+            return self.row_error(on_grid(self.a, self.shrunk(shares.item())), self.b_hat)
 
         shares, best = best_shares(error, 1)
         self.grid = self.shrunk(shares.item())
@@ -146,7 +155,7 @@ class LayerSearch:
                 return TwinGrid.signed(coarse, max(0, int(reach)) + further, self.activation_bits)
 
             def error(shares: Tensor, twin: Callable[[float], TwinGrid] = twin) -> Tensor:
-                return self.error(on_grid(self.a, twin(shares.item())), self.b_hat).sum()[None]
+                return self.row_error(on_grid(self.a, twin(shares.item())), self.b_hat)
 
             shares, best = best_shares(error, 1)
             found.append((best.item(), twin(shares.item())))  # type: ignore[arg-type]
@@ -160,7 +169,7 @@ class LayerSearch:
 
         def error(shares: Tensor) -> Tensor:
             off = on_grid(self.y, Grid.of_range(low * shares.item(), high * shares.item(), bits)).sub_(self.y)
-            return (off if self.importance is None else off.mul_(self.importance)).square_().sum()[None]
+            return (off if self.gradient is None else off.mul_(self.gradient)).square_().sum()[None]
 
         share = best_shares(error, 1)[0].item()
         return Grid.of_range(low * share, high * share, bits)
@@ -190,7 +199,7 @@ def search_layer(
     plain = search.grid
     twin_grid = None
     if twin and metric != "minmax" and not isinstance(module, nn.Conv2d):
-        twin_grid = search.search_twin(error)
+        twin_grid = search.search_twin(search.row_error(search.a_hat, search.b_hat).item())
         if twin_grid is not None:
             search.a_hat = on_grid(search.a, twin_grid)
             search.search_weight()

@@ -36,7 +36,7 @@ class HeadSearch:
     def search_ends(self, name: str, product: Callable[[AttentionRows, int, Tensor], Tensor], wanted: list) -> None:
         """Choose the ends of `name`: `product(sample, index, rounded)` is what the rounded operand gives.
 
-        `wanted` holds, per sample, the float product and how much it matters.
+        `wanted` holds, per sample, the float product and its gradient.
         """
         operands = [getattr(sample, name) for sample in self.samples]
         bits = POSITION_BITS if name == "positions" else self.bits
@@ -64,18 +64,18 @@ class HeadSearch:
 
     @staticmethod
     def error(found: list[Tensor], wanted: list[tuple[Tensor, Tensor | None]]) -> Float[Tensor, "heads"]:
-        """Weighted squared error per head; `found` is overwritten."""
+        """Squared error per head, of rows weighted by their gradients (see `search`); `found` is overwritten."""
         total = torch.zeros(found[0].shape[1])
-        for got, (right, importance) in zip(found, wanted, strict=True):
+        for got, (right, gradient) in zip(found, wanted, strict=True):
             off = got.sub_(right)
-            if importance is not None:
-                off.mul_(importance)
+            if gradient is not None:
+                off = off.mul_(gradient).sum(3, keepdim=True)
             total += off.square_().sum((0, 2, 3))
         return total
 
-    def magnitude(self, grad: Tensor | None) -> Tensor | None:
-        """How much an output matters, by its gradient."""
-        return grad.abs() if self.metric == "hessian" and grad is not None else None
+    def weighing(self, grad: Tensor | None) -> Tensor | None:
+        """The gradient that weighs an output's error, if any."""
+        return grad if self.metric == "hessian" else None
 
 
 def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> AttentionQuantization:
@@ -83,7 +83,7 @@ def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> At
     search = HeadSearch(seen, bits, metric)
     plain, twin_grid = Grid.of_range(0.0, 1.0, bits), None
     if metric != "minmax":
-        logits = [(s.q @ s.k.mT, search.magnitude(s.product_grad())) for s in search.samples]
+        logits = [(s.q @ s.k.mT, search.weighing(s.product_grad())) for s in search.samples]
         for _ in range(ROUNDS):
             before = search.ends["q"]
             keys = [search.rounded(s.k, search.ends["k"]).mT for s in search.samples]
@@ -93,7 +93,7 @@ def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> At
             if torch.equal(before, search.ends["q"]):
                 break
         if "positions" in search.ends:
-            added = [(s.added(s.positions), matters) for s, (_, matters) in zip(search.samples, logits, strict=True)]
+            added = [(s.added(s.positions), grad) for s, (_, grad) in zip(search.samples, logits, strict=True)]
             search.search_ends("positions", lambda s, i, positions: s.added(positions), added)
         plain, twin_grid = _search_weights(search, bits, twin)
     ends = {name: tuple(end.tolist()) for name, end in search.ends.items()}
@@ -102,7 +102,7 @@ def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> At
 
 def _search_weights(search: HeadSearch, bits: int, twin: bool) -> tuple[Grid, TwinGrid | None]:
     """The ends of v and the grid of the weights, alternating; and the twin grid, where it errs less."""
-    outputs = [(w @ s.v, search.magnitude(s.grad)) for w, s in zip(search.weights, search.samples, strict=True)]
+    outputs = [(w @ s.v, search.weighing(s.grad)) for w, s in zip(search.weights, search.samples, strict=True)]
     plain: Grid | TwinGrid = Grid.of_range(0.0, search.highest, bits)
     least = torch.inf
     for _ in range(ROUNDS):

@@ -11,10 +11,10 @@ from sam_edge.quantize.search_attention import HeadSearch
 
 
 def sensitivity(quantizer: Quantizer, name: str) -> float:
-    """1/2 sum of (error x gradient)^2 over a layer's output, in nats of the task loss per calibration picture.
+    """1/2 sum over rows of (error . gradient)^2 of a layer's output, in nats of the task loss per calibration picture.
 
     The gradients must be those of outcomes drawn at the float model, whose squares are the loss's second derivatives.
-    Layers' errors are taken alone, and different outputs' as independent.
+    Layers' errors are taken alone, and different rows' as independent.
 
     Raises:
         QuantizationError: a walk without gradients.
@@ -27,7 +27,7 @@ def sensitivity(quantizer: Quantizer, name: str) -> float:
         plan = module.plan
         search = LayerSearch(quantizer.layers[name], seen, (plan.bits, plan.input.bits), "hessian", False)
         b_hat = search.rounded_weight(module.weight_scale.cpu())
-        error = search.error(on_grid(search.a, plan.twin or plan.input), b_hat).sum().item()
+        error = search.row_error(on_grid(search.a, plan.twin or plan.input), b_hat).item()
         kept = search.a.shape[1]
     elif isinstance(module, QuantizedProducts):
         error, kept = _attention_error(HeadSearch(seen, module.plan.bits, "hessian"), module)
@@ -56,8 +56,8 @@ def _attention_error(search: HeadSearch, module: QuantizedProducts) -> tuple[flo
             off = search.rounded(s.positions, ends, POSITION_BITS) - s.positions
             product += s.added(off) * s.q.shape[-1] ** 0.5
     outputs = [on_grid(weights, grid) @ v for weights, v in zip(search.weights, rounded["v"], strict=True)]
-    wanted = [(s.q @ s.k.mT, search.magnitude(s.product_grad())) for s in search.samples]
+    wanted = [(s.q @ s.k.mT, search.weighing(s.product_grad())) for s in search.samples]
     error = search.error(logits, wanted).sum()
-    wanted = [(w @ s.v, search.magnitude(s.grad)) for w, s in zip(search.weights, search.samples, strict=True)]
+    wanted = [(w @ s.v, search.weighing(s.grad)) for w, s in zip(search.weights, search.samples, strict=True)]
     error = error + search.error(outputs, wanted).sum()
     return error.item(), sum(s.q.shape[0] * s.q.shape[2] for s in search.samples)

@@ -80,6 +80,21 @@ def test_the_hessian_metric_spends_its_steps_where_the_task_looks():
     assert ends[True] > 2 * ends[False]
 
 
+def test_an_activation_s_grid_counts_what_clipping_does_to_a_whole_row():
+    """A rare large value that all channels read alike is clipped where their errors cancel, and only there."""
+    layer = nn.Linear(2, 16, bias=False)
+    nn.init.ones_(layer.weight)
+    x = random(400, 2)
+    x[:8, 0] *= 12
+    ends = {}
+    for cancel in (True, False):
+        gradient = torch.ones(400, 16)
+        gradient[:8, ::2] = -1.0 if cancel else 1.0
+        seen = seen_by(layer, x, gradient)
+        ends[cancel] = search_layer(layer, seen, bits=(8, 4), metric="hessian", twin=False)[0].input.range[1]
+    assert ends[True] < 0.6 * ends[False]
+
+
 def test_per_layer_shares_one_scale(linear):
     seen = seen_by(linear, random(100, 24, seed=1))
     _, scale = search_layer(linear, seen, bits=BITS, metric="mse", twin=False, per_layer=True)
@@ -140,9 +155,9 @@ def attention_errors(seen: Seen, plan, metric: str) -> tuple[float, float]:
     """Errors of q k^T and of the output, each with its own operands rounded, as the search sees them."""
     search, (sample,) = HeadSearch(seen, plan.bits, metric), seen.attention
     q, k, v = (search.rounded(getattr(sample, n), torch.tensor(getattr(plan, n))) for n in "qkv")
-    wanted = sample.q @ sample.k.mT, search.magnitude(sample.product_grad())
+    wanted = sample.q @ sample.k.mT, search.weighing(sample.product_grad())
     logits = search.error([q @ k.mT], [wanted]).sum().item()
-    wanted = sample.weights @ sample.v, search.magnitude(sample.grad)
+    wanted = sample.weights @ sample.v, search.weighing(sample.grad)
     return logits, search.error([on_grid(sample.weights, plan.twin or plan.weights) @ v], [wanted]).sum().item()
 
 

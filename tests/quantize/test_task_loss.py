@@ -26,7 +26,8 @@ def test_the_loss_is_the_bernoulli_and_normal_divergence():
     bernoulli = torch.distributions.Bernoulli(logits=right), torch.distributions.Bernoulli(logits=logits)
     normal = torch.distributions.Normal(right_iou, 0.1), torch.distributions.Normal(iou, 0.1)
     masks, ious = (torch.distributions.kl_divergence(*pair) for pair in (bernoulli, normal))
-    torch.testing.assert_close(got, masks.mean((2, 3, 4)).sum() + ious.mean(2).sum())
+    by_mask = masks.sum((3, 4)) / right.sigmoid().sum((3, 4)).clamp(min=1)
+    torch.testing.assert_close(got, by_mask.mean(2).sum() + ious.mean(2).sum())
 
 
 def test_the_squares_of_drawn_gradients_are_the_second_derivatives():
@@ -50,3 +51,17 @@ def test_the_squares_of_drawn_gradients_are_the_second_derivatives():
         (grad,) = torch.autograd.grad(draw(*forward(inner), generator), inner)
         total += torch.outer(grad, grad) / draws
     assert (total - hessian).norm() < 0.1 * hessian.norm()
+
+
+def test_a_small_mask_counts_as_much_as_a_large_one():
+    """The same relative damage, a tenth of the foreground lost, costs the same whatever the mask's size."""
+    costs = []
+    for side in (10, 100):
+        right = torch.full((1, 1, 4, 128, 128), -12.0)
+        right[..., :side, :side] = 12.0
+        wrong = right.clone()
+        wrong[..., : side // 10, :side] = 0.0
+        same = torch.zeros(1, 1, 4)
+        costs.append(task_loss(wrong, same, right, same).item())
+    assert costs[0] > 0
+    assert abs(costs[0] - costs[1]) < 0.01 * costs[0]
