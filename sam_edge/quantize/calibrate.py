@@ -184,8 +184,8 @@ class Observer:
 def random_prompts(frame: Frame, count: int, generator: torch.Generator) -> tuple[Prompts, Prompts]:
     """`count` points, uniform over the picture's part of the model's frame, and `count` boxes of any size.
 
-    Boxes' sides are log-uniform between `SMALLEST_SIDE` and all of the picture, as sizes of things in photos are: corners
-    drawn uniformly would make a third of the picture of nearly every box, and ranges that a small box leaves.
+    Boxes' sides are log-uniform between `SMALLEST_SIDE` and all of the picture, as sizes of things in photos roughly
+    are: corners drawn uniformly would make nearly every box large, and scales that clip what small ones need.
     """
     extent = torch.tensor([frame.input_size[1], frame.input_size[0]], dtype=torch.float32)
     points = torch.rand(1, count, 1, 2, generator=generator) * extent

@@ -54,6 +54,10 @@ class AttentionRows:
     v: Float[Tensor, "b heads m dv"]
     bias: Bias
     grad: Float[Tensor, "b heads t dv"] | None = None
+    k_grad: Float[Tensor, "b heads m d"] | None = None
+    """Gradient of k, which every row of the call reads."""
+    v_grad: Float[Tensor, "b heads m dv"] | None = None
+    """The same of v."""
 
     @property
     def positions(self) -> Float[Tensor, "b heads t hw"]:
@@ -114,7 +118,7 @@ class Seen:
         for mine, its in zip(self.rows, other.rows, strict=True):
             mine.grad = its.grad
         for sample, another in zip(self.attention, other.attention, strict=True):
-            sample.grad = another.grad
+            sample.grad, sample.k_grad, sample.v_grad = another.grad, another.k_grad, another.v_grad
 
     def joined(self) -> Rows:
         """All rows in one."""
@@ -215,6 +219,8 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
             sample.grad = grad[items][:, :, at].cpu()
 
         out.register_hook(keep)
+        given[1].register_hook(lambda grad: setattr(sample, "k_grad", grad[items].cpu()))
+        given[2].register_hook(lambda grad: setattr(sample, "v_grad", grad[items].cpu()))
 
 
 def _bias_rows(bias: tuple, items: Tensor, at: Tensor) -> Bias:

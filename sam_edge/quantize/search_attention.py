@@ -1,7 +1,9 @@
 """The search for the scales of attention's products: as of a layer, with a scale per head (TinySAM, sec. 4.1).
 
 First q and k, alternating, by the error of q k^T; then v and the grid of the attention weights by the error of the
-output. A twin grid of the weights is searched over every shift, that is over every power-of-two split point.
+output. Under `hessian` k and v are searched by their own gradients instead: every row reads the same k and v, so that
+their errors add up over rows, which the errors of a few rows, squared one by one, do not show. A twin grid of the
+weights is searched over every shift, that is over every power-of-two split point.
 """
 
 from collections.abc import Callable
@@ -39,12 +41,16 @@ class HeadSearch:
         `wanted` holds, per sample, the float product and its gradient.
         """
         operands = [getattr(sample, name) for sample in self.samples]
+        gradients = [self.weighing(getattr(sample, f"{name}_grad", None)) for sample in self.samples]
+        own = list(zip(operands, gradients, strict=True))
+        shared = all(gradient is not None for gradient in gradients)
         bits = POSITION_BITS if name == "positions" else self.bits
 
         def error(shares: Tensor) -> Tensor:
-            ends = self.peaks[name] * shares
-            found = [product(s, i, self.rounded(operands[i], ends, bits)) for i, s in enumerate(self.samples)]
-            return self.error(found, wanted)
+            rounded = [self.rounded(x, self.peaks[name] * shares, bits) for x in operands]
+            if shared:
+                return self.error(rounded, own)
+            return self.error([product(s, i, rounded[i]) for i, s in enumerate(self.samples)], wanted)
 
         shares, _ = best_shares(error, len(self.peaks[name]))
         self.ends[name] = self.peaks[name] * shares

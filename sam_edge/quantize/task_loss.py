@@ -2,9 +2,9 @@
 
 L = KL(masks) + KL(predicted IoU), between what the float model says and what the quantized one says:
 
-- a mask is a Bernoulli variable per pixel, the logit's sigmoid its mean; the KL is summed over pixels and divided by the
-  pixels that the float model expects to be foreground. Mean IoU counts each mask alike, and so does this: averaged over
-  the picture, as eq. 9 reads, a small object's mask would hardly count beside a large one's or the predicted IoU;
+- a mask is a Bernoulli variable per pixel, the logit's sigmoid its mean; the KL is summed over pixels and divided by
+  the pixels that the float model expects to be foreground. Mean IoU counts each mask alike, and so does this: averaged
+  over the picture, as eq. 9 reads, a small object's mask would hardly count beside a large one's or the predicted IoU;
 - a predicted IoU is a normal variable of standard deviation 0.1 around the prediction (about how far SAM's predictions
   lie from the truth), so its KL is the squared difference over 2 x 0.1^2; averaged over the four masks.
 

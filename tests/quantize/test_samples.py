@@ -78,4 +78,7 @@ def test_an_attention_s_rows_give_its_output_and_its_inner_gradient(bias):
     torch.testing.assert_close(sample.weights @ sample.v, sample.grad, rtol=1e-4, atol=1e-5)
     # d/dq = (d/d product) k, whatever the order of rows
     torch.testing.assert_close((sample.product_grad() @ sample.k).sum(2), q.grad.sum(2), rtol=1e-4, atol=1e-5)
+    # whatever the order of items
+    torch.testing.assert_close(sample.k_grad, k.grad)
+    torch.testing.assert_close(sample.v_grad, v.grad)
     assert torch.equal(seen.heads["q"], q.detach().abs().amax((0, 2, 3)))

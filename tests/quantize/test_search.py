@@ -132,12 +132,12 @@ def test_a_twin_grid_is_taken_where_it_errs_less_and_only_for_gelu(linear):
 def test_convolutions_have_a_scale_per_channel_and_output_grids(module, shape):
     x = random(*shape, seed=4)
     seen = seen_by(module, x)
-    plan, scale = search_layer(module, seen, bits=BITS, metric="hessian", twin=True)
+    plan, scale = search_layer(module, seen, bits=BITS, metric="mse", twin=True)
     plain = search_layer(module, seen, bits=BITS, metric="minmax", twin=False)
     assert scale.shape == (module.out_channels,)
     assert (plan.output is not None) == isinstance(module, nn.Conv2d)
     assert plan.axis == int(isinstance(module, nn.ConvTranspose2d))
-    assert error(module, seen, plan, scale, "hessian") < error(module, seen, *plain, "hessian")
+    assert error(module, seen, plan, scale, "mse") < error(module, seen, *plain, "mse")
 
 
 def attention_seen(outlier: float) -> Seen:
@@ -174,6 +174,19 @@ def test_attention_s_scales_err_less_than_min_max(metric):
     assert errors[2][1] <= errors[1][1] * 1.001
     assert len(found.q) == len(found.k) == len(found.v) == 3
     assert unit_grid(6).scale == 1 / 31
+
+
+def test_keys_and_values_are_searched_by_their_own_gradients():
+    """An outlier that no task looks at is clipped, though rows read it; one that matters is not."""
+    ends = {}
+    for matters in (True, False):
+        seen = attention_seen(outlier=8.0)
+        (sample,) = seen.attention
+        sample.k_grad, sample.v_grad = torch.ones_like(sample.k), torch.ones_like(sample.v)
+        sample.k_grad[0, 1, 0] = 30.0 if matters else 0.0
+        ends[matters] = search_attention(seen, bits=6, metric="hessian", twin=False).k[1] / seen.heads["k"][1]
+    assert ends[True] > 0.9
+    assert ends[False] < 0.5
 
 
 def test_crowded_attention_weights_take_a_twin_grid():
