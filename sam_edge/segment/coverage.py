@@ -4,7 +4,7 @@ In both a point is answered where some mask that passed the filters is confident
 paper's: a mask's own logit counts, whatever the mask. What it loses are small things within the masks of larger ones.
 The rule `contrast` asks two things more. The mask must be large, for a small one saves few points, and those are where
 small things are. And the picture must be flat around the point, for where it is not, there may be something to find:
-the logarithm of the local variance, relative to photos' usual one, is taken off the logit, as log-odds add up.
+the logarithm of the local contrast, relative to photos' usual one, is taken off the logit, as log-odds add up.
 """
 
 import numpy as np
@@ -18,9 +18,9 @@ from sam_edge.segment.predictor import MASK_THRESHOLD
 LARGE = 0.1
 """Least share of the crop that a mask must have under the rule `contrast`."""
 SUBDIVISIONS = 8
-"""Pixels to the side of a cell that variance is taken of."""
+"""Pixels to the side of a cell that contrast is taken of."""
 NOISE = 0.02
-"""Standard deviation that is added everywhere, of pixels in [0, 1]: below it nothing is flatter than flat."""
+"""Contrast that is added everywhere, of pixels in [0, 1]: below it nothing is flatter than flat."""
 USUAL = 0.07
 """Geometric mean of both together in COCO's photos, at 32 points per side."""
 
@@ -31,15 +31,15 @@ def large(logits: Float[Tensor, "k h w"], used: tuple[float, float]) -> Bool[Ten
     return (logits[:, :height, :width] > MASK_THRESHOLD).flatten(1).float().mean(1) >= LARGE
 
 
-def log_variance(crop: UInt8[np.ndarray, "h w 3"], grid: Float[np.ndarray, "p 2"]) -> Float[Tensor, "p"]:
-    """Natural logarithm of the variance around points in [0, 1] x [0, 1], over what is usual in photos.
+def log_contrast(crop: UInt8[np.ndarray, "h w 3"], grid: Float[np.ndarray, "p 2"]) -> Float[Tensor, "p"]:
+    """Natural logarithm of the contrast around points in [0, 1] x [0, 1], over what is usual in photos.
 
-    It is taken within a cell of the grid, 1 / sqrt(P) of the crop's sides; standard deviations are averaged over the
+    Contrast is the standard deviation within a cell of the grid, 1 / sqrt(P) of the crop's sides, averaged over the
     colours.
     """
     cells = max(round(np.sqrt(len(grid))), 1)
     small = Image.fromarray(crop).resize((cells * SUBDIVISIONS, cells * SUBDIVISIONS), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32).reshape(cells, SUBDIVISIONS, cells, SUBDIVISIONS, 3) / 255
-    deviation = (pixels.std((1, 3)).mean(-1) + NOISE) / USUAL
+    contrast = (pixels.std((1, 3)).mean(-1) + NOISE) / USUAL
     columns, rows = np.minimum((grid * cells).astype(int), cells - 1).T
-    return torch.from_numpy(2 * np.log(deviation[rows, columns]))
+    return torch.from_numpy(np.log(contrast[rows, columns]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from sam_edge.models.config import Coverage
 from sam_edge.models.prompts import FOREGROUND, Prompts
 from sam_edge.segment.budget import Budget
-from sam_edge.segment.coverage import large, log_variance
+from sam_edge.segment.coverage import large, log_contrast
 from sam_edge.segment.frame import Frame, to_pixels
 from sam_edge.segment.masks import mask_of, measure
 from sam_edge.segment.records import Found, run_lengths, suppress
@@ -121,11 +121,11 @@ class CropWalk:
         # a point on the far edge, 1.0 in the grid, belongs to the last pixel
         height, width = self.scaling.size
         largest = self.scaling.at(logits, ys.clamp(max=height - 1), xs.clamp(max=width - 1)).amax(0)
-        return largest - self._log_variance if coverage == "contrast" else largest
+        return largest - self._log_contrast if coverage == "contrast" else largest
 
     @cached_property
-    def _log_variance(self) -> Float[Tensor, "p"]:
-        return log_variance(self._crop, self._grid)
+    def _log_contrast(self) -> Float[Tensor, "p"]:
+        return log_contrast(self._crop, self._grid)
 
     def found(self, candidates: "Candidates") -> list[Found]:
         """The masks left when duplicates are suppressed, best first."""

@@ -10,6 +10,7 @@ A killed run continues when it is started again.
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
 """Folders of labelled photos and how often each is drawn; synthetic scenes are drawn as often as weight 1."""
 
 BOXES_AND_POINTS = InteractiveOptions(box_share=0.65, rounds=2, interactive_share=0.08)
+HALF_BOXES = replace(BOXES_AND_POINTS, box_share=0.5)
 BOXES = InteractiveOptions(box_share=1.0, rounds=1)
+WHOLE = {"batch_size": 4, "ellipses": 0.1, "max_zoom": 2.5, "whole": 0.55, "min_cells": 2}
+"""Views of the whole canvas."""
 
 
 def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **options: Any) -> TrainOptions:
@@ -68,7 +72,8 @@ STAGES = {
         11, 250, 4e-4, 0.98, window=128, batch_size=8, ellipses=0.3, freeze_encoder=True, min_zoom=2.0, max_zoom=5.0
     ),
     "both": _stage(12, 800, 5e-4, 0.99, window=128, batch_size=8, ellipses=0.2, min_zoom=2.0, max_zoom=5.0),
-    "nano": _stage(13, 1400, 5e-4, 0.995, batch_size=4, ellipses=0.1, max_zoom=2.5, whole=0.55, min_cells=2),
+    "all": _stage(13, 1400, 5e-4, 0.995, **WHOLE),
+    "nano": _stage(14, 2600, 5e-4, 0.998, prompting=HALF_BOXES, **WHOLE),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses."""
 

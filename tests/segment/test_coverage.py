@@ -43,8 +43,8 @@ def test_coverage_by_contrast_needs_a_large_mask_and_a_flat_picture(tiny_config,
     # a float64 loop over the picture's own pixels: here a cell is 8 x 8 of them
     for point, found in zip(grid, walk.confidence(everywhere, "contrast").tolist(), strict=True):
         x, y = (int(coordinate * POINTS) * SIDE // POINTS for coordinate in point)
-        deviation = (picture[y : y + 8, x : x + 8] / 255).std((0, 1)).mean()
-        assert found == pytest.approx(3.0 - 2 * np.log((deviation + NOISE) / USUAL), abs=1e-4)
+        contrast = (picture[y : y + 8, x : x + 8] / 255).std((0, 1)).mean()
+        assert found == pytest.approx(3.0 - np.log((contrast + NOISE) / USUAL), abs=1e-4)
 
 
 def test_a_model_brings_its_rule_along_and_an_argument_comes_first(tiny_config, make_sam, picture):
