@@ -33,7 +33,6 @@ from sam_edge.steps import sample_pictures
 
 ACCUMULATIONS: tuple[Literal["absolute", "signed"], ...] = ("absolute", "signed")
 KEPT = ImportanceOptions().accumulation
-NOISE = 0.01
 
 
 def measure(
@@ -50,7 +49,7 @@ def measure(
     saliency = {
         how: accumulated_saliency(
             model.image_encoder,
-            lambda number: disturbed_loss(model, inputs[number], NOISE, seed + number),
+            lambda number: disturbed_loss(model, inputs[number], ImportanceOptions().noise, seed + number),
             len(inputs),
             how,
         )

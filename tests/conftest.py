@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -28,6 +29,18 @@ def _scatter(module: nn.Module, seed: int) -> None:
                 # no weights: they belong to the config
                 continue
             value.copy_(value * noise.exp() if name.endswith("running_var") else value + noise)
+
+
+@pytest.fixture
+def seconds() -> Callable[[Callable[[], object]], float]:
+    """Processor time of some work, which neighbours on the machine change less than the clock."""
+
+    def timed(work: Callable[[], object]) -> float:
+        started = process_time()
+        work()
+        return process_time() - started
+
+    return timed
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -113,13 +113,15 @@ def calibrate(
         seen.append(_look(walk, first_pass(grid), options.coverage, whole=options.covered is None))
         on_photo()
     confidence = np.stack([photo.confidence for photo in seen])
-    if not np.isfinite(confidence).any():
+    # outside all masks a logit answers nothing; where contrast is taken off, zero means nothing
+    answered = confidence[confidence > (MASK_THRESHOLD if options.coverage == "logit" else -np.inf)]
+    if not answered.size:
         raise EverythingError(
             "no mask of the first pass answers any point: lower the model's thresholds with "
             "--survivors, or give other photos."
         )
     if options.covered is None:
-        tau, loss = _within_loss(seen, confidence, options)
+        tau, loss = _within_loss(seen, answered, options)
     else:
         tau, loss = _at_cover(confidence, options.covered), None
     return Calibration(
@@ -192,12 +194,12 @@ def _at_cover(confidence: Float[np.ndarray, "n p"], covered: float) -> float:
 
 
 def _within_loss(
-    seen: list[_Photo], confidence: Float[np.ndarray, "n p"], options: CalibrateOptions
+    seen: list[_Photo], answered: Float[np.ndarray, "n"], options: CalibrateOptions
 ) -> tuple[float, float]:
     """The tau that skips most among those whose mean loss is within bounds, and that loss."""
-    taus = np.unique(np.quantile(confidence[np.isfinite(confidence)], np.linspace(0, 1, options.steps)))
+    taus = np.unique(np.quantile(answered, np.linspace(0, 1, options.steps)))
     losses = np.mean([_losses(photo, taus) for photo in seen], 0)
-    # the largest is above every point's logit, skips nothing and loses nothing
+    # no point's confidence is above the largest, which skips nothing and loses nothing
     best = int(np.flatnonzero(losses <= options.max_loss)[0])
     return float(taus[best]), float(losses[best])
 

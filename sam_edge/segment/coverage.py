@@ -4,7 +4,8 @@ In both a point is answered where some mask that passed the filters is confident
 paper's: a mask's own logit counts, whatever the mask. What it loses are small things within the masks of larger ones.
 The rule `contrast` asks two things more. The mask must be large, for a small one saves few points, and those are where
 small things are. And the picture must be flat around the point, for where it is not, there may be something to find:
-the logarithm of the local contrast, relative to photos' usual one, is taken off the logit, as log-odds add up.
+the logarithm of the local contrast, relative to photos' usual one, is taken off the logit, as log-odds add up. So a
+point just outside a mask may count where all is flat, and one well inside may not where there is much to see.
 """
 
 import numpy as np

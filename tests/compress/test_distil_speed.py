@@ -1,7 +1,6 @@
 """What a step of aligning costs, data and optimizer included, beside the passes that its equation requires."""
 
 import copy
-from time import process_time
 
 import pytest
 import torch
@@ -16,16 +15,9 @@ PICTURES, BATCH, TURNS = 30, 4, 2
 HALF = PruneOptions(0.5, "magnitude", "local")
 
 
-def seconds(work) -> float:
-    """Processor time, which neighbours on the machine change less than the clock."""
-    started = process_time()
-    work()
-    return process_time() - started
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["embedding alone", "bottlenecks with v0", "embeddings with v1"])
-def test_a_step_takes_at_most_a_quarter_more_than_the_passes_it_needs(stage, tmp_path):
+def test_a_step_takes_at_most_a_quarter_more_than_the_passes_it_needs(stage, seconds, tmp_path):
     v0 = random_model("nano")
     prepare(v0)
     v1 = copy.deepcopy(v0)

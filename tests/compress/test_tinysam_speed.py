@@ -1,7 +1,5 @@
 """What a step of full-stage distillation costs beside the passes that the method requires."""
 
-from time import process_time
-
 import pytest
 import torch
 
@@ -31,15 +29,8 @@ def batch_of(config) -> DistilBatch:
     return DistilBatch(image, embedding, masks, boxes, torch.full((1, 2), float(size)))
 
 
-def seconds(work) -> float:
-    """Processor time, which neighbours on the machine change less than the clock."""
-    started = process_time()
-    work()
-    return process_time() - started
-
-
 @pytest.mark.slow
-def test_a_step_takes_at_most_a_quarter_more_than_the_passes_it_needs():
+def test_a_step_takes_at_most_a_quarter_more_than_the_passes_it_needs(seconds):
     teacher = random_model("nano")
     student = build_student(teacher, StudentOptions("nano-t"), seed=0).train()
     batch = batch_of(student.config)
