@@ -15,8 +15,8 @@ class AblationRow:
 
     name: str
     """What it is called here."""
-    weights: tuple[float, float, float, float]
-    """Of the embedding, the tokens, the output and the labels: alpha, beta, gamma of eq. 4, and eq. 5's rest."""
+    losses: tuple[int, int, int, int]
+    """1 for those that are on, of the embedding, the tokens, the output (eq. 4) and the labels (eq. 5's rest)."""
     hard_prompts: bool = True
     """Prompts from the network's errors (eq. 6), or random ones."""
     from_scratch: bool = False

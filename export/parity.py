@@ -16,6 +16,10 @@ from sam_edge.segment.runtime import Runtime
 from sam_edge.training.losses import mask_iou
 
 
+GRID = 9
+"""Points that are compared, on a square grid."""
+
+
 @dataclass(frozen=True)
 class Parity:
     """How far two runtimes agree on the same pictures."""
@@ -55,9 +59,15 @@ def answers(runtime: Runtime, images: Sequence[np.ndarray], split: bool = False)
         pixels, frame = to_pixels(image, runtime.config)
         embeddings, prompts = runtime.encode(pixels), parity_prompts(frame)
         logits, _ = runtime.decode(embeddings, prompts)
-        parts = split_logits(runtime, embeddings, prompts)[None] if split else None
+        parts = _split_logits_of_kinds(runtime, embeddings, prompts)[None] if split else None
         found.append(Answers(torch.as_tensor(embeddings).float().cpu(), logits.float().cpu(), parts))
     return found
+
+
+def _split_logits_of_kinds(runtime: Runtime, embeddings: Any, prompts: Prompts) -> Float[Tensor, "n 4 h w"]:
+    """Points and boxes one after the other: boxes may take another way, and would take points with them."""
+    kinds = [Prompts(prompts.coords[:, some], prompts.labels[:, some]) for some in (slice(GRID), slice(GRID, None))]
+    return torch.cat([split_logits(runtime, embeddings, kind) for kind in kinds])
 
 
 def split_logits(runtime: Runtime, embeddings: Any, prompts: Prompts) -> Float[Tensor, "n 4 h w"]:
@@ -73,7 +83,7 @@ def parity_prompts(frame: Frame) -> Prompts:
     height, width = frame.input_size
     ys, xs = np.meshgrid(np.array([0.25, 0.5, 0.75]) * height, np.array([0.25, 0.5, 0.75]) * width, indexing="ij")
     points = torch.tensor(np.stack([xs.ravel(), ys.ravel()], -1), dtype=torch.float32)[None, :, None]
-    single = Prompts.build(points, torch.ones(1, 9, 1, dtype=torch.long))
+    single = Prompts.build(points, torch.ones(1, GRID, 1, dtype=torch.long))
     boxes = torch.tensor(
         [[0.1, 0.1, 0.6, 0.6], [0.4, 0.1, 0.9, 0.6], [0.1, 0.4, 0.6, 0.9], [0.3, 0.3, 0.7, 0.7]],
         dtype=torch.float32,

@@ -49,8 +49,8 @@ class SplitGraphs(ABC):
         return {"embeddings": embeddings, **self._run("prepare", {"embeddings": embeddings})}
 
     def predict(self, state: Arrays, prompts: Prompts) -> Prediction:
-        """Predicted IoU of N prompt sets; sets with a mask prompt go through the whole decoder."""
-        if prompts.masks is not None:
+        """Predicted IoU of N prompt sets; sets with a mask prompt, given or drawn, go through the whole decoder."""
+        if prompts.masks is not None or (self.config.decoder.draws_boxes and prompts.boxed):
             logits, iou = self.decode(state["embeddings"], prompts)
             return Prediction(iou[0], logits[0])
         image = self._of("predict", state)

@@ -239,12 +239,12 @@ class TensorRtRuntime:
 
     @torch.inference_mode()
     def predict(self, state: dict[str, Tensor], prompts: Prompts) -> Prediction:
-        """Predicted IoU of N prompt sets; sets with a mask prompt go through the whole decoder.
+        """Predicted IoU of N prompt sets; sets with a mask prompt, given or drawn, go through the whole decoder.
 
         Raises:
             PromptError: more points per prompt than the engine was built for.
         """
-        if prompts.masks is not None:
+        if prompts.masks is not None or (self.config.decoder.draws_boxes and prompts.boxed):
             logits, iou = self.decode(state["embeddings"], prompts)
             return Prediction(iou[0].cpu(), logits[0].cpu())
         engine = self._engines["predict"]

@@ -8,7 +8,7 @@ on the val split of each. A killed ablation continues when it is started again.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 from sam_edge.ablation import drawn, held_out, say, scores_of, write
@@ -72,7 +72,7 @@ class Ablation:
         options = replace(
             self.base,
             student=_without_teacher(self.base.student) if row.from_scratch else self.base.student,
-            weights=LossWeights(*row.weights),
+            weights=LossWeights(*(on * w for on, w in zip(row.losses, astuple(self.base.weights), strict=True))),
             prompting=replace(self.base.prompting, max_rounds=rounds),
             seed=seed,
         )

@@ -95,6 +95,8 @@ class DecoderConfig:
     """Hidden channels of the mask prompt's down-scaling."""
     iou_hidden: int = 256
     """Hidden width of the head that predicts IoU."""
+    draws_boxes: bool = False
+    """Whether a box is also given as a mask prompt, drawn from its corners."""
 
 
 @dataclass(frozen=True)

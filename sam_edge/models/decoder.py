@@ -15,7 +15,8 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 
-from sam_edge.models.prompts import ABSENT, NOT_A_POINT, Prompts
+from sam_edge.models.drawn_boxes import DrawingPromptEncoder, drawn_prompts
+from sam_edge.models.prompts import ABSENT, BOX_START, NOT_A_POINT, Prompts
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class PromptableDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "b n 4 h w"], Float[Tensor, "b n 4"]]:
         """Mask logits and predicted IoU for each prompt set.
 
-        Without `masks` no set has a mask prompt; with `has_mask`, only the sets marked 1 use theirs.
+        Without `masks` no set has a mask prompt; with `has_mask`, only the sets marked 1 use theirs. A model that
+        draws boxes draws those of the sets that have none.
         """
         state = self.prepare(embeddings)
         mask_tokens, iou, image_tokens = self.predict(state, coords, labels, masks, has_mask)
@@ -91,6 +93,8 @@ class PromptableDecoder(nn.Module):
         """Mask tokens, predicted IoU, and the image tokens that `upscale` needs."""
         batch, sets = labels.shape[:2]
         tokens, present = self.embed_tokens(coords, labels)
+        if self.draws(labels, state):
+            masks, has_mask = self._draw(coords, labels, masks, has_mask)
         image = (state.tokens[:, None] + self._embed_masks(masks, has_mask)).expand(batch, sets, -1, -1)
         first = None if masks is not None else state.first
         queries, keys = two_way(
@@ -99,6 +103,32 @@ class PromptableDecoder(nn.Module):
         mask_tokens, iou = self.read_heads(queries)
         sizes = (batch, sets)
         return mask_tokens.unflatten(0, sizes), iou.unflatten(0, sizes), keys.unflatten(0, sizes)
+
+    def draws(self, labels: Int[Tensor, "b n p"], state: ImageState | None = None) -> bool:
+        """Whether these prompts become mask prompts here; a graph that is exported asks for its shapes' sake only."""
+        if not isinstance(self.prompt_encoder, DrawingPromptEncoder):
+            return False
+        if torch.compiler.is_compiling():
+            # of a shared first layer a graph is made for points alone
+            return state is None or state.first is None
+        return not labels.is_meta and bool((labels == BOX_START).any())
+
+    def _draw(
+        self,
+        coords: Float[Tensor, "b n p 2"],
+        labels: Int[Tensor, "b n p"],
+        masks: Float[Tensor, "b n 1 h w"] | None,
+        has_mask: Float[Tensor, "b n"] | None,
+    ) -> tuple[Float[Tensor, "b n 1 h w"], Float[Tensor, "b n"]]:
+        """The sets' mask prompts and, where they have none, their boxes, drawn; 1 for the sets that have either."""
+        cell_px = self.prompt_encoder.input_image_size[0] / self.prompt_encoder.mask_input_size[0]
+        boxes, boxed = drawn_prompts(coords, labels, (4 * self.grid[0], 4 * self.grid[1]), cell_px)
+        dtype = self.prompt_encoder.no_mask_embed.weight.dtype
+        boxes, boxed = boxes.to(dtype), boxed.to(dtype)
+        if masks is None:
+            return boxes, boxed
+        given = torch.ones_like(boxed) if has_mask is None else has_mask
+        return torch.where(given[..., None, None, None] > 0, masks, boxes), torch.maximum(given, boxed)
 
     def embed_tokens(
         self, coords: Float[Tensor, "b n p 2"], labels: Int[Tensor, "b n p"]

@@ -66,6 +66,11 @@ class Prompts:
             label_parts.append(torch.full((*masks.shape[:2], 1), ABSENT, device=masks.device))
         return cls(torch.cat(coords_parts, 2), torch.cat([part.long() for part in label_parts], 2), masks)
 
+    @property
+    def boxed(self) -> bool:
+        """Whether any set has a box."""
+        return bool((self.labels == BOX_START).any())
+
     def to(self, device: torch.device | str) -> "Prompts":
         """The same prompts on `device`."""
         masks = None if self.masks is None else self.masks.to(device)

@@ -106,7 +106,8 @@ class TorchRuntime:
     def predict(self, state: State, prompts: Prompts) -> Prediction:
         """Predicted IoU of N prompt sets: by factors where that is exact and pays, else by the plain walk."""
         given = prompts.to(self.device)
-        if given.masks is None and self._factored is not None and pays(self._decoder, given.labels.shape[2]):
+        plain = given.masks is not None or self._decoder.draws(given.labels)
+        if not plain and self._factored is not None and pays(self._decoder, given.labels.shape[2]):
             image, upscaling = state.parts(self._factored)
             iou, sets = self._factored.predict(image, given.coords, given.labels)
             return Prediction(iou.float().cpu(), (self._factored, upscaling, sets))

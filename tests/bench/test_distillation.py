@@ -17,10 +17,10 @@ def test_the_table_gives_mean_and_spread_beside_the_papers_value_and_who_beats_w
 def test_rows_of_the_paper_differ_in_one_thing_each():
     rows = {row.name: row for row in ROWS}
     full = rows["all three"]
-    assert full.weights == (1, 1, 1, 1)
-    assert rows["all three, random prompts"].weights == full.weights
+    assert full.losses == (1, 1, 1, 1)
+    assert rows["all three, random prompts"].losses == full.losses
     assert not rows["all three, random prompts"].hard_prompts
-    assert [rows[name].weights for name in ("output", "output + embedding")] == [(0, 0, 1, 1), (1, 0, 1, 1)]
+    assert [rows[name].losses for name in ("output", "output + embedding")] == [(0, 0, 1, 1), (1, 0, 1, 1)]
     assert rows[rows["all three, quantized"].quantized_from] == full
     assert {row.paper.rpartition(" ")[2] for row in ROWS if row.paper} == {
         "40.5",

@@ -1,0 +1,93 @@
+"""Boxes that are drawn: the mask prompt that a box becomes, wherever it is asked for."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor as TheirPredictor
+
+from sam_edge.models.drawn_boxes import DEEPEST, drawn
+from sam_edge.models.prompts import Prompts
+from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.runtime import TorchRuntime
+
+SLOPE = 1.0
+BOX = [10.0, 22.5, 41.0, 33.0]
+
+
+@pytest.fixture
+def drawing(tiny_config, make_sam):
+    """The tiny SAM with drawn boxes."""
+    return make_sam(tiny_config.replace(decoder=replace(tiny_config.decoder, draws_boxes=True)))
+
+
+@pytest.fixture
+def embeddings(tiny_config):
+    return torch.randn(1, 32, tiny_config.grid, tiny_config.grid, generator=torch.Generator().manual_seed(3))
+
+
+def _box() -> torch.Tensor:
+    return torch.tensor([[BOX]])
+
+
+def _point() -> Prompts:
+    return Prompts.build(torch.tensor([[[[20.0, 30.0]]]]), torch.ones(1, 1, 1, dtype=torch.long))
+
+
+def test_a_cell_holds_how_deep_in_the_box_it_lies():
+    left, top, right, bottom = BOX
+    found = drawn(torch.tensor(BOX[:2]), torch.tensor(BOX[2:]), (32, 24), cell_px=2.0)
+    for row in range(32):
+        for column in range(24):
+            x, y = 2 * column + 1, 2 * row + 1
+            depth = min(x - left, right - x, y - top, bottom - y)
+            assert found[row, column] == pytest.approx(np.clip(SLOPE * depth, -DEEPEST, DEEPEST))
+
+
+def test_a_box_is_decoded_as_a_box_with_its_drawing(drawing, tiny_sam, embeddings):
+    mask = drawn(_box()[..., :2], _box()[..., 2:], (32, 32), cell_px=2.0)[:, :, None]
+    wanted = tiny_sam.decoder.decode(embeddings, Prompts.build(boxes=_box(), masks=mask))
+    found = drawing.decoder.decode(embeddings, Prompts.build(boxes=_box()))
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+    plain, _ = tiny_sam.decoder.decode(embeddings, Prompts.build(boxes=_box()))
+    assert (found[0] - plain).abs().max() > 1e-3
+
+
+def test_points_are_decoded_without_any(drawing, tiny_sam, embeddings):
+    found, wanted = (model.decoder.decode(embeddings, _point()) for model in (drawing, tiny_sam))
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+def test_a_mask_that_is_given_is_not_drawn_over(drawing, tiny_sam, embeddings):
+    mask = torch.randn(1, 1, 1, 32, 32, generator=torch.Generator().manual_seed(5))
+    found, wanted = (
+        model.decoder.decode(embeddings, Prompts.build(boxes=_box(), masks=mask)) for model in (drawing, tiny_sam)
+    )
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+def test_points_beside_boxes_stay_points(drawing, embeddings):
+    box, point = Prompts.build(boxes=_box()), _point()
+    both = Prompts(torch.cat([box.coords, point.coords], 1), torch.cat([box.labels, point.labels], 1))
+    together, _ = drawing.decoder.decode(embeddings, both)
+    for index, alone in enumerate((box, point)):
+        torch.testing.assert_close(together[:, index], drawing.decoder.decode(embeddings, alone)[0][:, 0])
+
+
+def test_prepare_and_predict_answer_boxes_as_decode_does(drawing, embeddings):
+    runtime, prompts = TorchRuntime(drawing), Prompts.build(boxes=_box())
+    prediction = runtime.predict(runtime.prepare(embeddings), prompts)
+    logits = runtime.upscale(prediction, torch.zeros(4, dtype=torch.long), torch.arange(4))
+    torch.testing.assert_close(logits, runtime.decode(embeddings, prompts)[0][0, 0])
+
+
+def test_segment_anything_s_own_predictor_draws_too(drawing, photo):
+    ours, theirs = SamPredictor(drawing), TheirPredictor(drawing)
+    for predictor in (ours, theirs):
+        predictor.set_image(photo)
+    box = np.array([20.0, 10.0, 61.0, 42.0])
+    _, wanted_iou, wanted = theirs.predict(box=box, multimask_output=False)
+    _, iou, logits = ours.predict(box=box, multimask_output=False)
+    np.testing.assert_allclose(logits, wanted, atol=1e-4)
+    np.testing.assert_allclose(iou, wanted_iou, atol=1e-5)
