@@ -15,7 +15,6 @@ from sam_edge.segment.frame import Frame, to_pixels
 from sam_edge.segment.runtime import Runtime
 from sam_edge.training.losses import mask_iou
 
-
 GRID = 9
 """Points that are compared, on a square grid."""
 
