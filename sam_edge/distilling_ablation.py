@@ -113,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=500, help="optimizer steps of each run")
     parser.add_argument("--batch-size", type=int, default=4, help="views per step")
     parser.add_argument("--learning-rate", type=float, default=TinySamOptions.learning_rate)
+    parser.add_argument("--decoder-rate", type=float, default=TinySamOptions.decoder_rate, help="of a trained decoder")
     parser.add_argument("--prompts", type=int, default=64, help="prompted masks per view")
     parser.add_argument("--max-rounds", type=int, default=9, help="rounds of hard prompts, at most")
     parser.add_argument("--views", type=int, default=4, help="stored views of each picture")
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
+        decoder_rate=args.decoder_rate,
         # equal steps for all, and nobody's best is picked by the very pictures they are compared on
         validations=0,
         workers=args.workers,

@@ -182,7 +182,7 @@ def test_a_teacher_is_learned_from_beside_the_labels_and_named_in_the_lineage(co
     assert losses["taught"]["loss"] == pytest.approx(losses["alone"]["loss"] + losses["taught"]["teacher"], rel=1e-4)
     alone, taught = (load_checkpoint(tmp_path / name).config.lineage[-1] for name in ("alone", "taught"))
     assert "teacher" not in alone["settings"]
-    wanted = {"sha256": weights_sha256(tiny_slim), "alpha": 1.0, "beta": 0.5, "gamma": 1.0, "labels": 0.0}
+    wanted = {"sha256": weights_sha256(tiny_slim), "alpha": 1.0, "beta": 0.5, "gamma": 0.01, "labels": 0.0}
     assert taught["settings"]["teacher"] == wanted
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "taught")]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -76,10 +76,11 @@ def compress(
     embeddings: Annotated[
         Path | None, typer.Option(metavar="DIR", help=_SOURCES("embeddings"), rich_help_panel=TINYSAM)
     ] = None,
+    decoder_rate: Annotated[float, typer.Option(help=_TINYSAM("decoder_rate"), rich_help_panel=TINYSAM)] = 0.1,
     alpha: Annotated[float, typer.Option(help=_WEIGHTS("alpha"), rich_help_panel=TINYSAM)] = 1.0,
-    beta: Annotated[float, typer.Option(help=_WEIGHTS("beta"), rich_help_panel=TINYSAM)] = 1.0,
-    gamma: Annotated[float, typer.Option(help=_WEIGHTS("gamma"), rich_help_panel=TINYSAM)] = 1.0,
-    label_weight: Annotated[float, typer.Option(help=_WEIGHTS("labels"), rich_help_panel=TINYSAM)] = 1.0,
+    beta: Annotated[float, typer.Option(help=_WEIGHTS("beta"), rich_help_panel=TINYSAM)] = 0.3,
+    gamma: Annotated[float, typer.Option(help=_WEIGHTS("gamma"), rich_help_panel=TINYSAM)] = 0.01,
+    label_weight: Annotated[float, typer.Option(help=_WEIGHTS("labels"), rich_help_panel=TINYSAM)] = 0.3,
     prompts: Annotated[int, typer.Option(help=_HARD("prompts"), rich_help_panel=TINYSAM)] = 64,
     box_share: Annotated[float, typer.Option(help=_HARD("box_share"), rich_help_panel=TINYSAM)] = 0.5,
     max_rounds: Annotated[int, typer.Option(help=_HARD("max_rounds"), rich_help_panel=TINYSAM)] = 9,
@@ -130,6 +131,7 @@ def compress(
                     epochs=8 if epochs is None else epochs,
                     batch_size=batch_size,
                     learning_rate=1e-3 if learning_rate is None else learning_rate,
+                    decoder_rate=decoder_rate,
                     ema_decay=ema_decay,
                     validations=validations,
                     workers=workers,

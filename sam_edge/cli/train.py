@@ -45,12 +45,13 @@ def train(
         ),
     ] = None,
     alpha: Annotated[float, typer.Option(help=_WEIGHTS("alpha"), rich_help_panel=TAUGHT)] = 1.0,
-    beta: Annotated[float, typer.Option(help=_WEIGHTS("beta"), rich_help_panel=TAUGHT)] = 1.0,
-    gamma: Annotated[float, typer.Option(help=_WEIGHTS("gamma"), rich_help_panel=TAUGHT)] = 1.0,
+    beta: Annotated[float, typer.Option(help=_WEIGHTS("beta"), rich_help_panel=TAUGHT)] = 0.3,
+    gamma: Annotated[float, typer.Option(help=_WEIGHTS("gamma"), rich_help_panel=TAUGHT)] = 0.01,
     steps: Annotated[int, typer.Option(help=_LOOP("steps"))] = 10_000,
     batch_size: Annotated[int, typer.Option(help=_TRAIN("batch_size"))] = 8,
     accumulate: Annotated[int, typer.Option(help=_LOOP("accumulate"))] = 1,
     learning_rate: Annotated[float, typer.Option(help=_LOOP("learning_rate"))] = 1e-4,
+    rate: Annotated[list[str] | None, typer.Option(metavar="PATTERN=FACTOR", help=_LOOP("rates"))] = None,
     warmup_steps: Annotated[int, typer.Option(help=_LOOP("warmup_steps"))] = 200,
     schedule: Annotated[Course, typer.Option(help=_LOOP("schedule"))] = "cosine",
     optimizer: Annotated[Optimizer, typer.Option(help=_LOOP("optimizer"))] = "adamw",
@@ -96,6 +97,7 @@ def train(
         loop=LoopOptions(
             steps=steps,
             learning_rate=learning_rate,
+            rates=tuple(map(_pattern_and_factor, rate or ())),
             optimizer=optimizer,
             weight_decay=weight_decay,
             schedule=schedule,
@@ -147,3 +149,11 @@ def train(
         best = max((entry for entry in result["history"] if "score" in entry), key=lambda entry: entry["score"])
         text += f"; best at step {best['step']:.0f}: box mIoU {best['box']:.3f}, point {best['point']:.3f}"
     report(as_json, result, text)
+
+
+def _pattern_and_factor(text: str) -> tuple[str, float]:
+    pattern, _, factor = text.rpartition("=")
+    try:
+        return pattern, float(factor)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no PATTERN=FACTOR, as in 'mask_decoder.*=0.1'.") from None

@@ -30,7 +30,7 @@ class LossWeights:
     """Weight of the output tokens' distance (eq. 3)."""
     gamma: float = 0.01
     """Weight of the mask logits' distance (eq. 2)."""
-    labels: float = 0.1
+    labels: float = 0.3
     """Weight of the masks' and the IoU's loss (eq. 5) against labels, or against the teacher's own masks."""
 
     def __post_init__(self) -> None:

@@ -54,6 +54,9 @@ class TinySamOptions:
     """Views per step and process."""
     learning_rate: float = 1e-3
     """Peak learning rate of Adam, after a warm-up of a twentieth of the run; a cosine follows."""
+    decoder_rate: float = 0.1
+    """The decoder's learning rate, as a share of the encoder's: it comes trained from the teacher, and at the full rate
+    unlearns on few pictures what the encoder has not caught up with."""
     ema_decay: float = 0.99
     """Decay of the weights' moving average, which is what comes out; 0 keeps the last weights."""
     validations: int = 8
@@ -74,6 +77,7 @@ def distil_plan(names: list[str], views: int, options: TinySamOptions) -> LoopOp
         steps=steps,
         learning_rate=options.learning_rate,
         optimizer="adam",
+        rates=(("mask_decoder.*", options.decoder_rate),) if options.student.decoder == "trained" else (),
         warmup_steps=steps // 20,
         ema_decay=options.ema_decay,
         bf16=options.bf16,

@@ -44,7 +44,7 @@ NANO_CONFIG = ModelConfig(
     image_size=256,
     patch_size=8,
     blocks=uniform_blocks(8, 160, 5, (3, 7), window=8),
-    decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128),
+    decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True),
 )
 """The architecture of `nano`; a test holds the packaged weights to it."""
 

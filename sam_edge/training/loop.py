@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -47,6 +48,8 @@ class LoopOptions:
     """Peak learning rate."""
     optimizer: Literal["adam", "adamw", "muon"] = "adamw"
     """`adam` as in the papers, `adamw`, or `muon` (Jordan et al. 2024) for matrices with `adamw` for all else."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """Patterns of parameter names and the factor of the learning rate there; of several that match, the last."""
     weight_decay: float = 0.0
     """Weight decay of matrices and kernels, decoupled but under `adam`; vectors are never decayed."""
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
@@ -71,6 +74,8 @@ class LoopOptions:
             raise TrainingError(f"a run needs steps >= 1 and accumulate >= 1, got {self.steps} and {self.accumulate}.")
         if not self.learning_rate > 0:
             raise TrainingError(f"learning_rate must be positive, got {self.learning_rate}.")
+        if any(factor <= 0 for _, factor in self.rates):
+            raise TrainingError(f"a factor of the learning rate must be positive, got {dict(self.rates)}.")
         if not 0 <= self.ema_decay < 1:
             raise TrainingError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
         if min(self.weight_decay, self.warmup_steps, self.clip_norm, self.validate_every) < 0:
@@ -186,7 +191,7 @@ def _step(
     device = next(iter(trained.values())).device
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, options) * 0.5**progress.halvings
+            group["lr"] = group["factor"] * learning_rate_at(step, options) * 0.5**progress.halvings
         optimizer.zero_grad(set_to_none=True)
     waited = 0.0
     report: dict[str, float] = {}
@@ -220,24 +225,29 @@ def learning_rate_at(step: int, options: LoopOptions) -> float:
 
 
 def _optimizers(trained: dict[str, nn.Parameter], options: LoopOptions) -> list[torch.optim.Optimizer]:
-    orthogonal: list[nn.Parameter] = []
-    elementwise: list[nn.Parameter] = []
-    for p in trained.values():
-        by_muon = options.optimizer == "muon" and p.ndim == 2 and min(p.shape) >= MUON_SMALLEST
-        (orthogonal if by_muon else elementwise).append(p)
-    groups = [
-        {"params": [p for p in elementwise if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in elementwise if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+    matrices: dict[float, list[nn.Parameter]] = {}
+    others: dict[tuple[float, float], list[nn.Parameter]] = {}
+    unmatched = {pattern for pattern, _ in options.rates}
+    for name, p in trained.items():
+        matching = [(pattern, factor) for pattern, factor in options.rates if fnmatch(name, pattern)]
+        unmatched -= {pattern for pattern, _ in matching}
+        factor = matching[-1][1] if matching else 1.0
+        if options.optimizer == "muon" and p.ndim == 2 and min(p.shape) >= MUON_SMALLEST:
+            matrices.setdefault(factor, []).append(p)
+        else:
+            others.setdefault((factor, options.weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    if unmatched:
+        raise TrainingError(f"no trained parameter is called {sorted(unmatched)[0]}: see the names in the checkpoint.")
     optimizers: list[torch.optim.Optimizer] = []
-    if any(group["params"] for group in groups):
-        optimizers.append(kind([group for group in groups if group["params"]], lr=options.learning_rate, fused=True))
-    if orthogonal:
+    if others:
+        kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+        groups = [{"params": ps, "factor": f, "weight_decay": decay} for (f, decay), ps in others.items()]
+        optimizers.append(kind(groups, lr=options.learning_rate, fused=True))
+    if matrices:
         # updates of AdamW's size (Liu et al. 2025), so that one learning rate serves both
         optimizers.append(
             torch.optim.Muon(
-                orthogonal,
+                [{"params": ps, "factor": factor} for factor, ps in matrices.items()],
                 lr=options.learning_rate,
                 weight_decay=options.weight_decay,
                 adjust_lr_fn="match_rms_adamw",

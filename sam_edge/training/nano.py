@@ -34,6 +34,8 @@ HALF_BOXES = replace(BOXES_AND_POINTS, box_share=0.5)
 BOXES = InteractiveOptions(box_share=1.0, rounds=1)
 WHOLE = {"batch_size": 4, "ellipses": 0.1, "max_zoom": 2.5, "whole": 0.55, "min_cells": 2}
 """Views of the whole canvas."""
+SMALL_THINGS = {"batch_size": 2, "max_zoom": 4.0, "min_cells": 2}
+"""Many prompts of few views, down to a few pixels: for the decoder alone."""
 
 
 def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **options: Any) -> TrainOptions:
@@ -73,7 +75,12 @@ STAGES = {
     ),
     "both": _stage(12, 800, 5e-4, 0.99, window=128, batch_size=8, ellipses=0.2, min_zoom=2.0, max_zoom=5.0),
     "all": _stage(13, 1400, 5e-4, 0.995, **WHOLE),
-    "nano": _stage(14, 2600, 5e-4, 0.998, prompting=HALF_BOXES, **WHOLE),
+    "points": _stage(14, 2600, 5e-4, 0.998, prompting=HALF_BOXES, **WHOLE),
+    "drawn": _stage(
+        20, 1100, 6e-4, 0.98, window=128, prompts=32, ellipses=0.3, freeze_encoder=True, min_zoom=2.0, **SMALL_THINGS
+    ),
+    "joint": _stage(21, 700, 5e-4, 0.99, prompting=HALF_BOXES, **WHOLE),
+    "nano": _stage(3, 900, 1e-3, 0.99, prompts=32, freeze_encoder=True, **WHOLE | SMALL_THINGS),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses."""
 

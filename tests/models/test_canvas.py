@@ -16,8 +16,8 @@ def model():
     return load_model("nano").float().eval()
 
 
-def box(*corners: float) -> Prompts:
-    return Prompts.build(boxes=torch.tensor([[corners]]))
+def click(x: float, y: float) -> Prompts:
+    return Prompts.build(torch.tensor([[[[x, y]]]]), torch.ones(1, 1, 1, dtype=torch.long))
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def test_tokens_at_the_same_place_are_positioned_alike(model):
     window = CanvasWindow(model, Place(8, 16, 16))
     whole = model.decoder.positions()
     assert torch.equal(window.decoder.positions(), whole[:, 8:24, 16:32])
-    here, there = box(10, 20, 40, 60), box(10 + 128, 20 + 64, 40 + 128, 60 + 64)
+    here, there = click(10, 20), click(10 + 128, 20 + 64)
     state = ImageState(torch.randn(1, 256, 128), window.decoder.positions().flatten(1).T)
     mine = window.decoder.predict(state, here.coords, here.labels)
     for one, other in zip(mine, model.decoder.predict(state, there.coords, there.labels), strict=True):

@@ -140,6 +140,24 @@ def test_convolutions_have_a_scale_per_channel_and_output_grids(module, shape):
     assert error(module, seen, plan, scale, "mse") < error(module, seen, *plain, "mse")
 
 
+@pytest.mark.parametrize(
+    "module", [nn.Conv2d(4, 6, 3, padding=1), nn.ConvTranspose2d(4, 6, 2, 2)], ids=["conv", "upscale"]
+)
+def test_a_convolution_s_channels_err_least_by_their_own_gradients(module):
+    x = random(2, 4, 8, 8, seed=4)
+    y = module(x)
+    seen = seen_by(module, x, random(*y.shape, seed=5).exp())
+    plan, scale = search_layer(module, seen, bits=(4, 8), metric="hessian", twin=False)
+    search = LayerSearch(module, seen, (4, 8), "hessian", False)
+    rounded = on_grid(search.a, plan.input)
+    found, *others = (
+        search.error(rounded, search.rounded_weight(scale * share)) for share in (1.0, 0.8, 0.9, 1.1, 1.25)
+    )
+    for other in others:
+        assert (found <= other * (1 + 1e-5)).float().mean() > 0.8
+    assert (found < search.error(rounded, search.rounded_weight(search.peak_scale))).any()
+
+
 def attention_seen(outlier: float) -> Seen:
     """Three heads of different sizes, one key of one head far off."""
     sizes = torch.tensor([0.1, 1.0, 10.0])[:, None, None]

@@ -100,8 +100,9 @@ def train_sam(
         {"accumulate": 2, "optimizer": "adam", "schedule": "constant"},
         {"validate_every": 2, "ema_decay": 0.5},
         {"optimizer": "muon"},
+        {"optimizer": "muon", "rates": (("mask_decoder.*", 0.5), ("*.bias", 2.0))},
     ],
-    ids=["plain", "ema", "accumulate", "validated", "muon"],
+    ids=["plain", "ema", "accumulate", "validated", "muon", "rates"],
 )
 def test_a_run_killed_twice_ends_bit_equal_to_an_uninterrupted_one(tiny_config, make_sam, tmp_path, changes):
     whole, killed = make_sam(tiny_config), make_sam(tiny_config)
@@ -329,6 +330,26 @@ def test_the_first_steps_have_the_size_of_the_warmed_up_rate():
     for step, (before, after) in enumerate(pairwise(places[:5])):
         moved = before["weight"] - after["weight"]
         torch.testing.assert_close(moved, torch.full_like(moved, 0.02 * (step + 1)), rtol=1e-5, atol=0)
+
+
+def test_a_factor_scales_the_steps_of_the_parameters_it_names_the_last_one_counts():
+    moved = {}
+    for rates in ((), (("*", 7.0), ("bias", 0.25), ("weight", 3.0))):
+        model = regression()
+        before = copied(model)
+        options = LoopOptions(steps=2, learning_rate=0.1, rates=rates, warmup_steps=1, clip_norm=0)
+        fit(model, lambda batch, step, m=model: (sum(p.sum() for p in m.parameters()), {}), samples, options)
+        moved[rates] = {name: before[name] - value for name, value in copied(model).items()}
+    plain, scaled = moved.values()
+    torch.testing.assert_close(scaled["weight"], 3 * plain["weight"])
+    torch.testing.assert_close(scaled["bias"], 0.25 * plain["bias"])
+
+
+@pytest.mark.parametrize(("rate", "match"), [(("head.*", 0.1), "head"), (("bias", 0.0), "positive")])
+def test_a_factor_for_nothing_or_of_nothing_is_refused(rate, match):
+    model = regression()
+    with pytest.raises(TrainingError, match=match):
+        fit(model, squared_error(model), samples, LoopOptions(steps=1, rates=(rate,)))
 
 
 def test_matrices_decay_and_vectors_do_not():
