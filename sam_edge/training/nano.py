@@ -31,6 +31,7 @@ PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
 
 BOXES_AND_POINTS = InteractiveOptions(box_share=0.65, rounds=2, interactive_share=0.08)
 HALF_BOXES = replace(BOXES_AND_POINTS, box_share=0.5)
+CLICKS = InteractiveOptions(box_share=0.45, rounds=4, interactive_share=0.6)
 BOXES = InteractiveOptions(box_share=1.0, rounds=1)
 WHOLE = {"batch_size": 4, "ellipses": 0.1, "max_zoom": 2.5, "whole": 0.55, "min_cells": 2}
 """Views of the whole canvas."""
@@ -80,7 +81,22 @@ STAGES = {
         20, 1100, 6e-4, 0.98, window=128, prompts=32, ellipses=0.3, freeze_encoder=True, min_zoom=2.0, **SMALL_THINGS
     ),
     "joint": _stage(21, 700, 5e-4, 0.99, prompting=HALF_BOXES, **WHOLE),
-    "nano": _stage(3, 900, 1e-3, 0.99, prompts=32, freeze_encoder=True, **WHOLE | SMALL_THINGS),
+    "alone": _stage(3, 900, 1e-3, 0.99, prompts=32, freeze_encoder=True, **WHOLE | SMALL_THINGS),
+    "nano": _stage(
+        22,
+        520,
+        5e-4,
+        0.99,
+        window=128,
+        batch_size=4,
+        prompting=CLICKS,
+        ellipses=0.05,
+        freeze_encoder=True,
+        min_zoom=1.6,
+        max_zoom=3.5,
+        whole=0.05,
+        min_cells=2,
+    ),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses."""
 
