@@ -105,11 +105,11 @@ class PromptableDecoder(nn.Module):
         return mask_tokens.unflatten(0, sizes), iou.unflatten(0, sizes), keys.unflatten(0, sizes)
 
     def draws(self, labels: Int[Tensor, "b n p"], state: ImageState | None = None) -> bool:
-        """Whether these prompts become mask prompts here; a graph that is exported asks for its shapes' sake only."""
+        """Whether boxes among these prompts are drawn. A graph, which cannot look at its prompts, always draws, but for
+        one with a shared first layer, which is made for points alone."""
         if not isinstance(self.prompt_encoder, DrawingPromptEncoder):
             return False
         if torch.compiler.is_compiling():
-            # of a shared first layer a graph is made for points alone
             return state is None or state.first is None
         return not labels.is_meta and bool((labels == BOX_START).any())
 
