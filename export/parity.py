@@ -58,15 +58,11 @@ def answers(runtime: Runtime, images: Sequence[np.ndarray], split: bool = False)
         pixels, frame = to_pixels(image, runtime.config)
         embeddings, prompts = runtime.encode(pixels), parity_prompts(frame)
         logits, _ = runtime.decode(embeddings, prompts)
-        parts = _split_logits_of_kinds(runtime, embeddings, prompts)[None] if split else None
+        # boxes may take another way through the parts, and would take points with them
+        kinds = prompts.part(slice(GRID)), prompts.part(slice(GRID, None))
+        parts = torch.cat([split_logits(runtime, embeddings, kind) for kind in kinds])[None] if split else None
         found.append(Answers(torch.as_tensor(embeddings).float().cpu(), logits.float().cpu(), parts))
     return found
-
-
-def _split_logits_of_kinds(runtime: Runtime, embeddings: Any, prompts: Prompts) -> Float[Tensor, "n 4 h w"]:
-    """Points and boxes one after the other: boxes may take another way, and would take points with them."""
-    kinds = [Prompts(prompts.coords[:, some], prompts.labels[:, some]) for some in (slice(GRID), slice(GRID, None))]
-    return torch.cat([split_logits(runtime, embeddings, kind) for kind in kinds])
 
 
 def split_logits(runtime: Runtime, embeddings: Any, prompts: Prompts) -> Float[Tensor, "n 4 h w"]:

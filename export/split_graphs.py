@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sam_edge.errors import ExportError
 from sam_edge.models.config import ModelConfig
+from sam_edge.models.drawn_boxes import with_masks
 from sam_edge.models.prompts import Prompts
 from sam_edge.segment.runtime import Prediction
 
@@ -50,7 +51,7 @@ class SplitGraphs(ABC):
 
     def predict(self, state: Arrays, prompts: Prompts) -> Prediction:
         """Predicted IoU of N prompt sets; sets with a mask prompt, given or drawn, go through the whole decoder."""
-        if prompts.masks is not None or (self.config.decoder.draws_boxes and prompts.boxed):
+        if with_masks(prompts, self.config.decoder):
             logits, iou = self.decode(state["embeddings"], prompts)
             return Prediction(iou[0], logits[0])
         image = self._of("predict", state)

@@ -20,6 +20,7 @@ from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportErro
 from sam_edge.export.onnx_runtime import ExportedFolder
 from sam_edge.export.split_graphs import require_split
 from sam_edge.files import sha256_of
+from sam_edge.models.drawn_boxes import with_masks
 from sam_edge.models.prompts import Prompts
 from sam_edge.models.split import cut
 from sam_edge.segment.runtime import Prediction
@@ -244,7 +245,7 @@ class TensorRtRuntime:
         Raises:
             PromptError: more points per prompt than the engine was built for.
         """
-        if prompts.masks is not None or (self.config.decoder.draws_boxes and prompts.boxed):
+        if with_masks(prompts, self.config.decoder):
             logits, iou = self.decode(state["embeddings"], prompts)
             return Prediction(iou[0].cpu(), logits[0].cpu())
         engine = self._engines["predict"]
@@ -299,7 +300,7 @@ def decode_in_parts(
     for image in range(0, batch, largest_batch):
         images = slice(image, image + largest_batch)
         parts = [
-            run(embeddings[images], _part(prompts, images, slice(first, first + largest_sets)))
+            run(embeddings[images], prompts.part(slice(first, first + largest_sets), images))
             for first in range(0, sets, largest_sets)
         ]
         rows.append([torch.cat(values, 1) if len(parts) > 1 else values[0] for values in zip(*parts, strict=True)])
@@ -314,11 +315,6 @@ def check_points(prompts: Prompts, engine: Engine) -> None:
         raise PromptError(
             f"a prompt of {points} points is more than this engine's {largest}: build it with a larger --max-points."
         )
-
-
-def _part(prompts: Prompts, images: slice, sets: slice) -> Prompts:
-    masks = None if prompts.masks is None else prompts.masks[images, sets]
-    return Prompts(prompts.coords[images, sets], prompts.labels[images, sets], masks)
 
 
 def decoder_tensors(prompts: Prompts, mask_size: int, device: torch.device) -> dict[str, Tensor]:

@@ -168,6 +168,17 @@ def test_a_config_is_read_from_json_and_toml_without_its_past(tiny_config, tmp_p
             read_config(tmp_path / name)
 
 
+def test_a_part_may_learn_at_another_rate_and_the_lineage_says_so(config, tmp_path, run):
+    plain = arguments(config, tmp_path / "out", steps=1, validate_every=0)
+    code, _, err = run([*plain, "--rate", "mask_decoder.*=0.1"])
+    assert code == 0, err
+    settings = load_checkpoint(tmp_path / "out").config.lineage[-1]["settings"]
+    assert [list(rate) for rate in settings["loop"]["rates"]] == [["mask_decoder.*", 0.1]]
+    code, _, err = run([*plain, "--rate", "mask_decoder"])
+    assert code == 2
+    assert "PATTERN=FACTOR" in err
+
+
 def test_a_teacher_is_learned_from_beside_the_labels_and_named_in_the_lineage(config, tmp_path, run, tiny_slim):
     teacher = save_checkpoint(tiny_slim, tmp_path / "teacher")
     few = {"steps": 2, "validate_every": 2, "interactive_share": 1.0}

@@ -25,6 +25,7 @@ from sam_edge.compress.student import StudentOptions
 from sam_edge.compress.watching import Watch
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import LabelledImage
+from sam_edge.errors import TrainingError
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.loop import LoopOptions, Progress, fit
 from sam_edge.training.pictures import Pictures
@@ -67,6 +68,10 @@ class TinySamOptions:
     """Autocast to bfloat16."""
     seed: int = 0
     """Seed of the student, the order, the masks and the prompts."""
+
+    def __post_init__(self) -> None:
+        if not self.decoder_rate > 0:
+            raise TrainingError(f"decoder_rate must be positive, got {self.decoder_rate}: --decoder frozen keeps it.")
 
 
 def distil_plan(names: list[str], views: int, options: TinySamOptions) -> LoopOptions:

@@ -93,7 +93,7 @@ class PromptableDecoder(nn.Module):
         """Mask tokens, predicted IoU, and the image tokens that `upscale` needs."""
         batch, sets = labels.shape[:2]
         tokens, present = self.embed_tokens(coords, labels)
-        if self.draws(labels, state):
+        if self._draws(labels, state):
             masks, has_mask = self._draw(coords, labels, masks, has_mask)
         image = (state.tokens[:, None] + self._embed_masks(masks, has_mask)).expand(batch, sets, -1, -1)
         first = None if masks is not None else state.first
@@ -104,13 +104,13 @@ class PromptableDecoder(nn.Module):
         sizes = (batch, sets)
         return mask_tokens.unflatten(0, sizes), iou.unflatten(0, sizes), keys.unflatten(0, sizes)
 
-    def draws(self, labels: Int[Tensor, "b n p"], state: ImageState | None = None) -> bool:
+    def _draws(self, labels: Int[Tensor, "b n p"], state: ImageState) -> bool:
         """Whether boxes among these prompts are drawn. A graph, which cannot look at its prompts, always draws, but for
         one with a shared first layer, which is made for points alone."""
         if not isinstance(self.prompt_encoder, DrawingPromptEncoder):
             return False
         if torch.compiler.is_compiling():
-            return state is None or state.first is None
+            return state.first is None
         return not labels.is_meta and bool((labels == BOX_START).any())
 
     def _draw(
@@ -121,8 +121,8 @@ class PromptableDecoder(nn.Module):
         has_mask: Float[Tensor, "b n"] | None,
     ) -> tuple[Float[Tensor, "b n 1 h w"], Float[Tensor, "b n"]]:
         """The sets' mask prompts and, where they have none, their boxes, drawn; 1 for the sets that have either."""
-        cell_px = self.prompt_encoder.input_image_size[0] / self.prompt_encoder.mask_input_size[0]
-        boxes, boxed = drawn_prompts(coords, labels, (4 * self.grid[0], 4 * self.grid[1]), cell_px)
+        size = 4 * self.grid[0], 4 * self.grid[1]
+        boxes, boxed = drawn_prompts(coords, labels, size, self.prompt_encoder.cell_px)
         dtype = self.prompt_encoder.no_mask_embed.weight.dtype
         boxes, boxed = boxes.to(dtype), boxed.to(dtype)
         if masks is None:

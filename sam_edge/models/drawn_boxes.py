@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
-from sam_edge.models.prompts import BOX_END, BOX_START
+from sam_edge.models.config import DecoderConfig
+from sam_edge.models.prompts import BOX_END, BOX_START, Prompts
 
 DEEPEST = 10.0
 """Largest logit of a drawn box, and, negative, the smallest: about what masks of earlier rounds have."""
@@ -22,16 +23,25 @@ class DrawingPromptEncoder(PromptEncoder):
     So the model is the same in segment-anything's own predictor.
     """
 
+    @property
+    def cell_px(self) -> float:
+        """Side of a cell of the mask prompt, in pixels of the model's frame."""
+        return float(self.input_image_size[0] / self.mask_input_size[0])
+
     def forward(
         self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
     ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b c g g"]]:
         """Sparse and dense embeddings."""
         if boxes is not None and masks is None:
             corners = boxes.reshape(-1, 2, 2)
-            cell_px = self.input_image_size[0] / self.mask_input_size[0]
-            masks = drawn(corners[:, 0], corners[:, 1], self.mask_input_size, cell_px)[:, None]
+            masks = drawn(corners[:, 0], corners[:, 1], self.mask_input_size, self.cell_px)[:, None]
         sparse, dense = super().forward(points, boxes, masks)
         return sparse, dense
+
+
+def with_masks(prompts: Prompts, config: DecoderConfig) -> bool:
+    """Whether a mask prompt comes with any of these prompts, given or drawn."""
+    return prompts.masks is not None or (config.draws_boxes and prompts.boxed)
 
 
 def drawn(

@@ -71,6 +71,11 @@ class Prompts:
         """Whether any set has a box."""
         return bool((self.labels == BOX_START).any())
 
+    def part(self, sets: slice, images: slice = slice(None)) -> "Prompts":
+        """Some of the sets of some of the images."""
+        masks = None if self.masks is None else self.masks[images, sets]
+        return Prompts(self.coords[images, sets], self.labels[images, sets], masks)
+
     def to(self, device: torch.device | str) -> "Prompts":
         """The same prompts on `device`."""
         masks = None if self.masks is None else self.masks.to(device)

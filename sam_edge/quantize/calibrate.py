@@ -148,8 +148,7 @@ class Observer:
     def _decode(self, leaf: Tensor, wanted: Tensor | None, prompts: Prompts, outcomes: torch.Generator) -> None:
         """Decode prompts a few at a time; points once more, each with its own mask as a prompt."""
         for start in range(0, prompts.labels.shape[1], PROMPTS_AT_ONCE):
-            few = slice(start, start + PROMPTS_AT_ONCE)
-            chunk = Prompts(prompts.coords[:, few], prompts.labels[:, few]).to(leaf.device)
+            chunk = prompts.part(slice(start, start + PROMPTS_AT_ONCE)).to(leaf.device)
             logits = self._once(leaf, wanted, chunk, outcomes)
             if (chunk.labels == 1).any():
                 self._once(leaf, wanted, Prompts(chunk.coords, chunk.labels, logits[:, :, :1]), outcomes)

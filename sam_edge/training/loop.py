@@ -74,7 +74,7 @@ class LoopOptions:
             raise TrainingError(f"a run needs steps >= 1 and accumulate >= 1, got {self.steps} and {self.accumulate}.")
         if not self.learning_rate > 0:
             raise TrainingError(f"learning_rate must be positive, got {self.learning_rate}.")
-        if any(factor <= 0 for _, factor in self.rates):
+        if not all(0 < factor < math.inf for _, factor in self.rates):
             raise TrainingError(f"a factor of the learning rate must be positive, got {dict(self.rates)}.")
         if not 0 <= self.ema_decay < 1:
             raise TrainingError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")

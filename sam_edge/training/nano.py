@@ -35,8 +35,8 @@ CLICKS = InteractiveOptions(box_share=0.45, rounds=4, interactive_share=0.6)
 BOXES = InteractiveOptions(box_share=1.0, rounds=1)
 WHOLE = {"batch_size": 4, "ellipses": 0.1, "max_zoom": 2.5, "whole": 0.55, "min_cells": 2}
 """Views of the whole canvas."""
-SMALL_THINGS = {"batch_size": 2, "max_zoom": 4.0, "min_cells": 2}
-"""Many prompts of few views, down to a few pixels: for the decoder alone."""
+WINDOWS = {"window": 128, "freeze_encoder": True}
+"""Windows of half the canvas's side, for the decoder alone."""
 
 
 def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **options: Any) -> TrainOptions:
@@ -62,40 +62,36 @@ STAGES = {
         2800,
         1e-3,
         0.98,
-        window=128,
         batch_size=2,
         prompts=16,
         prompting=BOXES,
         ellipses=1.0,
-        freeze_encoder=True,
         min_zoom=2.0,
         max_zoom=5.0,
+        **WINDOWS,
     ),
-    "decoder": _stage(
-        11, 250, 4e-4, 0.98, window=128, batch_size=8, ellipses=0.3, freeze_encoder=True, min_zoom=2.0, max_zoom=5.0
-    ),
+    "decoder": _stage(11, 250, 4e-4, 0.98, batch_size=8, ellipses=0.3, min_zoom=2.0, max_zoom=5.0, **WINDOWS),
     "both": _stage(12, 800, 5e-4, 0.99, window=128, batch_size=8, ellipses=0.2, min_zoom=2.0, max_zoom=5.0),
     "all": _stage(13, 1400, 5e-4, 0.995, **WHOLE),
     "points": _stage(14, 2600, 5e-4, 0.998, prompting=HALF_BOXES, **WHOLE),
     "drawn": _stage(
-        20, 1100, 6e-4, 0.98, window=128, prompts=32, ellipses=0.3, freeze_encoder=True, min_zoom=2.0, **SMALL_THINGS
+        20, 1100, 6e-4, 0.98, batch_size=2, prompts=32, ellipses=0.3, min_zoom=2.0, max_zoom=4.0, min_cells=2, **WINDOWS
     ),
     "joint": _stage(21, 700, 5e-4, 0.99, prompting=HALF_BOXES, **WHOLE),
-    "alone": _stage(3, 900, 1e-3, 0.99, prompts=32, freeze_encoder=True, **WHOLE | SMALL_THINGS),
+    "alone": _stage(3, 900, 1e-3, 0.99, prompts=32, freeze_encoder=True, **WHOLE | {"batch_size": 2}),
     "nano": _stage(
         22,
         520,
         5e-4,
         0.99,
-        window=128,
         batch_size=4,
         prompting=CLICKS,
         ellipses=0.05,
-        freeze_encoder=True,
         min_zoom=1.6,
         max_zoom=3.5,
         whole=0.05,
         min_cells=2,
+        **WINDOWS,
     ),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses."""

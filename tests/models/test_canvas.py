@@ -16,6 +16,10 @@ def model():
     return load_model("nano").float().eval()
 
 
+def box(*corners: float) -> Prompts:
+    return Prompts.build(boxes=torch.tensor([[corners]]))
+
+
 def click(x: float, y: float) -> Prompts:
     return Prompts.build(torch.tensor([[[[x, y]]]]), torch.ones(1, 1, 1, dtype=torch.long))
 
@@ -43,6 +47,21 @@ def test_tokens_at_the_same_place_are_positioned_alike(model):
     mine = window.decoder.predict(state, here.coords, here.labels)
     for one, other in zip(mine, model.decoder.predict(state, there.coords, there.labels), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_a_box_is_embedded_as_the_canvas_embeds_it_and_drawn_in_the_window(model):
+    window = CanvasWindow(model, Place(8, 16, 16))
+    here, there = box(10, 20, 40, 60), box(10 + 128, 20 + 64, 40 + 128, 60 + 64)
+    mine, whole = (
+        sees.decoder.embed_tokens(asked.coords, asked.labels)[0] for sees, asked in ((window, here), (model, there))
+    )
+    torch.testing.assert_close(mine, whole)
+    mine, whole = (
+        sees.decoder._draw(asked.coords, asked.labels, None, None)[0]
+        for sees, asked in ((window, here), (model, there))
+    )
+    torch.testing.assert_close(mine, whole[..., 32:96, 64:128])
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from sam_edge.models.prompts import Prompts
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import TorchRuntime
 
-SLOPE = 1.0
 BOX = [10.0, 22.5, 41.0, 33.0]
 
 
@@ -42,7 +41,7 @@ def test_a_cell_holds_how_deep_in_the_box_it_lies():
         for column in range(24):
             x, y = 2 * column + 1, 2 * row + 1
             depth = min(x - left, right - x, y - top, bottom - y)
-            assert found[row, column] == pytest.approx(np.clip(SLOPE * depth, -DEEPEST, DEEPEST))
+            assert found[row, column] == pytest.approx(np.clip(depth, -DEEPEST, DEEPEST))
 
 
 def test_a_box_is_decoded_as_a_box_with_its_drawing(drawing, tiny_sam, embeddings):

@@ -153,6 +153,7 @@ def test_a_convolution_s_channels_err_least_by_their_own_gradients(module):
     found, *others = (
         search.error(rounded, search.rounded_weight(scale * share)) for share in (1.0, 0.8, 0.9, 1.1, 1.25)
     )
+    # other shares lie between the candidates, where one may happen to be better
     for other in others:
         assert (found <= other * (1 + 1e-5)).float().mean() > 0.8
     assert (found < search.error(rounded, search.rounded_weight(search.peak_scale))).any()

@@ -345,7 +345,9 @@ def test_a_factor_scales_the_steps_of_the_parameters_it_names_the_last_one_count
     torch.testing.assert_close(scaled["bias"], 0.25 * plain["bias"])
 
 
-@pytest.mark.parametrize(("rate", "match"), [(("head.*", 0.1), "head"), (("bias", 0.0), "positive")])
+@pytest.mark.parametrize(
+    ("rate", "match"), [(("head.*", 0.1), "head"), (("bias", 0.0), "positive"), (("bias", math.nan), "positive")]
+)
 def test_a_factor_for_nothing_or_of_nothing_is_refused(rate, match):
     model = regression()
     with pytest.raises(TrainingError, match=match):
