@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_edge.errors import TrainingError
-from sam_edge.models.prompts import ABSENT, BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
+from sam_edge.models.prompts import BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.training.prompting import jitter_boxes
 
 Segment = Callable[[Prompts], Bool[Tensor, "b n h w"]]
@@ -22,11 +22,12 @@ class HardPromptOptions:
     prompts: int = 64
     """Prompted masks per view; masks repeat, with other prompts, where a view has fewer."""
     box_share: float = 0.5
-    """Share of first prompts that are boxes, which stay in all rounds; the others are points inside the mask."""
+    """Share of prompts that are boxes: they have no harder rounds, unless points `accumulate` beside them. The others
+    are points, the first inside the mask."""
     max_rounds: int = 9
     """Each step's rounds are drawn from 0 to this; 0 leaves random prompts."""
     accumulate: bool = False
-    """Keep the points of earlier rounds beside the new one; by eq. 7 the newest stands alone, or beside its box."""
+    """Keep the points of earlier rounds, or the box, beside the new one; by eq. 7 the newest stands alone."""
     negatives: bool = False
     """Also draw background points, from false positives; needs `accumulate`."""
 
@@ -63,11 +64,11 @@ def hard_prompts(
     boxed = torch.rand(boxes.shape[:2], generator=generator).to(device) < options.box_share
     corners = jitter_boxes(boxes.cpu(), extent.cpu()[:, None].expand(*boxes.shape[:2], 2), generator).to(device)
     points = to_pixels(draw_cells(masks, _uniform(boxes, generator)), masks.shape[-1], image_size)
-    first = prompts = first_prompts(points, corners, boxed)
+    prompts = box_or_point(points, corners, boxed)
     for _ in range(rounds):
         cells, labels = next_points(segment(prompts), masks, _uniform(boxes, generator), options.negatives)
         points = to_pixels(cells, masks.shape[-1], image_size)
-        prompts = with_points(prompts, points, labels) if options.accumulate else replaced_points(first, points, boxed)
+        prompts = with_points(prompts, points, labels) if options.accumulate else box_or_point(points, corners, boxed)
     return prompts
 
 
@@ -101,8 +102,8 @@ def to_pixels(cells: Int[Tensor, "*n 2"], mask_size: int, image_size: int) -> Fl
     return (cells.float() + 0.5) * (image_size / mask_size) - 0.5
 
 
-def first_prompts(points: Float[Tensor, "b n 2"], boxes: Float[Tensor, "b n 4"], boxed: Bool[Tensor, "b n"]) -> Prompts:
-    """P_0: a box's two corners, or a point and segment-anything's "not a point"."""
+def box_or_point(points: Float[Tensor, "b n 2"], boxes: Float[Tensor, "b n 4"], boxed: Bool[Tensor, "b n"]) -> Prompts:
+    """A box's two corners, or a point and segment-anything's "not a point"."""
     as_points = torch.stack([points, torch.zeros_like(points)], 2)
     coords = torch.where(boxed[..., None, None], boxes.unflatten(-1, (2, 2)), as_points)
     corner_labels = torch.tensor([BOX_START, BOX_END], device=points.device)
@@ -115,14 +116,6 @@ def with_points(prompts: Prompts, points: Float[Tensor, "b n 2"], labels: Int[Te
     return Prompts(
         torch.cat([prompts.coords, points[:, :, None]], 2), torch.cat([prompts.labels, labels[..., None]], 2)
     )
-
-
-def replaced_points(prompts: Prompts, points: Float[Tensor, "b n 2"], boxed: Bool[Tensor, "b n"]) -> Prompts:
-    """The point of each set replaced by the new one, which stands beside the box where there is one."""
-    coords = prompts.coords.clone()
-    coords[:, :, 0] = torch.where(boxed[..., None], coords[:, :, 0], points)
-    labels = torch.where(boxed, FOREGROUND, ABSENT)
-    return with_points(Prompts(coords, prompts.labels), points, labels)
 
 
 def _uniform(like: Float[Tensor, "b n 4"], generator: torch.Generator) -> Float[Tensor, "b n"]:

@@ -11,7 +11,7 @@ from sam_edge.compress.hard_prompts import (
     next_points,
 )
 from sam_edge.errors import TrainingError
-from sam_edge.models.prompts import ABSENT, BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT
+from sam_edge.models.prompts import BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT
 
 SIZE, CELLS = 64, 16
 
@@ -119,7 +119,7 @@ def test_a_step_segments_once_per_round(masks, boxes):
         assert len(calls) == draw_rounds(HardPromptOptions(), generator(seed))
 
 
-def test_each_round_prompts_with_its_newest_point_alone_or_beside_its_box(masks, boxes):
+def test_each_round_prompts_with_its_newest_point_alone_and_boxes_stay(masks, boxes):
     """Eq. 7: M_i is of P_i, not of all points so far."""
     seed = next(s for s in range(99) if draw_rounds(HardPromptOptions(), generator(s)) == 4)
     seen = []
@@ -135,14 +135,11 @@ def test_each_round_prompts_with_its_newest_point_alone_or_beside_its_box(masks,
     for number, prompts in enumerate([*seen[1:], last], 1):
         boxed = prompts.labels[..., 0] == BOX_START
         assert 0 < boxed.sum() < boxed.numel()
-        assert prompts.labels.shape[2] == 3
-        assert (prompts.labels[..., 2][boxed] == FOREGROUND).all()
-        assert (prompts.labels[..., 2][~boxed] == ABSENT).all()
-        newest = torch.where(boxed[..., None], cells_of(prompts, 2), cells_of(prompts, 0))
-        missed = masks[..., 4 + number].any(-1)
-        assert (newest[..., 0][missed] == 4 + number).all()
-        corners = seen[0].coords[boxed]
-        assert torch.equal(prompts.coords[boxed][:, :2], corners)
+        missed = masks[..., 4 + number].any(-1) & ~boxed
+        assert missed.any()
+        assert (cells_of(prompts, 0)[..., 0][missed] == 4 + number).all()
+        assert torch.equal(prompts.coords[boxed], seen[0].coords[boxed])
+        assert torch.equal(prompts.labels, seen[0].labels)
 
 
 def test_accumulated_rounds_keep_every_point(masks, boxes):
