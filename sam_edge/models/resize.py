@@ -8,11 +8,15 @@ from torch import Tensor
 from sam_edge.models.sam import EdgeSam
 
 
-def resized(model: EdgeSam, image_size: int) -> EdgeSam:
+def resized(model: EdgeSam, image_size: int, *, same_pixels: bool = False) -> EdgeSam:
     """A copy of a SAM for `image_size`: positions interpolated, every other weight as it is.
 
     Position embeddings are resampled bicubically; relative positions of global blocks linearly, as
     segment-anything itself does when a table does not fit. Windowed blocks keep their tables.
+
+    Args:
+        same_pixels: prompts' positions differ by as much per pixel as before, to tell small things apart on a
+            larger canvas; else by as much per part of the picture, so that a student's tokens are its teacher's.
 
     Raises:
         ModelError: a size that the patches do not divide.
@@ -24,6 +28,9 @@ def resized(model: EdgeSam, image_size: int) -> EdgeSam:
         if state[name].shape != wanted.shape:
             resample = _resample_grid if name.endswith("pos_embed") else _resample_table
             state[name] = resample(state[name], wanted.shape)
+    if same_pixels:
+        name = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+        state[name] = state[name] * (image_size / model.config.image_size)
     other.load_state_dict(state)
     return other.to(next(model.parameters()).device)
 

@@ -51,6 +51,19 @@ def test_constant_positions_stay_constant(sam):
     torch.testing.assert_close(resized(sam, 128).image_encoder.pos_embed, torch.full((1, 16, 16, 32), 0.5))
 
 
+@pytest.mark.parametrize("same_pixels", [False, True])
+def test_positions_keep_their_meaning_in_the_picture_or_in_pixels(sam, same_pixels):
+    """The first cells of a canvas twice as large: half as far from each other in the picture, as far in pixels."""
+    other = resized(sam, 128, same_pixels=same_pixels)
+    pixel = torch.tensor([[1.0, 0.0]]) / 64
+
+    def phases(model, step):
+        return model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.T @ step.T
+
+    step = pixel / 2 if same_pixels else pixel
+    torch.testing.assert_close(phases(other, step), phases(sam, pixel))
+
+
 def test_the_original_is_left_alone(sam):
     before = {name: value.clone() for name, value in sam.state_dict().items()}
     other = resized(sam, 32)
