@@ -86,12 +86,6 @@ def test_the_method_needs_a_student(sam_edge, teacher, tmp_path):
     assert "needs --student" in err
 
 
-def test_nano_t_without_weights_says_how_to_make_some(sam_edge, tmp_path):
-    code, _, err = sam_edge("eval", "nano-t", "--data", IMAGES)
-    assert code == 1
-    assert "nano-t has no weights of its own" in err.splitlines()[-1]
-
-
 def test_the_ablation_script_writes_a_table_of_all_rows_it_was_asked_for(teacher, student, tmp_path, capsys):
     arguments = ["--teacher", teacher, "--student", student, "--data", IMAGES, "--out", tmp_path / "ablation"]
     arguments += ["--row", "embedding only", "--row", "no teacher", "--seed", 0, "--seed", 1, "--steps", 2]

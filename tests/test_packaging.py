@@ -46,5 +46,6 @@ def test_packaged_data_exists(setuptools: dict) -> None:
             assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
 
 
-def test_nano_weighs_at_most_12_megabytes() -> None:
-    assert (ROOT / "sam_edge" / "models" / "nano" / "model.safetensors").stat().st_size <= 12_000_000
+@pytest.mark.parametrize("name", ["nano", "nano-t"])
+def test_a_packaged_model_weighs_at_most_12_megabytes(name: str) -> None:
+    assert (ROOT / "sam_edge" / "models" / name / "model.safetensors").stat().st_size <= 12_000_000

@@ -7,7 +7,6 @@ from sam_edge.models.config import DecoderConfig, ModelConfig, StageConfig, unif
 from sam_edge.models.tiny_vit import TINY_VIT_5M_STAGES
 
 PACKAGED = "packaged with sam-edge"
-UNTRAINED = "none: an architecture for students of distillation"
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class KnownModel:
     summary: str
     """One line for listings."""
     source: str
-    """A URL, a Hugging Face repository (`owner/name`), `PACKAGED`, or `UNTRAINED`."""
+    """A URL, a Hugging Face repository (`owner/name`), or `PACKAGED`."""
     file_name: str
     """The weights' file there."""
     licence: str
@@ -41,7 +40,7 @@ def _vit(depth: int, embed: int, heads: int, global_at: tuple[int, ...], mlp: in
 
 NANO_CONFIG = ModelConfig(
     arch="slim_vit",
-    image_size=256,
+    image_size=384,
     patch_size=8,
     blocks=uniform_blocks(8, 160, 5, (3, 7), window=8),
     decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True),
@@ -58,7 +57,7 @@ NANO_T_CONFIG = ModelConfig(
     ),
     decoder=NANO_CONFIG.decoder,
 )
-"""A student for `nano`: a TinyViT that ends in nano's own grid and width, with half of its encoder's parameters."""
+"""A student of `nano`: a TinyViT at two thirds of its resolution, with half of its encoder's parameters."""
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/"
@@ -118,7 +117,7 @@ _MODELS = (
     KnownModel(
         "nano",
         NANO_CONFIG,
-        "sam-edge's own small model for 256 px, needs no download",
+        "sam-edge's own small model for 384 px, needs no download",
         PACKAGED,
         WEIGHTS,
         "Apache-2.0",
@@ -126,8 +125,8 @@ _MODELS = (
     KnownModel(
         "nano-t",
         NANO_T_CONFIG,
-        "a TinyViT student for nano, 256 px, to be distilled",
-        UNTRAINED,
+        "nano's student: a TinyViT for 256 px, needs no download",
+        PACKAGED,
         WEIGHTS,
         "Apache-2.0",
     ),

@@ -17,7 +17,7 @@ from sam_edge.models.checkpoint import (
     read_state_dict,
 )
 from sam_edge.models.keys import recognise
-from sam_edge.models.known import KNOWN, PACKAGED, UNTRAINED, KnownModel
+from sam_edge.models.known import KNOWN, PACKAGED, KnownModel
 from sam_edge.models.sam import EdgeSam
 
 RANDOM = "random:"
@@ -32,7 +32,7 @@ def load_model(spec: str | Path, device: str = "cpu") -> EdgeSam:
 
     Raises:
         ModelError: no such name, file or folder.
-        CheckpointError: weights that cannot be fetched, read, recognised or fitted, or that nobody has trained.
+        CheckpointError: weights that cannot be fetched, read, recognised or fitted.
         BackendUnavailableError: a device that is not there.
     """
     model = _open(spec)
@@ -78,11 +78,6 @@ def _unknown(name: str) -> str:
 def _open_known(known: KnownModel) -> EdgeSam:
     if known.source == PACKAGED:
         return load_checkpoint(packaged_folder(known.name))
-    if known.source == UNTRAINED:
-        raise CheckpointError(
-            f"{known.name} has no weights of its own: distil some with `sam-edge compress TEACHER --method tinysam "
-            f"--student {known.name}`, or take {RANDOM}{known.name} for timing."
-        )
     # here, not above: the download module needs KnownModel
     from sam_edge.models.download import fetch
 

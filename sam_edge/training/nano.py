@@ -2,14 +2,15 @@
 
     python -m sam_edge.training.nano --data DIR --out runs/nano
 
-`DIR` holds the SA-1B layout folders named in `PHOTOS`; their train split is used, with synthetic scenes beside.
-In stages, from windows of the canvas to all of it, with the decoder alone in between: see `STAGES`.
+`DIR` holds the SA-1B layout folders named in `WEIGHTS`; their train split is used, with synthetic scenes beside.
+In stages, from windows of the canvas to all of it, with the decoder alone in between, and nearly all on a smaller
+canvas: see `STAGES`.
 A killed run continues when it is started again.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,23 @@ from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
 from sam_edge.models.known import NANO_CONFIG
+from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.training.interactive import InteractiveOptions
 from sam_edge.training.loop import LoopOptions, Progress
 from sam_edge.training.stream import Source
 from sam_edge.training.train import TrainOptions, train
 
-PHOTOS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0}
-"""Folders of labelled photos and how often each is drawn; synthetic scenes are drawn as often as weight 1."""
+SYNTHETIC = "synthetic"
+WEIGHTS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0, SYNTHETIC: 1.0}
+"""Folders of labelled photos, and synthetic scenes, and how often each is drawn."""
+LAST_WEIGHTS = {"coco128": 4.0, "bbbc038": 1.0, "ccp": 1.0, SYNTHETIC: 0.5}
+"""The same in the last stage: what is hardest comes most."""
 
 BOXES_AND_POINTS = InteractiveOptions(box_share=0.65, rounds=2, interactive_share=0.08)
 HALF_BOXES = replace(BOXES_AND_POINTS, box_share=0.5)
 CLICKS = InteractiveOptions(box_share=0.45, rounds=4, interactive_share=0.6)
+ALL_PROMPTS = InteractiveOptions(box_share=0.5, rounds=3, interactive_share=0.25)
 BOXES = InteractiveOptions(box_share=1.0, rounds=1)
 WHOLE = {"batch_size": 4, "ellipses": 0.1, "max_zoom": 2.5, "whole": 0.55, "min_cells": 2}
 """Views of the whole canvas."""
@@ -79,7 +85,7 @@ STAGES = {
     ),
     "joint": _stage(21, 700, 5e-4, 0.99, prompting=HALF_BOXES, **WHOLE),
     "alone": _stage(3, 900, 1e-3, 0.99, prompts=32, freeze_encoder=True, **WHOLE | {"batch_size": 2}),
-    "nano": _stage(
+    "clicks": _stage(
         22,
         520,
         5e-4,
@@ -93,27 +99,44 @@ STAGES = {
         min_cells=2,
         **WINDOWS,
     ),
+    "larger": _stage(30, 260, 5e-4, 0.99, prompting=ALL_PROMPTS, **WHOLE | {"ellipses": 0.05}),
+    "nano": _stage(
+        31,
+        420,
+        5e-4,
+        0.99,
+        prompting=replace(ALL_PROMPTS, box_share=0.4),
+        **WHOLE | {"ellipses": 0.05, "min_zoom": 0.6, "max_zoom": 1.5, "whole": 0.5},
+    ),
 }
-"""What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses."""
+"""What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses. The last
+stage's views shrink pictures as often as they enlarge them, or a point would find things as large as in the others."""
+SMALL_CANVAS = 256
+"""Image size in pixels until the stage "larger"."""
 
 
-def sources(data: Path) -> list[Source]:
+def sources(data: Path, weights: Mapping[str, float]) -> list[Source]:
     """The train split of every source of the recipe."""
-    photos = [Source(Sa1bFolder(data / name, split="train"), weight) for name, weight in PHOTOS.items()]
-    return [*photos, Source(SyntheticScenes(100_000, seed=0, options=SceneOptions(size=256)))]
+    scenes = SyntheticScenes(100_000, seed=0, options=SceneOptions(size=256))
+    return [
+        Source(scenes if name == SYNTHETIC else Sa1bFolder(data / name, split="train"), weight)
+        for name, weight in weights.items()
+    ]
 
 
 def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
     """Run all stages, leaving each as a checkpoint folder, the last as `out/nano` in float16."""
-    mixed = sources(data)
-    model = EdgeSam(NANO_CONFIG)
+    model = EdgeSam(NANO_CONFIG.replace(image_size=SMALL_CANVAS))
     initialise(model, seed=0)
     for name, options in STAGES.items():
         folder = out / name
         if is_checkpoint_folder(folder):
             model = load_checkpoint(folder)
         else:
+            if name == "larger":
+                model = resized(model, NANO_CONFIG.image_size, same_pixels=True)
             model = model.to(device)
+            mixed = sources(data, LAST_WEIGHTS if name == "nano" else WEIGHTS)
             train(model, mixed, options, state_file=out / f"{name}.state", on_step=_log(name))
             save_checkpoint(model, folder, half=name == "nano")
     return model

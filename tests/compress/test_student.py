@@ -102,4 +102,4 @@ def test_nano_t_is_nanos_student_as_it_is():
     config = student_config(KNOWN["nano-t"].config, KNOWN["nano"].config, StudentOptions("nano-t"))
     assert config == KNOWN["nano-t"].config
     vit_t = student_config(KNOWN["vit_t"].config, KNOWN["nano"].config, StudentOptions("vit_t"))
-    assert (vit_t.image_size, vit_t.grid, vit_t.decoder.dim, vit_t.neck) == (256, 16, 128, 0)
+    assert (vit_t.image_size, vit_t.grid, vit_t.decoder.dim, vit_t.neck) == (384, 24, 128, 0)

@@ -26,8 +26,9 @@ def click(x: float, y: float) -> Prompts:
 
 @torch.no_grad()
 def test_the_window_of_everything_is_the_model(model):
-    pixels = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-    window = CanvasWindow(model, Place(0, 0, 32))
+    size = model.config.image_size
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    window = CanvasWindow(model, Place(0, 0, model.config.grid))
     embedding = window.encode(pixels)
     assert torch.equal(embedding, model.encode(pixels))
     asked = Prompts.build(boxes=torch.tensor([[[20.0, 30.0, 90.0, 70.0]], [[5.0, 9.0, 200.0, 250.0]]]))
@@ -79,13 +80,13 @@ def test_relative_positions_of_a_window_are_the_smaller_distances(model):
     tables = CanvasWindow(model, Place(3, 2, 16))._positions()
     block = next(i for i, block in enumerate(model.config.blocks) if not block.window)
     name = f"blocks.{block}.attn.rel_pos_h"
-    whole = get_rel_pos(32, 32, model.image_encoder.get_parameter(name))
+    whole = get_rel_pos(model.config.grid, model.config.grid, model.image_encoder.get_parameter(name))
     assert torch.equal(get_rel_pos(16, 16, tables[name]), whole[5:21, 5:21])
     windowed = next(i for i, block in enumerate(model.config.blocks) if block.window)
     assert f"blocks.{windowed}.attn.rel_pos_h" not in tables
 
 
-@pytest.mark.parametrize("pixels", [12, 0, 264], ids=str)
+@pytest.mark.parametrize("pixels", [12, 0, 392], ids=str)
 def test_windows_that_do_not_fit_are_refused(model, pixels):
     with pytest.raises(ModelError, match="multiple of the patch"):
         window_side(model, pixels)

@@ -103,16 +103,16 @@ def test_a_known_name_wins_over_a_path_without_a_separator(checkpoint, monkeypat
     assert load_model(Path("nano")).config.image_size == 64
 
 
-def test_nano_is_what_its_name_says_or_its_absence_is_explained():
-    folder = Path(registry.__file__).parent / "nano"
+@pytest.mark.parametrize("name", ["nano", "nano-t"])
+def test_a_packaged_model_is_what_its_name_says_or_its_absence_is_explained(name):
+    folder = Path(registry.__file__).parent / name
     if not is_checkpoint_folder(folder):
-        with pytest.raises(CheckpointError, match="nano is not in this installation"):
-            load_model("nano")
+        with pytest.raises(CheckpointError, match=f"{name} is not in this installation"):
+            load_model(name)
         return
-    config, known = load_checkpoint(folder).config, KNOWN["nano"].config
-    assert (config.blocks, config.decoder) == (known.blocks, known.decoder)
-    assert (config.image_size, config.patch_size) == (known.image_size, known.patch_size)
-    assert load_model("nano").config == config
+    config, known = load_checkpoint(folder).config, KNOWN[name].config
+    assert config.replace(thresholds=known.thresholds, lineage=()) == known
+    assert load_model(name).config == config
 
 
 def test_random_weights_are_seeded_and_leave_the_global_generator_alone():
@@ -127,17 +127,12 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone():
     assert not torch.equal(model.state_dict()["image_encoder.neck.0.weight"], other)
 
 
-def test_an_architecture_without_weights_says_what_it_is_for():
-    with pytest.raises(CheckpointError, match=r"nano-t has no weights of its own: .*--student nano-t.*random:nano-t"):
-        load_model("nano-t")
-    assert load_model("random:nano-t").config == KNOWN["nano-t"].config
-
-
 def test_nano_t_is_a_student_that_needs_no_projection_for_nano():
     teacher, student = KNOWN["nano"].config, KNOWN["nano-t"].config
-    assert (student.grid, student.image_size, student.decoder) == (teacher.grid, teacher.image_size, teacher.decoder)
+    assert student.decoder == teacher.decoder
+    assert student.image_size < teacher.image_size
     assert cost(student).encoder_parameters < 0.6 * cost(teacher).encoder_parameters
-    assert cost(student).encoder_macs_with_attention < 0.6 * cost(teacher).encoder_macs_with_attention
+    assert cost(student).encoder_macs_with_attention < 0.3 * cost(teacher).encoder_macs_with_attention
 
 
 def test_random_weights_need_a_known_name():
@@ -152,8 +147,7 @@ def test_a_device_that_is_not_there_is_named(checkpoint):
 
 @pytest.mark.parametrize("known", KNOWN.values(), ids=lambda known: known.name)
 def test_known_models_say_where_they_come_from_and_under_what_licence(known):
-    stored = known.source in (registry.PACKAGED, registry.UNTRAINED)
-    assert known.is_url or stored or known.source.count("/") == 1
+    assert known.is_url or known.source == registry.PACKAGED or known.source.count("/") == 1
     assert known.licence == "Apache-2.0"
     assert known.summary
     if known.name in ("vit_b", "vit_l", "vit_h"):
