@@ -52,23 +52,33 @@ def hard_prompts(
     options: HardPromptOptions,
     generator: torch.Generator,
 ) -> Prompts:
-    """P_i for an i drawn by `generator`, which lives on the CPU; `segment` is called i times.
+    """P_i for an i drawn by `generator`, which lives on the CPU; boxes first, then points.
 
     Args:
-        masks: M_gt, on the device of the network.
+        masks: M_gt in random order, on the device of the network.
+        segment: called i times, with the prompts that have another round.
         boxes: tight boxes XYXY, in pixels of a view of `image_size`.
         extent: width and height of what is picture, in pixels.
     """
-    device = masks.device
+    device, count = masks.device, masks.shape[1]
     rounds = draw_rounds(options, generator)
-    boxed = torch.rand(boxes.shape[:2], generator=generator).to(device) < options.box_share
-    corners = jitter_boxes(boxes.cpu(), extent.cpu()[:, None].expand(*boxes.shape[:2], 2), generator).to(device)
-    points = to_pixels(draw_cells(masks, _uniform(boxes, generator)), masks.shape[-1], image_size)
-    prompts = box_or_point(points, corners, boxed)
-    for _ in range(rounds):
-        cells, labels = next_points(segment(prompts), masks, _uniform(boxes, generator), options.negatives)
+    boxed = int(count * options.box_share + torch.rand((), generator=generator))
+    corners = jitter_boxes(boxes[:, :boxed].cpu(), extent.cpu()[:, None].expand(-1, boxed, 2), generator).to(device)
+
+    def draw(region: Bool[Tensor, "b n h w"]) -> Float[Tensor, "b n"]:
+        return torch.rand(region.shape[:2], generator=generator).to(device)
+
+    pointed = masks[:, boxed:]
+    points = to_pixels(draw_cells(pointed, draw(pointed)), masks.shape[-1], image_size)
+    prompts = boxes_and_points(corners, points)
+    # a box alone has nothing to add: only what goes on is segmented
+    done = 0 if options.accumulate else boxed
+    masks = masks[:, done:]
+    for _ in range(rounds if done < count else 0):
+        predicted = segment(Prompts(prompts.coords[:, done:], prompts.labels[:, done:]))
+        cells, labels = next_points(predicted, masks, draw(masks), options.negatives)
         points = to_pixels(cells, masks.shape[-1], image_size)
-        prompts = with_points(prompts, points, labels) if options.accumulate else box_or_point(points, corners, boxed)
+        prompts = with_points(prompts, points, labels) if options.accumulate else boxes_and_points(corners, points)
     return prompts
 
 
@@ -102,13 +112,12 @@ def to_pixels(cells: Int[Tensor, "*n 2"], mask_size: int, image_size: int) -> Fl
     return (cells.float() + 0.5) * (image_size / mask_size) - 0.5
 
 
-def box_or_point(points: Float[Tensor, "b n 2"], boxes: Float[Tensor, "b n 4"], boxed: Bool[Tensor, "b n"]) -> Prompts:
-    """A box's two corners, or a point and segment-anything's "not a point"."""
+def boxes_and_points(boxes: Float[Tensor, "b n 4"], points: Float[Tensor, "b m 2"]) -> Prompts:
+    """Boxes by their two corners, then points, each with segment-anything's "not a point"."""
     as_points = torch.stack([points, torch.zeros_like(points)], 2)
-    coords = torch.where(boxed[..., None, None], boxes.unflatten(-1, (2, 2)), as_points)
-    corner_labels = torch.tensor([BOX_START, BOX_END], device=points.device)
-    point_labels = torch.tensor([FOREGROUND, NOT_A_POINT], device=points.device)
-    return Prompts(coords, torch.where(boxed[..., None], corner_labels, point_labels))
+    corner_labels = torch.tensor([BOX_START, BOX_END], device=points.device).expand(*boxes.shape[:2], 2)
+    point_labels = torch.tensor([FOREGROUND, NOT_A_POINT], device=points.device).expand(*points.shape[:2], 2)
+    return Prompts(torch.cat([boxes.unflatten(-1, (2, 2)), as_points], 1), torch.cat([corner_labels, point_labels], 1))
 
 
 def with_points(prompts: Prompts, points: Float[Tensor, "b n 2"], labels: Int[Tensor, "b n"]) -> Prompts:
@@ -116,7 +125,3 @@ def with_points(prompts: Prompts, points: Float[Tensor, "b n 2"], labels: Int[Te
     return Prompts(
         torch.cat([prompts.coords, points[:, :, None]], 2), torch.cat([prompts.labels, labels[..., None]], 2)
     )
-
-
-def _uniform(like: Float[Tensor, "b n 4"], generator: torch.Generator) -> Float[Tensor, "b n"]:
-    return torch.rand(like.shape[:2], generator=generator).to(like.device)

@@ -93,7 +93,6 @@ def test_negatives_come_from_what_was_taken_too_much(masks):
 def test_first_points_lie_in_the_mask_and_boxes_near_it(masks, boxes):
     prompts = sampled(masks, boxes, pytest.fail, box_share=0.5, max_rounds=0, prompts=3)
     boxed = prompts.labels[..., 0] == BOX_START
-    assert 0 < boxed.sum() < boxed.numel()
     assert inside(cells_of(prompts, 0), masks)[~boxed].all()
     assert (prompts.labels[boxed] == torch.tensor([BOX_START, BOX_END])).all()
     assert (prompts.labels[~boxed] == torch.tensor([FOREGROUND, NOT_A_POINT])).all()
@@ -113,33 +112,50 @@ def test_a_step_segments_once_per_round(masks, boxes):
 
         def segment(prompts, calls=calls):
             calls.append(prompts)
-            return torch.zeros_like(masks)
+            return torch.zeros_like(masks[:, -prompts.labels.shape[1] :])
 
         sampled(masks, boxes, segment, seed, prompts=3)
         assert len(calls) == draw_rounds(HardPromptOptions(), generator(seed))
 
 
 def test_each_round_prompts_with_its_newest_point_alone_and_boxes_stay(masks, boxes):
-    """Eq. 7: M_i is of P_i, not of all points so far."""
+    """Eq. 7: M_i is of P_i, not of all points so far. Boxes are not segmented, for nothing would come of it."""
     seed = next(s for s in range(99) if draw_rounds(HardPromptOptions(), generator(s)) == 4)
     seen = []
 
     def segment(prompts):
         seen.append(prompts)
-        predicted = masks.clone()
+        predicted = masks[:, boxed:].clone()
         # each round misses another column
         predicted[..., 4 + len(seen)] = False
         return predicted
 
-    last = sampled(masks, boxes, segment, seed, prompts=3, box_share=0.5)
-    for number, prompts in enumerate([*seen[1:], last], 1):
-        boxed = prompts.labels[..., 0] == BOX_START
-        assert 0 < boxed.sum() < boxed.numel()
-        missed = masks[..., 4 + number].any(-1) & ~boxed
+    boxed = 1
+    last = sampled(masks, boxes, segment, seed, prompts=3, box_share=1 / 3)
+    expected = torch.tensor([[BOX_START, BOX_END]] + 2 * [[FOREGROUND, NOT_A_POINT]])
+    assert torch.equal(last.labels, expected.expand(2, 3, 2))
+    points = [prompts.coords for prompts in seen[1:]] + [last.coords[:, boxed:]]
+    assert len(seen) == 4
+    assert all((prompts.labels[..., 0] == FOREGROUND).all() for prompts in seen)
+    for number, coords in enumerate(points, 1):
+        missed = masks[:, boxed:, :, 4 + number].any(-1)
         assert missed.any()
-        assert (cells_of(prompts, 0)[..., 0][missed] == 4 + number).all()
-        assert torch.equal(prompts.coords[boxed], seen[0].coords[boxed])
-        assert torch.equal(prompts.labels, seen[0].labels)
+        columns = ((coords[:, :, 0, 0] + 0.5) / (SIZE / CELLS)).floor().long()
+        assert (columns[missed] == 4 + number).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_the_share_of_boxes_holds_on_average(masks, boxes, share):
+    counts = []
+    for seed in range(400):
+        labels = sampled(masks, boxes, pytest.fail, seed, prompts=3, max_rounds=0, box_share=share).labels
+        counts.append((labels[..., 0] == BOX_START).float().mean().item())
+    assert sum(counts) / len(counts) == pytest.approx(share, abs=0.03)
+
+
+def test_boxes_alone_are_never_segmented(masks, boxes):
+    for seed in range(12):
+        sampled(masks, boxes, pytest.fail, seed, prompts=3, box_share=1.0)
 
 
 def test_accumulated_rounds_keep_every_point(masks, boxes):
@@ -150,7 +166,9 @@ def test_accumulated_rounds_keep_every_point(masks, boxes):
 
 
 def test_a_step_draws_the_same_prompts_again(masks, boxes):
-    first, second, other = (sampled(masks, boxes, lambda asked: ~masks, seed, prompts=3) for seed in (5, 5, 6))
+    first, second, other = (
+        sampled(masks, boxes, lambda asked: ~masks[:, -asked.labels.shape[1] :], seed, prompts=3) for seed in (5, 5, 6)
+    )
     assert torch.equal(first.coords, second.coords)
     assert first.coords.shape != other.coords.shape or not torch.equal(first.coords, other.coords)
 
