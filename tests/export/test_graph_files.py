@@ -1,0 +1,278 @@
+"""What lies in the exported files: valid graphs, integers where they are claimed, and their sizes."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from sam_edge.export import to_onnx
+from sam_edge.export.graphs import halve_positions
+from sam_edge.export.onnx_runtime import ExportedFolder, OnnxRuntime
+from sam_edge.export.to_onnx import OnnxOptions, export_onnx
+from sam_edge.models import quantized_attention
+from sam_edge.models.grids import OnTwinGrid, TwinGrid
+from sam_edge.models.quantized import prepare_for_quantization, quantizable, set_products, set_twin
+from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.segment.runtime import TorchRuntime
+
+SLOW = pytest.mark.slow
+FLOAT = ["fp32", pytest.param("tiny_vit_fp32", marks=SLOW)]
+CPU_INTEGER = ["int8", pytest.param("int8_whole", marks=SLOW), pytest.param("tiny_vit_int8", marks=SLOW)]
+INTEGER = [*CPU_INTEGER, pytest.param("int8_tensorrt", marks=SLOW)]
+ALL = [*FLOAT, *INTEGER, pytest.param("fp16", marks=SLOW)]
+
+
+def initializers(path: Path) -> dict[str, onnx.TensorProto]:
+    """Constants of a graph."""
+    return {value.name: value for value in onnx.load(path).graph.initializer}
+
+
+def lies_in(graph: str, layer: str) -> bool:
+    """Whether a layer belongs to a graph."""
+    return layer.startswith("image_encoder.") == (graph == "encoder")
+
+
+def weighted(model) -> list[str]:
+    """Quantized layers with weights; attention's products stay float unless they are asked for."""
+    return [name for name, entry in model.config.quantization.items() if "heads" not in entry]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_graphs_are_valid_and_their_free_sizes_are_named(request, name):
+    exported = request.getfixturevalue(name)
+    for graph in ("encoder", "decoder", "prepare", "predict", "upscale"):
+        model = onnx.load(exported.path / f"{graph}.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        assert {entry.domain: entry.version for entry in model.opset_import}[""] == 18
+    described = ExportedFolder.read(exported.path).graphs
+    assert described["encoder"]["inputs"] == {"pixels": ["batch", 3, 64, 64]}
+    side = exported.model.config.mask_size
+    assert described["decoder"]["inputs"]["point_coords"] == ["batch", "sets", "points", 2]
+    assert described["decoder"]["inputs"]["mask_input"] == ["batch", "sets", 1, side, side]
+    assert described["decoder"]["outputs"] == {"logits": ["batch", "sets", 4, side, side], "iou": ["batch", "sets", 4]}
+    assert described["predict"]["inputs"]["point_coords"] == [1, "sets", "points", 2]
+    assert described["predict"]["outputs"]["iou"] == ["sets", 4]
+    assert described["upscale"]["inputs"]["places"] == ["wanted"]
+    assert described["upscale"]["outputs"] == {"logits": ["wanted", side, side]}
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", INTEGER)
+def test_every_quantized_weight_is_an_int8_constant(request, name, graph):
+    exported = request.getfixturevalue(name)
+    model = onnx.load(exported.path / f"{graph}.onnx").graph
+    constants = {value.name: value for value in model.initializer}
+    makers = {output: node for node in model.node for output in node.output}
+    integer, float_products = 0, []
+    for node in model.node:
+        if node.op_type not in ("MatMul", "Conv", "Gemm", "ConvTranspose"):
+            continue
+        maker = makers.get(node.input[1])
+        if node.input[1] in constants:
+            float_products.append(node.input[1])
+        elif maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in constants:
+            assert constants[maker.input[0]].data_type == TensorProto.INT8
+            # per output channel
+            assert np.prod(constants[maker.input[1]].dims) > 1
+            assert makers[node.input[0]].op_type == "DequantizeLinear"
+            integer += 1
+    assert integer == sum(lies_in(graph, layer) for layer in weighted(exported.model))
+    # prompt coordinates times frequencies, the prompt encoder, which is skipped, and tables of relative positions:
+    # a matrix for each row of the grid
+    assert all("prompt_encoder" in name or len(constants[name].dims) == 3 for name in float_products)
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", ["int8", pytest.param("int8_tensorrt", marks=SLOW)])
+def test_no_large_table_of_an_integer_graph_is_float32(request, name, graph):
+    exported = request.getfixturevalue(name)
+    large = [
+        value
+        for value in initializers(exported.path / f"{graph}.onnx").values()
+        if np.prod(value.dims) > 512 and value.data_type != TensorProto.INT8
+    ]
+    # positions are added, so they have no integer form
+    assert [value.data_type for value in large] == [TensorProto.FLOAT16] * (graph == "encoder")
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", INTEGER)
+def test_activations_have_their_dialect_s_containers(request, name, graph):
+    exported = request.getfixturevalue(name)
+    model = onnx.load(exported.path / f"{graph}.onnx").graph
+    constants = {value.name: numpy_helper.to_array(value) for value in model.initializer}
+    zero_points = [constants[node.input[2]] for node in model.node if node.op_type == "QuantizeLinear"]
+    weights = [
+        constants[node.input[2]]
+        for node in model.node
+        if node.op_type == "DequantizeLinear" and constants[node.input[2]].ndim
+    ]
+    assert zero_points
+    assert weights
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in weights)
+    if name == "int8_tensorrt":
+        assert all(zero.dtype == np.int8 and zero == 0 for zero in zero_points)
+    else:
+        assert all(zero.dtype == np.uint8 for zero in zero_points)
+        assert len({int(zero) for zero in zero_points}) > 3
+    # TensorRT refuses biases behind DequantizeLinear
+    biases = [value for value in model.initializer if value.name.endswith(".bias")]
+    assert all(value.data_type == TensorProto.FLOAT for value in biases)
+    assert not any(value.data_type == TensorProto.INT32 for value in model.initializer)
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", CPU_INTEGER)
+def test_onnx_runtime_multiplies_integers_in_every_quantized_layer(request, tmp_path, name, graph):
+    exported = request.getfixturevalue(name)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(exported.path / f"{graph}.onnx", options, providers=["CPUExecutionProvider"])
+    model = onnx.load(tmp_path / "optimised.onnx").graph
+    makers = {output: node for node in model.node for output in node.output}
+    integers = [n for n in model.node if n.op_type in ("MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "QGemm")]
+    left = [
+        next((given for given in node.input if given.endswith(".bias")), node.name)
+        for node in model.node
+        if node.op_type in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv")
+        and makers.get(node.input[1]) is not None
+        and makers[node.input[1]].op_type == "DequantizeLinear"
+    ]
+    layers = [layer for layer in weighted(exported.model) if lies_in(graph, layer)]
+    assert left == []
+    assert len(integers) == len(layers)
+
+
+def with_twins(quantizer) -> list[str]:
+    """Give every MLP behind a GELU and every attention a twin grid; returns their names."""
+    named = []
+    for name in quantizer.layers:
+        module = quantizer.model.get_submodule(name)
+        if name.startswith("image_encoder.") and name.endswith("mlp.lin2"):
+            twin = TwinGrid.signed(module.plan.input.range[1] / 127, 3, 8)
+        elif name.endswith(".products"):
+            twin = TwinGrid.unsigned(1 / 127, 3, 8)
+        else:
+            continue
+        module.plan, module.twin = replace(module.plan, twin=twin), OnTwinGrid(twin)
+        quantizer.put(name, module)
+        named.append(name)
+    return named
+
+
+def every_node(graph) -> list:
+    """The nodes of a graph and of the graphs inside them."""
+    bodies = [given.g for node in graph.node for given in node.attribute if given.type == AttributeProto.GRAPH]
+    return [*graph.node, *(node for body in bodies for node in every_node(body))]
+
+
+def largest_added(file: Path, tokens: int) -> int:
+    """How many additions give tokens x tokens values, per head or for all."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(file), data_prop=True).graph
+    bodies = [given.g for node in graph.node for given in node.attribute if given.type == AttributeProto.GRAPH]
+    shapes = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
+        for part in (graph, *bodies)
+        for value in part.value_info
+    }
+    added = [shapes[node.output[0]] for node in every_node(graph) if node.op_type == "Add" if node.output[0] in shapes]
+    return sum(shape[-1:] == [tokens] and tokens in shape[:-1] for shape in added)
+
+
+def test_global_attention_pays_in_integers_and_adds_no_positions_to_its_logits(
+    tiny_config, make_sam, photo, tmp_path, monkeypatch
+):
+    config = tiny_config.replace(patch_size=4, blocks=tiny_config.blocks[1:])
+    monkeypatch.setattr(to_onnx, "FEWEST_TOKENS", config.grid**2)
+    # several bands of a head
+    monkeypatch.setattr(quantized_attention, "BAND", 100)
+    model = make_sam(config)
+    plain, _ = export_onnx(make_sam(config), tmp_path / "float", [photo], OnnxOptions())
+    quantize_model(model, [photo], QuantizeOptions(metric="minmax", prompts_per_image=4))
+    simulated = copy.deepcopy(model)
+    out, _ = export_onnx(model, tmp_path / "int8", [photo], OnnxOptions("int8"))
+    assert largest_added(plain / "encoder.onnx", config.grid**2) > 0
+    assert largest_added(out / "encoder.onnx", config.grid**2) == 0
+    name = "image_encoder.blocks.0.attn.products"
+    assert name not in json.loads((out / "model.json").read_text())["integer_form"]["float_products"]
+    # other batches, and the same integers as torch
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    set_twin(simulated, False)
+    set_products(simulated, [name])
+    halve_positions(simulated)
+    got, wanted = OnnxRuntime(out, threads=1).encode(pixels), TorchRuntime(simulated).encode(pixels).numpy()
+    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+    assert np.abs(got - wanted).mean() < 0.005 * np.abs(wanted).max()
+
+
+def test_twins_and_products_are_integers_where_asked_for_and_labelled(
+    small_config, make_sam, photo, tmp_path, monkeypatch
+):
+    model = make_sam(small_config)
+    quantizer = quantize_model(model, [photo], QuantizeOptions(metric="minmax", prompts_per_image=4))
+    twins = with_twins(quantizer)
+    monkeypatch.setitem(to_onnx.SMALLEST_IOU, "int8", 0.85)
+    asked = OnnxOptions("int8", twin=True, products="all")
+    out, parity = export_onnx(model, tmp_path / "out", [photo], asked)
+    assert parity.mask_iou > 0.9
+    form = json.loads((out / "model.json").read_text())["integer_form"]
+    assert form["twins_as_two_products"] == sorted(twins)
+    assert form["float_products"] == form["twins_as_plain"] == []
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(out / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+    nodes = every_node(onnx.load(tmp_path / "optimised.onnx").graph)
+    integers = [node for node in nodes if node.op_type in ("MatMulIntegerToFloat", "QLinearMatMul")]
+    # q, k, v, proj, lin1; two of lin2; q k^T and two of the twin attention weights
+    assert len(integers) == 10
+
+
+def test_what_stays_float_by_default_is_labelled(int8):
+    form = json.loads((int8.path / "model.json").read_text())["integer_form"]
+    products = {name for name, entry in int8.model.config.quantization.items() if "heads" in entry}
+    assert set(form["float_products"]) == products
+    assert products
+
+
+def test_onnx_runtime_fuses_every_gelu(int8, tmp_path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(int8.path / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert "Erf" not in kinds
+    assert any("Gelu" in kind for kind in kinds)
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of a graph's constants."""
+    return sum(len(numpy_helper.to_array(value).tobytes()) for value in initializers(path).values())
+
+
+@SLOW
+@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+def test_halves_are_half_as_large(fp16, fp32_small, graph):
+    half, whole = (weight_bytes(export.path / f"{graph}.onnx") for export in (fp16, fp32_small))
+    assert 0.45 * whole < half < 0.6 * whole
+
+
+@SLOW
+def test_integers_are_a_third_as_large(int8, fp32_small):
+    quarter, whole = (weight_bytes(export.path / "encoder.onnx") for export in (int8, fp32_small))
+    assert quarter < 0.4 * whole
+
+
+def test_what_quantizing_skips_is_what_stays_float(int8, small_config, make_sam):
+    model = make_sam(small_config)
+    prepare_for_quantization(model)
+    layers = {name for name, module in model.named_modules() if quantizable(module)}
+    assert {name.split(".")[0] for name in layers - set(int8.model.config.quantization)} == {"prompt_encoder"}
