@@ -12,11 +12,16 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from sam_edge import __version__, steps
+from sam_edge import __version__
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.report import Picture, Report, StepReport, write_report
 from sam_edge.bench.table import BenchRow, as_dict
 from sam_edge.bench.widths import widths_png
+from sam_edge.commands.bench import bench
+from sam_edge.commands.compress import compress
+from sam_edge.commands.evaluate import evaluate
+from sam_edge.commands.export import to_engines, to_onnx
+from sam_edge.commands.quantize import quantize
 from sam_edge.compress.distil import DistilOptions
 from sam_edge.compress.importance import ImportanceOptions
 from sam_edge.compress.slimming import Schedule, SlimOptions
@@ -139,7 +144,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
 
     def onnx(name: str, spec: str, parent: Any, options: OnnxOptions) -> Path:
         made = out / name
-        work = partial(steps.to_onnx, spec, images, made, options, seed=seed, device="cpu")
+        work = partial(to_onnx, spec, images, made, options, seed=seed, device="cpu")
         step(name, [parent, pictures, asdict(options), seed], made, work)
         return made
 
@@ -147,15 +152,13 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
         "compressed",
         [start, pictures, asdict(slim)],
         compressed,
-        partial(steps.compress, base, images, compressed, slim, device=device),
+        partial(compress, base, images, compressed, slim, device=device),
     )
     quantized_key = step(
         "quantized",
         [compressed_key, pictures, asdict(integer), calibration],
         quantized,
-        partial(
-            steps.quantize, str(compressed), images, quantized, integer, calibration_images=calibration, device=device
-        ),
+        partial(quantize, str(compressed), images, quantized, integer, calibration_images=calibration, device=device),
     )
     base_onnx = onnx("base-onnx", base, start, OnnxOptions("fp32"))
     compressed_onnx = onnx("compressed-onnx", str(compressed), compressed_key, OnnxOptions("fp32"))
@@ -171,7 +174,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
         engine = out / "engine"
         trt = TrtOptions(recipe.engine.flavor, recipe.engine.targets)  # type: ignore[arg-type]
         integers = OnnxOptions("int8", "tensorrt")
-        work = partial(steps.to_engines, str(quantized), images, engine, integers, trt, seed=seed, device="cpu")
+        work = partial(to_engines, str(quantized), images, engine, integers, trt, seed=seed, device="cpu")
         note = f"built for {', '.join(recipe.engine.targets)}; runs on such a GPU only, so not timed here"
         try:
             step("engine", [quantized_key, pictures, asdict(trt), seed], engine, work)
@@ -220,7 +223,7 @@ def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -
         def work(stage: Stage = stage) -> dict[str, Any]:
             found = {}
             for prompt in ("point", "box"):
-                found[prompt] = steps.evaluate(
+                found[prompt] = evaluate(
                     stage.spec,
                     recipe.data,
                     prompt=prompt,
@@ -236,12 +239,12 @@ def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -
     timed = [stage for stage in stages if stage.runtime]
     inputs = [[stage.spec, _fingerprint(Path(stage.spec))] for stage in timed] + [asdict(recipe.bench), hardware()]
 
-    def bench() -> dict[str, Any]:
+    def race() -> dict[str, Any]:
         image = _labelled(recipe, 1)[0].image
         rows: list[BenchRow] = []
         for runtime in ("torch", "onnxruntime"):
             specs = [stage.spec for stage in timed if stage.runtime == runtime]
-            rows += steps.bench(
+            rows += bench(
                 specs,
                 [runtime],
                 image=image,
@@ -252,7 +255,7 @@ def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -
             )
         return {"rows": [as_dict(row) for row in rows]}
 
-    rows = {(row["model"], row["runtime"]): row for row in ledger.step("bench", inputs, None, bench)["rows"]}
+    rows = {(row["model"], row["runtime"]): row for row in ledger.step("bench", inputs, None, race)["rows"]}
     for stage in timed:
         measured[stage.name]["bench"] = rows[stage.spec, stage.runtime]
     return measured

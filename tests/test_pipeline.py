@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sam_edge import pipeline, steps
+from sam_edge import pipeline
+from sam_edge.commands import bench
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.recipe import BenchRecipe, CompressRecipe, EngineRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
 
@@ -25,7 +26,7 @@ def recipe(tiny_slim, tmp_path) -> Recipe:
 
 def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_path, monkeypatch):
     # a fresh process per stage would take most of this test's time; bench has tests of its own
-    monkeypatch.setattr(steps, "peak_bytes", lambda command, timeout_s: 10**8)
+    monkeypatch.setattr(bench, "peak_bytes", lambda command, timeout_s: 10**8)
     out = tmp_path / "run"
     said: list[str] = []
     result = pipeline.run(recipe, out, device="cpu", say=said.append)
@@ -41,7 +42,7 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     assert "data:image/png" in (out / "report" / "report.html").read_text()
 
     for done in ("compress", "quantize", "to_onnx", "evaluate", "bench"):
-        monkeypatch.setattr(steps, done, lambda *a, **k: pytest.fail("done twice"))
+        monkeypatch.setattr(pipeline, done, lambda *a, **k: pytest.fail("done twice"))
     again: list[str] = []
     assert pipeline.run(recipe, out, device="cpu", say=again.append)["steps"] == result["steps"]
     assert all("skipped" in text for text in again)

@@ -44,9 +44,9 @@ def bench(
     device: OnDevice = "auto",
 ) -> None:
     """Measure latency, memory and size; models and runtimes take turns, so that noise hits all alike."""
-    from sam_edge import steps
     from sam_edge.bench.hardware import hardware, slug
     from sam_edge.bench.table import as_dict, rich_table, write_csv, write_json
+    from sam_edge.commands.bench import bench as bench_
     from sam_edge.data.image import read_image
     from sam_edge.files import atomic_folder
 
@@ -69,7 +69,7 @@ def bench(
         return
     settings = {"models": model, "warmup": warmup, "runs": runs, "seed": seed, "device": device}
     with progress("bench") as on_progress:
-        rows = steps.bench(
+        rows = bench_(
             model,
             [name.value for name in runtime or ()],
             image=picture,
@@ -95,8 +95,8 @@ def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool
     """`bench --everything`: the race of one model, its table and files."""
     from sam_edge.bench.everything import race_table, write_laps
     from sam_edge.bench.hardware import hardware, slug
+    from sam_edge.commands.everything import race_everything
     from sam_edge.errors import BenchError
-    from sam_edge.everything_step import race_everything
     from sam_edge.files import atomic_folder
 
     if len(model) != 1:

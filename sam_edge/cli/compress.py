@@ -37,7 +37,7 @@ _TINYSAM = partial(doc, "sam_edge.compress.tinysam", "TinySamOptions")
 _WEIGHTS = partial(doc, "sam_edge.compress.full_stage", "LossWeights")
 _HARD = partial(doc, "sam_edge.compress.hard_prompts", "HardPromptOptions")
 _STUDENT = partial(doc, "sam_edge.compress.student", "StudentOptions")
-_SOURCES = partial(doc, "sam_edge.distilling", "DistilSources")
+_SOURCES = partial(doc, "sam_edge.commands.distil", "DistilSources")
 _EMBED = partial(doc, "sam_edge.compress.embeddings", "EmbedOptions")
 
 TINYSAM = "With --method tinysam"
@@ -102,20 +102,20 @@ def compress(
     Killed and started again with the same command, it continues. `torchrun --nproc-per-node 2 -m sam_edge compress
     ...` shares the work.
     """
-    from sam_edge import steps
     from sam_edge.bench.units import count
+    from sam_edge.commands.compress import compress as compress_
     from sam_edge.compress.distil import DistilOptions
     from sam_edge.compress.importance import ImportanceOptions
     from sam_edge.compress.slimming import SlimOptions
     from sam_edge.compress.widths import PruneOptions
 
     if method == "tinysam":
+        from sam_edge.commands.distil import DistilSources, distil
         from sam_edge.compress.embeddings import EmbedOptions
         from sam_edge.compress.full_stage import LossWeights
         from sam_edge.compress.hard_prompts import HardPromptOptions
         from sam_edge.compress.student import StudentOptions
         from sam_edge.compress.tinysam import TinySamOptions
-        from sam_edge.distilling import DistilSources, distil
 
         if student is None:
             raise typer.BadParameter("--method tinysam needs --student: a known name, or a checkpoint.")
@@ -170,7 +170,7 @@ def compress(
         ),
     )
     with progress("compress") as on_progress:
-        result = steps.compress(model, images, out, options, device=device, strict=strict, on_progress=on_progress)
+        result = compress_(model, images, out, options, device=device, strict=strict, on_progress=on_progress)
     if not is_first_process():
         return
     parent = result["parent"]
@@ -206,8 +206,8 @@ def embed(
     or RANK and WORLD_SIZE set by hand on machines that share the folder, split the shards.
     """
     from sam_edge.bench.units import size
+    from sam_edge.commands.distil import embed as embed_
     from sam_edge.compress.embeddings import EmbedOptions
-    from sam_edge.distilling import embed as embed_
 
     options = EmbedOptions(views, max_zoom, precision, mask_points, max_masks, shard_views, seed)
     with progress("embed") as on_progress:

@@ -34,10 +34,10 @@ def evaluate(
     device: OnDevice = "auto",
 ) -> None:
     """Mean IoU on labelled pictures, by one point, one box, or a number of clicks per mask."""
-    from sam_edge import steps
+    from sam_edge.commands.evaluate import evaluate as evaluate_
 
     if everything:
-        from sam_edge.everything_step import evaluate_everything
+        from sam_edge.commands.everything import evaluate_everything
 
         with progress("eval") as on_progress:
             found = evaluate_everything(
@@ -62,7 +62,7 @@ def evaluate(
             print_json(found)
         return
     with progress("eval") as on_progress:
-        result = steps.evaluate(
+        result = evaluate_(
             model,
             data,
             prompt=prompt,
@@ -104,7 +104,7 @@ def card(
     device: OnDevice = "auto",
 ) -> None:
     """Write a model card: anatomy, lineage, accuracy, calibration and failures, measured."""
-    from sam_edge.card import write_card
+    from sam_edge.commands.card import write_card
 
     with progress("card") as on_progress:
         result = write_card(

@@ -38,13 +38,13 @@ def export_onnx(
     device: OnDevice = "cpu",
 ) -> None:
     """Write encoder and decoder as ONNX, and check them against torch on real pictures (--images)."""
-    from sam_edge import steps
     from sam_edge.bench.units import size
+    from sam_edge.commands import export
     from sam_edge.export.to_onnx import OnnxOptions
 
     options = OnnxOptions(precision, dialect, twin, products)
     with progress("export"):
-        result = steps.to_onnx(model, images, out, options, seed=seed, device=device)
+        result = export.to_onnx(model, images, out, options, seed=seed, device=device)
     files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())
     report(as_json, result, f"{out}: {files}; masks agree with torch to IoU {result['parity']['mask_iou']:.4f}")
 
@@ -66,14 +66,14 @@ def export_trt(
     device: OnDevice = "cpu",
 ) -> None:
     """Build TensorRT engines; `rtx` builds them for other machines' GPUs, on a machine without one."""
-    from sam_edge import steps
     from sam_edge.bench.units import size
+    from sam_edge.commands import export
     from sam_edge.export.to_onnx import OnnxOptions
     from sam_edge.export.to_tensorrt import TrtOptions
 
     trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points)
     onnx = OnnxOptions(precision, "tensorrt")
     with progress("build"):
-        result = steps.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
+        result = export.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
     built = ", ".join(f"{engine['file']} {size(engine['engine_bytes'])}" for engine in result["engines"])
     report(as_json, result, f"{out}: {built}")

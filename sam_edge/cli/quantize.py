@@ -69,8 +69,8 @@ def quantize(
     device: OnDevice = "auto",
 ) -> None:
     """Turn a float checkpoint into an integer one, after training, with a few photos for calibration."""
-    from sam_edge import steps
     from sam_edge.bench.units import size
+    from sam_edge.commands.quantize import quantize as quantize_
     from sam_edge.quantize.ptq import QuantizeOptions
 
     defaults = QuantizeOptions()
@@ -85,7 +85,7 @@ def quantize(
         seed=seed,
     )
     with progress("quantize") as on_progress:
-        result = steps.quantize(
+        result = quantize_(
             model,
             images,
             out,
@@ -136,8 +136,8 @@ def bench_quantize(
 
     from sam_edge.bench.hardware import hardware, slug
     from sam_edge.bench.quantization import rich_table, settings, write_csv
+    from sam_edge.commands.integers import quantization_table
     from sam_edge.files import atomic_folder, check_target
-    from sam_edge.quantization_step import quantization_table
 
     if out is not None:
         check_target(out)
@@ -198,8 +198,8 @@ def bench_integers(
     """Race the integer encoder against float, bfloat16, and ONNX Runtime's own quantization, in turn."""
     from sam_edge.bench.hardware import hardware
     from sam_edge.bench.integers import as_dict, race_table, ratios
+    from sam_edge.commands.integers import encoder_race
     from sam_edge.files import atomic_file
-    from sam_edge.quantization_step import encoder_race
 
     with progress("race") as on_progress:
         found = encoder_race(

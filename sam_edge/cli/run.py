@@ -13,10 +13,10 @@ def models(as_json: Json = False) -> None:
     """List the known models: size, cost, where the weights come from and under which licence."""
     from rich.table import Table
 
-    from sam_edge import steps
     from sam_edge.bench.units import count
+    from sam_edge.commands.models import models as models_
 
-    found = steps.models()
+    found = models_()
     if as_json:
         print_json({"models": found})
         return

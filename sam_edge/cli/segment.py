@@ -22,7 +22,7 @@ from sam_edge.cli.options import (
 from sam_edge.cli.output import progress, report
 from sam_edge.option_docs import doc
 
-_EVERYTHING = partial(doc, "sam_edge.segmenting", "EverythingOptions")
+_EVERYTHING = partial(doc, "sam_edge.commands.segment", "EverythingOptions")
 _CALIBRATE = partial(doc, "sam_edge.segment.calibrate", "CalibrateOptions")
 
 
@@ -51,14 +51,14 @@ def segment(
     device: OnDevice = "auto",
 ) -> None:
     """Segment a picture: an overlay, the masks as COCO annotations and as PNG files."""
-    from sam_edge import segmenting
+    from sam_edge.commands import segment as command
 
-    prompts = segmenting.parse_prompts(point or [], box, everything)
-    options = segmenting.EverythingOptions(
+    prompts = command.parse_prompts(point or [], box, everything)
+    options = command.EverythingOptions(
         strategy, points_per_side, pred_iou, stability, tau, coverage, crops, min_area, max_memory_gb
     )
     with progress("segment") as on_progress:
-        result = segmenting.segment(
+        result = command.segment(
             model,
             image,
             out,
@@ -91,7 +91,7 @@ def calibrate(
 
     Writes the same weights with a config that has them; exported models carry them on.
     """
-    from sam_edge.everything_step import calibrate_everything
+    from sam_edge.commands.everything import calibrate_everything
     from sam_edge.segment.calibrate import CalibrateOptions
 
     options = CalibrateOptions(points_per_side, max_loss, covered, survivors, coverage)

@@ -5,7 +5,6 @@ Nothing here prints. `on_progress(done, total, text)` is called along the way.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sam_edge.bench.everything import Contender, Ours, RaceOptions, Records, SegmentAnythings, race, speedups, summarise
+from sam_edge.commands.common import OnProgress, add_step, sample_pictures
 from sam_edge.data import open_some
 from sam_edge.data.sample import LabelledImage
 from sam_edge.data.split import Split
@@ -23,7 +23,6 @@ from sam_edge.models.checkpoint import holds_halves, save_checkpoint, weights_sh
 from sam_edge.models.registry import load_model
 from sam_edge.segment.calibrate import CalibrateOptions, calibrate
 from sam_edge.segment.everything import STRATEGIES, Strategy
-from sam_edge.steps import OnProgress, sample_pictures
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
@@ -132,15 +131,9 @@ def calibrate_everything(
     found = calibrate(open_runtime(spec, "torch", device), pictures, options, on_photo=on_photo)
     # opened anew: opened as a runtime, a model's attention is rewritten
     model = load_model(spec)
-    step = {
-        "step": "calibrate",
-        "settings": {**asdict(options), "photos": len(pictures)},
-        "seed": seed,
-        "parent_sha256": weights_sha256(model),
-        "data": [Path(images).name],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    model.config = model.config.replace(thresholds=found.thresholds).with_step(step)
+    settings = {**asdict(options), "photos": len(pictures)}
+    add_step(model, "calibrate", settings, seed, weights_sha256(model), [Path(images).name])
+    model.config = model.config.replace(thresholds=found.thresholds)
     save_checkpoint(model, out, half=holds_halves(model))
     return {"out": str(out), **found.as_dict()}
 

@@ -1,6 +1,6 @@
 """TinySAM's tables 3 and 4 on labelled pictures of one's own, several seeds.
 
-    python -m sam_edge.distilling_ablation --teacher nano --student nano-t --data DIR --data DIR --out runs/ablation
+    python -m sam_edge.studies.distillation --teacher nano --student nano-t --data DIR --data DIR --out runs/ablation
 
 Every row trains for the same steps on the train split of all data together; mIoU by one point and by box is measured
 on the val split of each. A killed ablation continues when it is started again.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
-from sam_edge.ablation import drawn, held_out, say, scores_of, write
 from sam_edge.bench.distillation import ROWS, AblationRow, choose, table
 from sam_edge.bench.repeats import Scores, as_dict, repeat
 from sam_edge.compress.embeddings import EmbedOptions, embed_pictures
@@ -29,6 +28,7 @@ from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, sa
 from sam_edge.models.registry import RANDOM, load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.studies.measuring import drawn, held_out, say, scores_of, write
 
 CALIBRATION_IMAGES = 8
 """Pictures that quantization takes its ranges from (TinySAM, section 4.1)."""

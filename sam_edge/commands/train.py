@@ -3,13 +3,14 @@
 import copy
 import json
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from sam_edge.commands.common import OnProgress
 from sam_edge.compress.full_stage import LossWeights
 from sam_edge.compress.taught import TaughtSegmentation
 from sam_edge.data import Dataset, LabelledImage, Split, open_labelled
@@ -27,8 +28,6 @@ from sam_edge.training.loop import Progress, Validate
 from sam_edge.training.processes import joined_processes, rank, world
 from sam_edge.training.stream import Source
 from sam_edge.training.train import TrainOptions, train
-
-OnProgress = Callable[[int, int, str], None]
 
 ALL_THREE = LossWeights(labels=0.0)
 """TinySAM's eq. 4 with equal weights."""

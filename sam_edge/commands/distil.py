@@ -1,12 +1,11 @@
 """`sam-edge embed` and `sam-edge compress --method tinysam`: a teacher's embeddings, and a student made from them."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from sam_edge.commands.common import OnProgress, add_step
 from sam_edge.compress.embeddings import EmbedOptions, embed_pictures, process_share
 from sam_edge.compress.stored import StoredEmbeddings
 from sam_edge.compress.student import build_student
@@ -24,7 +23,6 @@ from sam_edge.training.loop import Progress
 from sam_edge.training.pictures import Pictures
 from sam_edge.training.processes import joined_processes, rank, wait_for_all, world
 
-OnProgress = Callable[[int, int, str], None]
 Labels = Literal["auto", "data", "teacher"]
 
 
@@ -113,16 +111,7 @@ def distil(
         progress = distil_full_stage(student, teacher, store, pictures, options, state_file=state_file, on_step=on_step)
         settings = {**asdict(options), "method": "tinysam", "labels": "teacher" if labelled is None else "data"}
         settings["embeddings"] = {**asdict(store.options), "squared_error": store.error}
-        student.config = student.config.with_step(
-            {
-                "step": "compress",
-                "settings": settings,
-                "seed": options.seed,
-                "parent_sha256": store.index["teacher_sha256"],
-                "data": [Path(images).name],
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-        )
+        add_step(student, "compress", settings, options.seed, store.index["teacher_sha256"], [Path(images).name])
         if rank() == 0:
             save_checkpoint(student, out)
             state_file.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import torch
 
 from sam_edge.bench.integers import Contender, Turns, quantize_by_onnxruntime, race
 from sam_edge.bench.quantization import Measured, QuantizationRow, Setting, compare_settings
+from sam_edge.commands.common import OnProgress, sample_pictures
 from sam_edge.data import open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
@@ -24,7 +25,6 @@ from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.search import Metric
 from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.runtime import TorchRuntime
-from sam_edge.steps import OnProgress, sample_pictures
 
 AGREEMENT_IMAGES = 4
 """Pictures on which masks are compared with the float parent's."""

@@ -1,4 +1,4 @@
-"""`sam-edge embed` and `sam-edge compress --method tinysam` from the command line, and the ablation script."""
+"""`sam-edge embed` and `sam-edge compress --method tinysam` from the command line."""
 
 import json
 import os
@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from sam_edge import distilling_ablation
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.models.config import StageConfig, Thresholds
 
@@ -84,29 +82,6 @@ def test_the_method_needs_a_student(sam_edge, teacher, tmp_path):
     code, _, err = sam_edge(*command)
     assert code == 2
     assert "needs --student" in err
-
-
-def test_the_ablation_script_writes_a_table_of_all_rows_it_was_asked_for(teacher, student, tmp_path, capsys):
-    arguments = ["--teacher", teacher, "--student", student, "--data", IMAGES, "--out", tmp_path / "ablation"]
-    arguments += ["--row", "embedding only", "--row", "no teacher", "--seed", 0, "--seed", 1, "--steps", 2]
-    arguments += ["--batch-size", 2, "--prompts", 2, "--max-rounds", 1, "--views", 1, "--workers", 0]
-    distilling_ablation.main([str(argument) for argument in arguments])
-    text = (tmp_path / "ablation" / "ablation.md").read_text()
-    assert text in capsys.readouterr().out
-    assert "| no teacher |" in text
-    assert "| embedding only |" in text
-    assert "all three" not in text
-    rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())["rows"]
-    assert [len(rows[name]["box"]["scores"]) for name in ("no teacher", "embedding only")] == [2, 2]
-    # of a student without a teacher not even the prompts' encoding is the teacher's
-    students = [load_checkpoint(tmp_path / "ablation" / f"{name}-0") for name in ("no-teacher", "embedding-only")]
-    kept = [
-        torch.equal(
-            m.prompt_encoder.not_a_point_embed.weight, load_checkpoint(teacher).prompt_encoder.not_a_point_embed.weight
-        )
-        for m in students
-    ]
-    assert kept == [False, True]
 
 
 @pytest.mark.slow

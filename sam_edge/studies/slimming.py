@@ -1,6 +1,6 @@
 """SlimSAM's tables 2 to 6 and figure 6 on any model and data, several seeds, ours beside the paper's.
 
-    python -m sam_edge.ablation nano --data DIR --data DIR --out runs/ablation --epochs 8 --table 2 \\
+    python -m sam_edge.studies.slimming nano --data DIR --data DIR --out runs/ablation --epochs 8 --table 2 \\
         --row magnitude --row SlimSAM --ratio 0.5
 
 Trains on the train split of all data together and measures by one point and by box on the val split of each. Every
@@ -9,12 +9,10 @@ share their first stages, importances and the teacher's embeddings; a killed one
 """
 
 import argparse
-import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 
 from torch import Tensor
 
@@ -25,16 +23,14 @@ from sam_edge.compress.importance import ImportanceOptions
 from sam_edge.compress.labels import LabelledLoss
 from sam_edge.compress.slimming import Slimming, SlimOptions
 from sam_edge.compress.widths import PruneOptions
-from sam_edge.data import Dataset, LabelledImage, is_val
+from sam_edge.data import is_val
 from sam_edge.data.joined import Joined, open_joined
 from sam_edge.data.open import PicturesOnly
-from sam_edge.evaluate.miou import evaluate_miou
 from sam_edge.export.runtimes import resolve_device
-from sam_edge.files import atomic_file
 from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
-from sam_edge.segment.runtime import TorchRuntime
+from sam_edge.studies.measuring import drawn, held_out, say, scores_of, write
 from sam_edge.training.pictures import Pictures
 
 VALIDATED = 16
@@ -124,44 +120,6 @@ class Ablation:
         training = sorted(random.Random(seed).sample(self._training, count))
         epochs = max(round(self.options.epochs * len(self._training) / count), 1)
         return self._pictures_of_all.subset(sorted({*training, *self._validated})), epochs
-
-
-def drawn(numbers: Sequence[int], limit: int | None) -> list[int]:
-    """`limit` of the numbers, always the same ones, in order; all without it."""
-    return sorted(random.Random(0).sample(numbers, min(limit or len(numbers), len(numbers))))
-
-
-def held_out(data: Joined, limit: int | None) -> dict[str, Dataset[LabelledImage]]:
-    """Up to `limit` pictures of each part's val split."""
-    return {
-        label: part.subset(drawn([n for n, name in enumerate(part.names) if is_val(name)], limit))
-        for label, part in data.parts.items()
-    }
-
-
-def scores_of(model: EdgeSam, measured: Mapping[str, Dataset[LabelledImage]]) -> Scores:
-    """Mean IoU by one point and by box: the mean over the data sets, and of each."""
-    runtime = TorchRuntime(model, str(model.device))
-    found = {
-        (label, prompt): evaluate_miou(runtime, pictures, prompt=prompt).miou
-        for prompt in ("point", "box")
-        for label, pictures in measured.items()
-    }
-    means = {prompt: fmean(found[label, prompt] for label in measured) for prompt in ("point", "box")}
-    return means | {f"{label} {prompt}": value for (label, prompt), value in found.items()}
-
-
-def write(out: Path, text: str, content: Mapping[str, object]) -> None:
-    """`ablation.md` and `ablation.json` in the output folder; the first is printed too."""
-    for name, written in (("ablation.md", text), ("ablation.json", json.dumps(content, indent=1) + "\n")):
-        with atomic_file(out / name) as part:
-            part.write_text(written, encoding="utf-8")
-    print(text)
-
-
-def say(text: str) -> None:
-    """A line that is seen at once, whoever is waiting for it."""
-    print(text, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

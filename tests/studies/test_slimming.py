@@ -4,14 +4,15 @@ import json
 
 import pytest
 
-from sam_edge import ablation
-from sam_edge.ablation import Ablation, AblationOptions, drawn, held_out
 from sam_edge.bench.slimming import Variant
 from sam_edge.compress import slimming
 from sam_edge.data import is_val
 from sam_edge.data.joined import open_joined
 from sam_edge.errors import BenchError
 from sam_edge.models.checkpoint import save_checkpoint
+from sam_edge.studies import measuring
+from sam_edge.studies import slimming as study
+from sam_edge.studies.slimming import Ablation, AblationOptions, drawn, held_out
 
 DATA = ["synthetic:12:1", "synthetic:24:2"]
 
@@ -25,7 +26,7 @@ def arguments(tiny_slim, tmp_path):
 
 
 def test_tables_are_written_and_a_second_run_compresses_nothing(arguments, tmp_path, monkeypatch, capsys):
-    ablation.main([*arguments, "--table", "4"])
+    study.main([*arguments, "--table", "4"])
     first = json.loads((tmp_path / "out" / "ablation.json").read_text())
     rows = first["tables"]["4"]
     assert rows[0]["label"] == "step 1, final embeddings"
@@ -35,12 +36,12 @@ def test_tables_are_written_and_a_second_run_compresses_nothing(arguments, tmp_p
     stages = sorted(folder.name for folder in (tmp_path / "out" / "stages").iterdir())
     # both rows of step 2 and the aligned one of step 1 begin with the same two stages
     assert [sum(name.startswith(f"{number}-") for name in stages) for number in (1, 2, 3, 4)] == [1, 2, 1, 2]
-    monkeypatch.setattr(ablation, "evaluate_miou", lambda *a, **k: pytest.fail("measured again"))
-    ablation.main([*arguments, "--table", "4"])
+    monkeypatch.setattr(measuring, "evaluate_miou", lambda *a, **k: pytest.fail("measured again"))
+    study.main([*arguments, "--table", "4"])
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == first
     assert "Table 4" in capsys.readouterr().out
     with pytest.raises(BenchError, match="other settings"):
-        ablation.main([*arguments, "--table", "4", "--learning-rate", "1e-3"])
+        study.main([*arguments, "--table", "4", "--learning-rate", "1e-3"])
 
 
 def test_chosen_rows_share_importances_and_teacher_over_ratios(arguments, tmp_path, monkeypatch):
@@ -49,7 +50,7 @@ def test_chosen_rows_share_importances_and_teacher_over_ratios(arguments, tmp_pa
     monkeypatch.setattr(slimming, "accumulated_saliency", lambda *a, **k: taken.append(1) or once(*a, **k))
     kept = slimming.open_teacher
     monkeypatch.setattr(slimming, "open_teacher", lambda *a: encoded.append(kept(*a)) or encoded[-1])
-    ablation.main([*arguments, "--table", "2", "--row", "SlimSAM", "--row", "scratch"])
+    study.main([*arguments, "--table", "2", "--row", "SlimSAM", "--row", "scratch"])
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())["tables"]["2"]
     assert [row["label"] for row in rows] == [
         f"{r} {name}" for r in ("50%", "77%") for name in ("scratch distillation", "SlimSAM")

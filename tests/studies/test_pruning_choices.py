@@ -1,13 +1,13 @@
-"""sam_edge.pruning_choices: heads that lose channels of their own, and the table."""
+"""sam_edge.studies.pruning_choices: heads that lose channels of their own, and the table."""
 
 import pytest
 import torch
 
-from sam_edge import pruning_choices
 from sam_edge.compress.groups import find_groups
 from sam_edge.compress.prune import prepare
 from sam_edge.compress.widths import PruneOptions
 from sam_edge.models.checkpoint import save_checkpoint
+from sam_edge.studies import pruning_choices
 
 
 def test_each_head_loses_the_channels_it_needs_least(tiny_config, make_sam):

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sam_edge import steps
+from sam_edge.commands.common import OnProgress
+from sam_edge.commands.evaluate import evaluate
 from sam_edge.data.open import open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import DataError
@@ -38,7 +39,7 @@ def write_card(
     seed: int = 0,
     runtime: str = "auto",
     device: str = "auto",
-    on_progress: steps.OnProgress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Measure MODEL on each of `data` and write `CARD.md`, `card.json` and `failures.png`.
 
@@ -72,16 +73,16 @@ def _read(notes: Path) -> str:
         raise DataError(f"{notes} cannot be read as text: {error}.") from error
 
 
-def _measure(spec: str, source: str, settings: dict[str, Any], on_progress: steps.OnProgress | None) -> dict[str, Any]:
-    def evaluate(**prompt: Any) -> dict[str, Any]:
-        return steps.evaluate(spec, source, **settings, **prompt, on_progress=on_progress)
+def _measure(spec: str, source: str, settings: dict[str, Any], on_progress: OnProgress | None) -> dict[str, Any]:
+    def miou(**prompt: Any) -> dict[str, Any]:
+        return evaluate(spec, source, **settings, **prompt, on_progress=on_progress)
 
     return {
         "data": source,
-        "box": evaluate(prompt="box"),
-        "point": evaluate(prompt="point"),
-        "point_multimask": evaluate(prompt="point", multimask=True),
-        "clicks": evaluate(clicks=CLICKS)["miou"],
+        "box": miou(prompt="box"),
+        "point": miou(prompt="point"),
+        "point_multimask": miou(prompt="point", multimask=True),
+        "clicks": miou(clicks=CLICKS)["miou"],
     }
 
 

@@ -1,6 +1,6 @@
 """Choices that `compress` has made, measured: what pruning alone, without training, leaves of the embedding.
 
-    python -m sam_edge.pruning_choices nano --images DIR --ratio 0.5 --ratio 0.77
+    python -m sam_edge.studies.pruning_choices nano --images DIR --ratio 0.5 --ratio 0.77
 
 Prints the embedding's squared error over the teacher's variance on pictures that no gradient was taken on, with mean
 and standard deviation over seeds. Gradients of several pictures: summed as absolute values, or with their signs, by
@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from sam_edge.bench.repeats import mean_and_spread
+from sam_edge.commands.common import sample_pictures
 from sam_edge.compress.groups import find_groups
 from sam_edge.compress.importance import ImportanceOptions, accumulated_saliency, disturbed_loss
 from sam_edge.compress.prune import prepare, prune_encoder
@@ -29,7 +30,6 @@ from sam_edge.compress.widths import PruneOptions, choose
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.frame import to_pixels
-from sam_edge.steps import sample_pictures
 
 ACCUMULATIONS: tuple[Literal["absolute", "signed"], ...] = ("absolute", "signed")
 KEPT = ImportanceOptions().accumulation

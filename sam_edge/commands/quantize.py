@@ -1,0 +1,93 @@
+"""`sam-edge quantize`: a quantized checkpoint, held to an accuracy gate and timed against its float parent."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sam_edge.bench.latency import bench_runtimes
+from sam_edge.bench.memory import file_bytes
+from sam_edge.commands.common import OnProgress, Picture, add_step, sample_pictures
+from sam_edge.data import open_some
+from sam_edge.evaluate.miou import PromptKind, evaluate_miou
+from sam_edge.export.parity import answers, compare
+from sam_edge.export.runtimes import open_runtime, resolve_device
+from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
+from sam_edge.models.registry import load_model
+from sam_edge.models.sam import EdgeSam
+from sam_edge.quantize.gate import hold_drop
+from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.segment.runtime import TorchRuntime
+
+
+def quantize(
+    spec: str,
+    images: str,
+    out: Path,
+    options: QuantizeOptions,
+    *,
+    calibration_images: int = 8,
+    max_drop: float | None = None,
+    gate_data: str | None = None,
+    gate_images: int = 16,
+    runtime: str | None = None,
+    device: str = "auto",
+    strict: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Quantize after training, and write a quantized checkpoint folder.
+
+    With `max_drop` layers go back to higher precision until mIoU on `gate_data` (by point and by box), or without it
+    the agreement with the float model's masks, falls no further. With `runtime` the result is exported and timed
+    against its float parent there.
+    """
+    place = resolve_device(device)
+    model = load_model(spec, place)
+    parent = weights_sha256(model)
+    pictures = sample_pictures(images, calibration_images, options.seed, strict=strict)
+    gate, score = None, 0.0
+    if max_drop is not None:
+        validate = _agreement(model, images, gate_images, options.seed)
+        if gate_data is not None:
+            validate = _labelled_score(gate_data, gate_images, options.seed, strict=strict)
+        score = validate(model)
+    quantizer = quantize_model(model, pictures, options, on_progress)
+    if max_drop is not None:
+        gate = hold_drop(quantizer, max_drop, validate, score, on_progress)
+    settings = {**asdict(options), "calibration_images": len(pictures), "max_drop": max_drop}
+    add_step(model, "quantize", settings, options.seed, parent, [images, *([gate_data] if gate_data else [])])
+    save_checkpoint(model, out, half=True)
+    return {
+        "out": str(out),
+        "layers": len(model.config.quantization or {}),
+        "calibration_images": len(pictures),
+        "file_bytes": file_bytes(out),
+        "gate": None if gate is None else {"measure": gate_data or "agreement with the float model", **asdict(gate)},
+        "speed": None if runtime is None else _compared_speed(spec, str(out), runtime, pictures[0], device),
+    }
+
+
+def _agreement(model: EdgeSam, images: str, count: int, seed: int) -> Callable[[EdgeSam], float]:
+    """Mean mask IoU with what `model` says now, by a fixed set of points and boxes on pictures not calibrated on."""
+    pictures = sample_pictures(images, count, seed + 1)
+    wanted = answers(TorchRuntime(model), pictures)
+    return lambda other: compare(wanted, answers(TorchRuntime(other), pictures)).mask_iou
+
+
+def _labelled_score(data: str, count: int, seed: int, *, strict: bool) -> Callable[[EdgeSam], float]:
+    """Mean of point and box mIoU on labelled pictures of the train split."""
+    dataset = open_some(data, "train", strict, limit=count, seed=seed)
+    prompts: tuple[PromptKind, ...] = ("point", "box")
+
+    def score(model: EdgeSam) -> float:
+        runtime = TorchRuntime(model)
+        return sum(evaluate_miou(runtime, dataset, prompt=prompt).miou for prompt in prompts) / len(prompts)
+
+    return score
+
+
+def _compared_speed(spec: str, quantized: str, runtime: str, picture: Picture, device: str) -> dict[str, Any]:
+    """Median encoder latency of a quantized model and of its float parent on one runtime, taking turns."""
+    opened = [open_runtime(model, runtime, device) for model in (spec, quantized)]
+    parent, integer = (latency["encode"].median_ms for latency in bench_runtimes(opened, picture, warmup=1, runs=5))
+    return {"runtime": runtime, "float_ms": parent, "quantized_ms": integer, "faster": integer < parent}

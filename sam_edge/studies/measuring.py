@@ -1,0 +1,53 @@
+"""What the studies share: which pictures they measure on, what they measure, and where they write it."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from sam_edge.bench.repeats import Scores
+from sam_edge.data import Dataset, LabelledImage, is_val
+from sam_edge.data.joined import Joined
+from sam_edge.evaluate.miou import evaluate_miou
+from sam_edge.files import atomic_file
+from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.runtime import TorchRuntime
+
+
+def drawn(numbers: Sequence[int], limit: int | None) -> list[int]:
+    """`limit` of the numbers, always the same ones, in order; all without it."""
+    return sorted(random.Random(0).sample(numbers, min(limit or len(numbers), len(numbers))))
+
+
+def held_out(data: Joined, limit: int | None) -> dict[str, Dataset[LabelledImage]]:
+    """Up to `limit` pictures of each part's val split."""
+    return {
+        label: part.subset(drawn([n for n, name in enumerate(part.names) if is_val(name)], limit))
+        for label, part in data.parts.items()
+    }
+
+
+def scores_of(model: EdgeSam, measured: Mapping[str, Dataset[LabelledImage]]) -> Scores:
+    """Mean IoU by one point and by box: the mean over the data sets, and of each."""
+    runtime = TorchRuntime(model, str(model.device))
+    found = {
+        (label, prompt): evaluate_miou(runtime, pictures, prompt=prompt).miou
+        for prompt in ("point", "box")
+        for label, pictures in measured.items()
+    }
+    means = {prompt: fmean(found[label, prompt] for label in measured) for prompt in ("point", "box")}
+    return means | {f"{label} {prompt}": value for (label, prompt), value in found.items()}
+
+
+def write(out: Path, text: str, content: Mapping[str, object]) -> None:
+    """`ablation.md` and `ablation.json` in the output folder; the first is printed too."""
+    for name, written in (("ablation.md", text), ("ablation.json", json.dumps(content, indent=1) + "\n")):
+        with atomic_file(out / name) as part:
+            part.write_text(written, encoding="utf-8")
+    print(text)
+
+
+def say(text: str) -> None:
+    """A line that is seen at once, whoever is waiting for it."""
+    print(text, flush=True)

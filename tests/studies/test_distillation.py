@@ -1,0 +1,35 @@
+"""sam_edge.studies.distillation: the table, on models small enough to be distilled in seconds."""
+
+import json
+
+import torch
+
+from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
+from sam_edge.models.config import StageConfig
+from sam_edge.studies import distillation
+
+
+def test_the_table_has_all_rows_that_were_asked_for(tiny_slim, tiny_vit_config, make_sam, tmp_path, capsys):
+    teacher = save_checkpoint(tiny_slim, tmp_path / "teacher")
+    stages = (StageConfig(8, 1, 0, 0, 1), StageConfig(16, 1, 2, 4, 2))
+    student = save_checkpoint(make_sam(tiny_vit_config.replace(patch_size=8, stages=stages)), tmp_path / "student")
+    arguments = ["--teacher", teacher, "--student", student, "--data", "synthetic:8:3", "--out", tmp_path / "ablation"]
+    arguments += ["--row", "embedding only", "--row", "no teacher", "--seed", 0, "--seed", 1, "--steps", 2]
+    arguments += ["--batch-size", 2, "--prompts", 2, "--max-rounds", 1, "--views", 1, "--workers", 0]
+    distillation.main([str(argument) for argument in arguments])
+    text = (tmp_path / "ablation" / "ablation.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| no teacher |" in text
+    assert "| embedding only |" in text
+    assert "all three" not in text
+    rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())["rows"]
+    assert [len(rows[name]["box"]["scores"]) for name in ("no teacher", "embedding only")] == [2, 2]
+    # of a student without a teacher not even the prompts' encoding is the teacher's
+    students = [load_checkpoint(tmp_path / "ablation" / f"{name}-0") for name in ("no-teacher", "embedding-only")]
+    kept = [
+        torch.equal(
+            m.prompt_encoder.not_a_point_embed.weight, load_checkpoint(teacher).prompt_encoder.not_a_point_embed.weight
+        )
+        for m in students
+    ]
+    assert kept == [False, True]
