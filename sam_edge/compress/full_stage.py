@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sam_edge.errors import TrainingError
@@ -59,6 +59,8 @@ class Decoded:
     """Mask logits."""
     iou: Float[Tensor, "b n 4"]
     """Predicted IoU."""
+    ambiguous: Bool[Tensor, "b n"]
+    """Which prompts are one point alone."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def decode_views(decoder: PromptableDecoder, embeddings: Float[Tensor, "b c g g"
             assert output.caught is not None
             parts.append((output.caught.float(), decoder.upscale(mask_tokens, image)[0].float(), iou[0].float()))
     tokens, logits, iou = (torch.stack(values) for values in zip(*parts, strict=True))
-    return Decoded(tokens, logits, iou)
+    return Decoded(tokens, logits, iou, prompts.single_points)
 
 
 @torch.no_grad()
@@ -141,10 +143,13 @@ def output_loss(student: Decoded, teacher: Decoded) -> Float[Tensor, ""]:
 
 
 def label_loss(student: Decoded, target: Float[Tensor, "b n h w"]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """L_mask + L_ious of eq. 5: 20 x focal + dice of the single mask and of the best of three, L1 of the IoU."""
+    """L_mask + L_ious of eq. 5: 20 x focal + dice, L1 of the IoU.
+
+    Of the single mask, and for single points of the best of three, as in SAM's training.
+    """
     wanted = target[:, :, None].expand_as(student.logits)
     per_mask = mask_loss(student.logits, wanted)
-    masks = per_mask[..., 0].mean() + per_mask[..., 1:].amin(-1).mean()
+    masks = per_mask[..., 0].mean() + (per_mask[..., 1:].amin(-1) * student.ambiguous).mean()
     with torch.no_grad():
         actual = mask_iou(student.logits, wanted)
     iou = F.l1_loss(student.iou, actual)

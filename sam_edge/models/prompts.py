@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_edge.errors import PromptError
@@ -70,6 +70,12 @@ class Prompts:
     def boxed(self) -> bool:
         """Whether any set has a box."""
         return bool((self.labels == BOX_START).any())
+
+    @property
+    def single_points(self) -> Bool[Tensor, "b n"]:
+        """Sets of one foreground point and nothing else: what may mean a thing, its part or its whole."""
+        alone = ((self.labels >= BACKGROUND).sum(-1) == 1) & (self.labels == FOREGROUND).any(-1)
+        return alone if self.masks is None else torch.zeros_like(alone)
 
     def part(self, sets: slice, images: slice = slice(None)) -> "Prompts":
         """Some of the sets of some of the images."""

@@ -78,7 +78,7 @@ class InteractiveSegmentation:
         for number in range(options.rounds if interactive else 1):
             prompts = Prompts(coords.to(device), labels.to(device), masks)
             logits, iou, taught = self.decode(sees, batch, embeddings, prompts)
-            loss, parts = segmentation_loss(logits.float(), iou.float(), wanted)
+            loss, parts = segmentation_loss(logits.float(), iou.float(), wanted, prompts.single_points)
             losses.append(loss)
             beside += taught.values()
             report = report or parts | {name: value.detach() for name, value in taught.items()}

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -40,16 +40,23 @@ def mask_loss(
 
 
 def segmentation_loss(
-    logits: Float[Tensor, "b n 4 h w"], iou: Float[Tensor, "b n 4"], target: Float[Tensor, "b n h w"]
+    logits: Float[Tensor, "b n 4 h w"],
+    iou: Float[Tensor, "b n 4"],
+    target: Float[Tensor, "b n h w"],
+    ambiguous: Bool[Tensor, "b n"],
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The single mask's loss, plus the best of the three others' (SAM's ambiguity-aware minimum), plus IoU's.
 
-    Returns the scalar to minimise and its parts: mask, best_of_three, iou, and box-free mean IoU of both.
+    The three learn from `ambiguous` prompts alone (Segment Anything, appendix A): a box means one thing, and three
+    masks that all learn it grow alike.
+
+    Returns the scalar to minimise and its parts: mask, best_of_three, iou, and mean IoU, of the single mask and of the
+    best of three where prompts are ambiguous.
     """
     wanted = target[:, :, None].expand_as(logits)
     per_mask = mask_loss(logits, wanted)
     single = per_mask[..., 0].mean()
-    best = per_mask[..., 1:].amin(-1).mean()
+    best = (per_mask[..., 1:].amin(-1) * ambiguous).mean()
     with torch.no_grad():
         actual = mask_iou(logits, wanted)
     predicted = F.mse_loss(iou, actual)
@@ -58,6 +65,6 @@ def segmentation_loss(
         "best_of_three": best.detach(),
         "iou": predicted.detach(),
         "miou_single": actual[..., 0].mean(),
-        "miou_best": actual[..., 1:].amax(-1).mean(),
+        "miou_best": torch.where(ambiguous, actual[..., 1:].amax(-1), actual[..., 0]).mean(),
     }
     return single + best + predicted, parts

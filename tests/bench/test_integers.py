@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from sam_edge.bench.integers import Contender, Turns, as_dict, quantize_by_onnxruntime, race, race_table, ratios
 from sam_edge.errors import BenchError
@@ -13,6 +14,16 @@ from sam_edge.errors import BenchError
 
 def turns(*wall_ms: float) -> Turns:
     return Turns(wall_ms, tuple(2 * time for time in wall_ms), 10**9, 10**6)
+
+
+class Reader(CalibrationDataReader):
+    """Pictures one by one."""
+
+    def __init__(self, pictures):
+        self.left = iter(pictures)
+
+    def get_next(self):
+        return next(({"pixels": picture} for picture in self.left), None)
 
 
 @pytest.fixture
@@ -59,6 +70,14 @@ def test_onnx_runtime_s_own_quantization_runs_in_turn_with_its_parent(graph, tmp
     files = quantize_by_onnxruntime(graph, tmp_path, pixels)
     kinds = [node.op_type for node in onnx.load(files["static"]).graph.node]
     assert "DequantizeLinear" in kinds
+    # the ranges are those that its own order of nodes finds
+    plain = tmp_path / "plain.onnx"
+    quantize_static(tmp_path / "prepared.onnx", plain, Reader(pixels), weight_type=QuantType.QInt8)
+    ours, theirs = (
+        {v.name: numpy_helper.to_array(v) for v in onnx.load(f).graph.initializer} for f in (files["static"], plain)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
     names = []
     contenders = {f"onnxruntime {name}": Contender("onnxruntime", file) for name, file in files.items()}
     contenders = {"onnxruntime float": Contender("onnxruntime", graph), **contenders}

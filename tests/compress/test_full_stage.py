@@ -1,5 +1,7 @@
 """The three distillation losses: where they are taken, and whom their gradients reach."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from sam_edge.compress.full_stage import (
 from sam_edge.errors import TrainingError
 from sam_edge.models.prompts import Prompts
 from sam_edge.models.resize import resized
+from sam_edge.training.losses import mask_loss
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_the_token_loss_is_taken_at_the_output_of_the_two_way_transformer(tiny_s
 def test_the_losses_are_l1_and_zero_for_the_teacher_itself(teacher, pixels, prompts):
     embedding = teacher.encode(pixels)
     own = decode_views(teacher.decoder, embedding, prompts)
-    other = Decoded(own.tokens + 0.5, own.logits - 2, own.iou)
+    other = replace(own, tokens=own.tokens + 0.5, logits=own.logits - 2)
     assert embedding_loss(embedding + 0.25, embedding) == pytest.approx(0.25, rel=1e-4)
     assert token_loss(other, own) == pytest.approx(0.5, rel=1e-4)
     assert output_loss(other, own) == pytest.approx(2, rel=1e-4)
@@ -102,9 +105,8 @@ def test_a_smaller_student_is_compared_at_its_own_size(teacher, pixels, prompts)
     assert mine.logits.shape[-1] * 2 == theirs.logits.shape[-1]
     assert torch.isfinite(output_loss(mine, theirs))
     flat = torch.full_like(theirs.logits, 3.0)
-    assert output_loss(
-        Decoded(mine.tokens, torch.ones_like(mine.logits), mine.iou), Decoded(theirs.tokens, flat, theirs.iou)
-    ) == (pytest.approx(2, rel=1e-5))
+    ones = replace(mine, logits=torch.ones_like(mine.logits))
+    assert output_loss(ones, replace(theirs, logits=flat)) == pytest.approx(2, rel=1e-5)
     constant = torch.ones_like(teacher.encode(pixels))
     assert embedding_loss(torch.zeros_like(embedding), constant) == pytest.approx(1, rel=1e-5)
     # the prompt's positional encoding is relative to the image: the same token in both
@@ -117,11 +119,22 @@ def test_perfect_masks_leave_only_the_error_of_their_predicted_iou():
     target = torch.zeros(1, 2, 8, 8)
     target[..., :4] = 1
     logits = (target[:, :, None].expand(1, 2, 4, 8, 8) - 0.5) * 200
-    decoded = Decoded(torch.zeros(1, 2, 5, 3), logits, torch.full((1, 2, 4), 0.7))
+    every = torch.ones(1, 2, dtype=torch.bool)
+    decoded = Decoded(torch.zeros(1, 2, 5, 3), logits, torch.full((1, 2, 4), 0.7), every)
     loss, parts = label_loss(decoded, target)
     assert loss == pytest.approx(0.3, abs=1e-4)
     assert parts["miou"] == 1
     assert parts["iou"] == pytest.approx(0.3)
+    # wrong in all three others: that counts where a prompt is ambiguous
+    wrong = logits * torch.tensor([1.0, -1, -1, -1])[:, None, None]
+    losses = [
+        label_loss(
+            replace(decoded, logits=wrong, iou=torch.tensor([1.0, 0, 0, 0]).expand(1, 2, 4), ambiguous=asked), target
+        )[0]
+        for asked in (every, torch.tensor([[True, False]]), ~every)
+    ]
+    all_wrong = mask_loss(-logits, target[:, :, None].expand_as(logits)).mean().item()
+    assert [loss.item() for loss in losses] == pytest.approx([all_wrong, all_wrong / 2, 0], rel=1e-4, abs=1e-4)
 
 
 def test_the_total_is_the_weighted_sum_of_its_parts_and_extra_losses(teacher, tiny_sam, pixels, prompts):

@@ -70,7 +70,7 @@ def test_a_perfect_prediction_costs_nothing_and_its_opposite_much():
     assert mask_loss(logits, target).max() < 1e-6
     assert mask_loss(-logits, target).min() > 100
     four = logits[:, :, None].expand(2, 3, 4, 8, 8)
-    loss, parts = segmentation_loss(four, torch.ones(2, 3, 4), target)
+    loss, parts = segmentation_loss(four, torch.ones(2, 3, 4), target, torch.ones(2, 3, dtype=torch.bool))
     assert loss.item() < 1e-5
     assert parts["miou_single"] == parts["miou_best"] == 1
 
@@ -78,6 +78,9 @@ def test_a_perfect_prediction_costs_nothing_and_its_opposite_much():
 def test_the_mask_loss_is_twenty_parts_focal_and_one_dice():
     logits, target = random_case(2, 5, 4)
     torch.testing.assert_close(mask_loss(logits, target), 20 * focal_loss(logits, target) + dice_loss(logits, target))
+
+
+AMBIGUOUS = torch.tensor([[True, False, True], [False, True, True]])
 
 
 def case_of_four() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -92,40 +95,49 @@ def case_of_four() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_the_loss_is_the_single_mask_s_plus_the_best_of_three_s_plus_iou_s():
     logits, iou, target = case_of_four()
-    loss, parts = segmentation_loss(logits, iou, target)
-    single, best, error, overlaps = 0.0, 0.0, 0.0, []
+    loss, parts = segmentation_loss(logits, iou, target, AMBIGUOUS)
+    single, best, error, of_single, of_best = 0.0, 0.0, 0.0, [], []
     for index in np.ndindex(2, 3):
         each = [mask_loss(logits[index][k], target[index]).item() for k in range(4)]
         actual = [mask_iou(logits[index][k], target[index]).item() for k in range(4)]
         single += each[0] / 6
-        best += min(each[1:]) / 6
+        best += min(each[1:]) / 6 if AMBIGUOUS[index] else 0.0
         error += sum((iou[index][k].item() - actual[k]) ** 2 for k in range(4)) / 24
-        overlaps.append((actual[0], max(actual[1:])))
+        of_single.append(actual[0])
+        of_best.append(max(actual[1:]) if AMBIGUOUS[index] else actual[0])
     assert parts["mask"].item() == pytest.approx(single, rel=1e-5)
     assert parts["best_of_three"].item() == pytest.approx(best, rel=1e-5)
     assert parts["iou"].item() == pytest.approx(error, rel=1e-5)
     assert loss.item() == pytest.approx(single + best + error, rel=1e-5)
-    assert [parts["miou_single"].item(), parts["miou_best"].item()] == pytest.approx(np.mean(overlaps, 0).tolist())
+    assert parts["miou_single"].item() == pytest.approx(np.mean(of_single))
+    assert parts["miou_best"].item() == pytest.approx(np.mean(of_best))
 
 
-def test_gradients_reach_the_single_mask_and_the_best_of_three_alone():
+def test_gradients_reach_the_single_mask_and_for_ambiguous_prompts_the_best_of_three():
     logits, iou, target = case_of_four()
     logits.requires_grad_()
     iou.requires_grad_()
-    segmentation_loss(logits, iou, target)[0].backward()
+    segmentation_loss(logits, iou, target, AMBIGUOUS)[0].backward()
     reached = logits.grad.flatten(-2).abs().sum(-1) > 0
     best = mask_loss(logits, target[:, :, None].expand_as(logits))[..., 1:].argmin(-1) + 1
     assert len(best.unique()) == 3
-    wanted = torch.nn.functional.one_hot(best, 4).bool()
+    wanted = torch.nn.functional.one_hot(best, 4).bool() & AMBIGUOUS[..., None]
     wanted[..., 0] = True
     assert torch.equal(reached, wanted)
     # all four IoU are learned
     assert (iou.grad != 0).all()
 
 
+def test_without_an_ambiguous_prompt_the_three_cost_nothing():
+    logits, iou, target = case_of_four()
+    _, parts = segmentation_loss(logits, iou, target, torch.zeros_like(AMBIGUOUS))
+    assert parts["best_of_three"] == 0
+    assert parts["miou_best"] == parts["miou_single"]
+
+
 def test_the_parts_that_are_reported_carry_no_gradient():
     logits, iou, target = case_of_four()
-    _, parts = segmentation_loss(logits.requires_grad_(), iou.requires_grad_(), target)
+    _, parts = segmentation_loss(logits.requires_grad_(), iou.requires_grad_(), target, AMBIGUOUS)
     assert not any(part.requires_grad for part in parts.values())
 
 
