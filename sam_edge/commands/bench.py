@@ -10,7 +10,7 @@ from PIL import Image
 from sam_edge.bench.latency import MEASUREMENTS, bench_runtimes
 from sam_edge.bench.memory import file_bytes, peak_bytes
 from sam_edge.bench.table import BenchRow
-from sam_edge.commands.common import OnProgress, Picture
+from sam_edge.commands.common import OnProgress, Picture, counting
 from sam_edge.data.synthetic import SceneOptions, render_scene
 from sam_edge.export.onnx_runtime import ExportedFolder
 from sam_edge.export.runtimes import open_runtime
@@ -36,14 +36,7 @@ def bench(
     picture = render_scene(seed, SceneOptions(size=512)).image if image is None else image
     wanted = [(spec, runtime) for spec in specs for runtime in runtimes or ("auto",)]
     opened = [open_runtime(spec, runtime, device) for spec, runtime in wanted]
-    done, total = 0, len(MEASUREMENTS) * (warmup + runs) * len(opened)
-
-    def on_run() -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, total, "timing")
-
+    on_run = counting(len(MEASUREMENTS) * (warmup + runs) * len(opened), "timing", on_progress)
     latencies = bench_runtimes(opened, picture, warmup=warmup, runs=runs, on_run=on_run)
     rows = []
     for (spec, _), runtime, latency in zip(wanted, opened, latencies, strict=True):

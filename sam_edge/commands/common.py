@@ -16,6 +16,19 @@ OnProgress = Callable[[int, int, str], None]
 Picture = UInt8[np.ndarray, "h w 3"]
 
 
+def counting(total: int, text: str, on_progress: OnProgress | None) -> Callable[[], None]:
+    """A call per finished piece of `total`, passed on with the count."""
+    done = 0
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, total, text)
+
+    return one_more
+
+
 def sample_pictures(images: str, count: int, seed: int, *, strict: bool = False) -> list[Picture]:
     """`count` pictures drawn by `seed` from the train split of `images`, or from all where there is no such split."""
     pictures = open_images(images, strict)

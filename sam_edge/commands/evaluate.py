@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sam_edge.commands.common import OnProgress
+from sam_edge.commands.common import OnProgress, counting
 from sam_edge.data import open_some
 from sam_edge.data.split import Split
 from sam_edge.evaluate.clicks import evaluate_clicks
@@ -28,14 +28,7 @@ def evaluate(
     """Mean IoU of a MODEL on labelled data, by `prompt` or after each of `clicks`; `limit` draws so many pictures."""
     opened = open_runtime(spec, runtime, device)
     dataset = open_some(data, split, strict, limit=limit, seed=seed)
-    done = 0
-
-    def on_image() -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, len(dataset), f"{prompt} mIoU")
-
+    on_image = counting(len(dataset), f"{prompt} mIoU", on_progress)
     common = {"model": spec, "runtime": opened.name, "data": data, "split": split}
     if clicks is not None:
         return {

@@ -3,7 +3,7 @@
 Nothing here prints. `on_progress(done, total, text)` is called along the way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sam_edge.bench.everything import Contender, Ours, RaceOptions, Records, SegmentAnythings, race, speedups, summarise
-from sam_edge.commands.common import OnProgress, add_step, sample_pictures
+from sam_edge.commands.common import OnProgress, add_step, counting, sample_pictures
 from sam_edge.data import open_some
 from sam_edge.data.sample import LabelledImage
 from sam_edge.data.split import Split
@@ -71,7 +71,7 @@ def race_everything(
     def score(index: int, records: Records) -> list[float]:
         return record_ious(samples[index], records).tolist()
 
-    on_run = _counting(len(contenders) * len(pictures), "runs", on_progress)
+    on_run = counting(len(contenders) * len(pictures), "runs", on_progress)
     rows = summarise(race(contenders, pictures, score=score if samples else None, on_run=on_run))
     return {
         "model": spec,
@@ -101,7 +101,7 @@ def evaluate_everything(
     opened = open_runtime(spec, runtime, device)
     dataset = open_some(data, split, strict, limit=limit, seed=seed)
     strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
-    on_image = _counting(len(dataset), "everything-mode mIoU", on_progress)
+    on_image = counting(len(dataset), "everything-mode mIoU", on_progress)
     rows = evaluate_strategies(opened, dataset, strategies, points_per_side=points_per_side, on_image=on_image)
     return {
         "model": spec,
@@ -127,7 +127,7 @@ def calibrate_everything(
 ) -> dict[str, Any]:
     """Choose tau on photos, and write a checkpoint folder of the same weights that has it."""
     pictures = sample_pictures(images, photos, seed, strict=strict)
-    on_photo = _counting(len(pictures), "photos", on_progress)
+    on_photo = counting(len(pictures), "photos", on_progress)
     found = calibrate(open_runtime(spec, "torch", device), pictures, options, on_photo=on_photo)
     # opened anew: opened as a runtime, a model's attention is rewritten
     model = load_model(spec)
@@ -140,15 +140,3 @@ def calibrate_everything(
 
 def _samples(data: str, split: Split, limit: int, seed: int) -> list[LabelledImage]:
     return [sample for sample in open_some(data, split, limit=limit, seed=seed) if sample.annotations]
-
-
-def _counting(total: int, text: str, on_progress: OnProgress | None) -> Callable[[], None]:
-    done = 0
-
-    def one_more() -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, total, text)
-
-    return one_more

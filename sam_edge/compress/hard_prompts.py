@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_edge.errors import TrainingError
-from sam_edge.models.prompts import BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
+from sam_edge.models.prompts import BACKGROUND, FOREGROUND, Prompts
 from sam_edge.training.prompting import jitter_boxes
 
 Segment = Callable[[Prompts], Bool[Tensor, "b n h w"]]
@@ -75,8 +75,7 @@ def hard_prompts(
     done = 0 if options.accumulate else boxed
     masks = masks[:, done:]
     for _ in range(rounds if done < count else 0):
-        predicted = segment(Prompts(prompts.coords[:, done:], prompts.labels[:, done:]))
-        cells, labels = next_points(predicted, masks, draw(masks), options.negatives)
+        cells, labels = next_points(segment(prompts.part(slice(done, None))), masks, draw(masks), options.negatives)
         points = to_pixels(cells, masks.shape[-1], image_size)
         prompts = with_points(prompts, points, labels) if options.accumulate else boxes_and_points(corners, points)
     return prompts
@@ -114,10 +113,9 @@ def to_pixels(cells: Int[Tensor, "*n 2"], mask_size: int, image_size: int) -> Fl
 
 def boxes_and_points(boxes: Float[Tensor, "b n 4"], points: Float[Tensor, "b m 2"]) -> Prompts:
     """Boxes by their two corners, then points, each with segment-anything's "not a point"."""
-    as_points = torch.stack([points, torch.zeros_like(points)], 2)
-    corner_labels = torch.tensor([BOX_START, BOX_END], device=points.device).expand(*boxes.shape[:2], 2)
-    point_labels = torch.tensor([FOREGROUND, NOT_A_POINT], device=points.device).expand(*points.shape[:2], 2)
-    return Prompts(torch.cat([boxes.unflatten(-1, (2, 2)), as_points], 1), torch.cat([corner_labels, point_labels], 1))
+    labels = torch.full((*points.shape[:2], 1), FOREGROUND, device=points.device)
+    corners, alone = Prompts.build(boxes=boxes), Prompts.build(points[:, :, None], labels)
+    return Prompts(torch.cat([corners.coords, alone.coords], 1), torch.cat([corners.labels, alone.labels], 1))
 
 
 def with_points(prompts: Prompts, points: Float[Tensor, "b n 2"], labels: Int[Tensor, "b n"]) -> Prompts:
