@@ -13,10 +13,11 @@ from sam_edge.option_docs import doc
 _LOOP = partial(doc, "sam_edge.training.loop", "LoopOptions")
 _TRAIN = partial(doc, "sam_edge.training.train", "TrainOptions")
 _WEIGHTS = partial(doc, "sam_edge.compress.full_stage", "LossWeights")
+_FEATURES = partial(doc, "sam_edge.training.features", "FeatureOptions")
 _PROMPTING = partial(doc, "sam_edge.training.interactive", "InteractiveOptions")
 
-TAUGHT = "With --teacher"
-"""Heading of the options that only a teacher gives a meaning to."""
+TAUGHT, FEATURED = "With --teacher", "With --features"
+"""Headings of the options that only a teacher, or a classifier, gives a meaning to."""
 
 
 def train(
@@ -47,6 +48,10 @@ def train(
     alpha: Annotated[float, typer.Option(help=_WEIGHTS("alpha"), rich_help_panel=TAUGHT)] = 1.0,
     beta: Annotated[float, typer.Option(help=_WEIGHTS("beta"), rich_help_panel=TAUGHT)] = 0.3,
     gamma: Annotated[float, typer.Option(help=_WEIGHTS("gamma"), rich_help_panel=TAUGHT)] = 0.01,
+    features: Annotated[
+        str | None, typer.Option(metavar="NAME[=FILE]", help=_FEATURES("classifier"))
+    ] = None,
+    feature_weight: Annotated[float, typer.Option(help=_FEATURES("weight"), rich_help_panel=FEATURED)] = 4.0,
     steps: Annotated[int, typer.Option(help=_LOOP("steps"))] = 10_000,
     batch_size: Annotated[int, typer.Option(help=_TRAIN("batch_size"))] = 8,
     accumulate: Annotated[int, typer.Option(help=_LOOP("accumulate"))] = 1,
@@ -89,6 +94,7 @@ def train(
     """
     from sam_edge.commands.train import train_model
     from sam_edge.compress.full_stage import LossWeights
+    from sam_edge.training.features import FeatureOptions
     from sam_edge.training.interactive import InteractiveOptions
     from sam_edge.training.loop import LoopOptions
     from sam_edge.training.train import TrainOptions
@@ -123,6 +129,7 @@ def train(
         colour=colour,
         degrade=degrade,
         copy_paste=copy_paste,
+        features=FeatureOptions(features, feature_weight) if features else None,
     )
     with progress("train") as on_progress:
         result = train_model(

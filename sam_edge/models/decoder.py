@@ -16,6 +16,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import Tensor, nn
 
 from sam_edge.models.drawn_boxes import DrawingPromptEncoder, drawn_prompts
+from sam_edge.models.folded_attention import folds, read_image, write_image
 from sam_edge.models.prompts import ABSENT, BOX_START, NOT_A_POINT, Prompts
 
 
@@ -224,6 +225,12 @@ def two_way(
     for index, layer in enumerate(transformer.layers):
         queries = attend_self(layer, queries, tokens, present)
         to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        if folds(to_image) and (index or first is None):
+            placed = keys + positions
+            queries = layer.norm2(queries + read_image(to_image, queries + tokens, placed, keys))
+            queries = layer.norm3(queries + layer.mlp(queries))
+            keys = layer.norm4(keys + write_image(to_tokens, placed, queries + tokens, queries, present))
+            continue
         if index == 0 and first is not None:
             image_keys, image_values, image_queries = (part.expand(tokens.shape[0], -1, -1, -1) for part in first)
         else:
@@ -238,7 +245,8 @@ def two_way(
         token_values = by_heads(to_tokens, to_tokens.v_proj(queries))
         keys = layer.norm4(keys + combine(to_tokens, image_queries, token_keys, token_values, present))
     final = transformer.final_attn_token_to_image
-    queries = queries + attend(final, queries + tokens, keys + positions, keys)
+    look = read_image if folds(final) else attend
+    queries = queries + look(final, queries + tokens, keys + positions, keys)
     return transformer.norm_final_attn(queries), keys
 
 

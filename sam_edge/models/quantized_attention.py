@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
-from sam_edge.models.attention import AttentionProducts, Bias, summed
+from sam_edge.models.attention import AttentionProducts, Bias, one_hot_places, summed
 from sam_edge.models.grids import BranchGrid, Grid, OnGrid, OnTwinGrid, TwinGrid, dequantize
 
 ROWS_AT_ONCE = 2**24
@@ -197,10 +197,7 @@ class Fold(nn.Module):
         # where positions are larger than any product of q and k can be, k takes less of its range
         back = torch.maximum(q_end * k_end * scale, end / most**2)
         spot = (end / (most * step * back)).ceil().clamp(1, 127) * step
-        height, width = rel_h.shape[-1], rel_w.shape[-1]
-        at_h = torch.eye(height).repeat_interleave(width, 0)
-        at_w = torch.eye(width).repeat(height, 1)
-        spots = (spot * torch.cat([at_h, at_w], 1)).expand(len(k), -1, -1, -1)
+        spots = (spot * one_hot_places(rel_h, rel_w)).expand(len(k), -1, -1, -1)
         factor = 1 / (spot * back)
         rows = self._narrow(q * (1 / q_end)), rel_h * factor, rel_w * factor
         return rows, (self._narrow(k * (q_end * scale / back)), spots), back

@@ -16,6 +16,7 @@ from sam_edge.errors import TrainingError
 from sam_edge.models.canvas import CanvasWindow, Place, window_side
 from sam_edge.models.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.models.sam import EdgeSam
+from sam_edge.training.features import FeatureLoss
 from sam_edge.training.losses import segmentation_loss
 from sam_edge.training.prompting import correction, jitter_boxes, random_cells, seeded
 from sam_edge.training.stream import ViewBatch, first_example
@@ -55,6 +56,8 @@ class InteractiveSegmentation:
         self.seed = seed
         self.side = window_side(model, window) if window else 0
         self.settings: dict[str, Any] = {}
+        self.features: FeatureLoss | None = None
+        """A classifier's features, learned beside the labels."""
 
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The step's loss, averaged over its rounds, with what `decode` adds, and the first round's parts."""
@@ -66,22 +69,22 @@ class InteractiveSegmentation:
         of_step = seeded(self.seed, OF_STEP, step)
         interactive = torch.rand((), generator=of_step) < options.interactive_share
         sees = self._window(of_step) if self.side else model
-        pixels = (batch.image.to(device).float() - model.pixel_mean) / model.pixel_std
-        embeddings = sees.encode(pixels)
+        image = batch.image.to(device).float()
+        embeddings = sees.encode((image - model.pixel_mean) / model.pixel_std)
         target = batch.masks.float() / 255
         coords, labels = _joined(self._first_prompts(batch.example(i), g) for i, g in enumerate(generators))
         wanted = target.to(device)
         masks: Tensor | None = None
         losses: list[Tensor] = []
-        beside: list[Tensor] = []
+        beside: dict[str, Tensor] = {} if self.features is None else {"features": self.features(model, image)}
         report: dict[str, Tensor] = {}
         for number in range(options.rounds if interactive else 1):
             prompts = Prompts(coords.to(device), labels.to(device), masks)
             logits, iou, taught = self.decode(sees, batch, embeddings, prompts)
             loss, parts = segmentation_loss(logits.float(), iou.float(), wanted, prompts.single_points)
             losses.append(loss)
-            beside += taught.values()
-            report = report or parts | {name: value.detach() for name, value in taught.items()}
+            beside |= taught
+            report = report or parts | {name: value.detach() for name, value in beside.items()}
             if number + 1 < options.rounds and interactive:
                 masks = logits[:, :, 0:1].detach().float()
                 predicted = masks[:, :, 0].cpu() > 0
@@ -90,7 +93,7 @@ class InteractiveSegmentation:
                 )
                 coords = torch.cat([coords, self._to_pixels(cells, batch)[:, :, None]], 2)
                 labels = torch.cat([labels, new_labels[:, :, None]], 2)
-        return torch.stack([torch.stack(losses).mean(), *beside]).sum(), report
+        return torch.stack([torch.stack(losses).mean(), *beside.values()]).sum(), report
 
     def decode(
         self, sees: EdgeSam | CanvasWindow, batch: ViewBatch, embeddings: Float[Tensor, "b c g g"], prompts: Prompts

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from sam_edge.data.shards import TarShards
 from sam_edge.errors import TrainingError
 from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.sam import EdgeSam
+from sam_edge.training.features import FeatureLoss, FeatureOptions
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions, Progress, Validate, fit
 from sam_edge.training.processes import world
@@ -56,6 +58,8 @@ class TrainOptions:
     """Chance of each of: view made grey, blurred, noisy."""
     copy_paste: float = 0.0
     """Share of views into which a few things of another picture of the same source are pasted."""
+    features: FeatureOptions | None = None
+    """A pretrained image classifier's features, to be learned beside the labels."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.prompts < 1:
@@ -90,6 +94,7 @@ def train(
         DataError: no usable mask in the sources.
     """
     method = method or InteractiveSegmentation(model, options.prompting, options.seed, options.window)
+    method.features = FeatureLoss(options.features) if options.features else None
     size = options.window or model.config.image_size
     views = ViewOptions(
         image_size=size,
@@ -112,21 +117,23 @@ def train(
 
     data = [_description(source) for source in sources]
     settings = asdict(options) | {"processes": world()} | method.settings
+    settings["features"] = method.features.settings if method.features else None
     start = weights_sha256(model)
     # how fast the same examples arrive is no part of what the run is
     run = {name: value for name, value in settings.items() if name not in ("workers", "loop")}
-    model.requires_grad_(True)
-    model.image_encoder.requires_grad_(not options.freeze_encoder)
-    progress = fit(
-        model,
-        method,
-        batches,
-        options.loop,
-        state_file=state_file,
-        identity=json.dumps([run, data, start], sort_keys=True),
-        validate=validate,
-        on_step=on_step,
-    )
+    with method.features.beside(model) if method.features else nullcontext():
+        model.requires_grad_(True)
+        model.image_encoder.requires_grad_(not options.freeze_encoder)
+        progress = fit(
+            model,
+            method,
+            batches,
+            options.loop,
+            state_file=state_file,
+            identity=json.dumps([run, data, start], sort_keys=True),
+            validate=validate,
+            on_step=on_step,
+        )
     model.config = model.config.with_step(
         {
             "step": "train",

@@ -57,3 +57,16 @@ def test_a_large_grid_attends_in_bands_with_and_without_gradients_and_changes_no
     with torch.no_grad():
         torch.testing.assert_close(layer(x), wanted)
     assert len(called) == 2
+
+
+def test_bfloat16_takes_positions_into_its_products_and_stays_within_its_precision():
+    inputs = operands(2, 4, 5, 6, 3)
+    direction = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = reference(*inputs)
+    wanted_grads = torch.autograd.grad(wanted, inputs, direction)
+    halves = [x.detach().bfloat16().requires_grad_() for x in inputs]
+    got = positional_attention(*halves)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=0.03)
+    for mine, right in zip(torch.autograd.grad(got, halves, direction.bfloat16()), wanted_grads, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=0, atol=0.02 * right.abs().max().item())

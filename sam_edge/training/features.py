@@ -1,0 +1,143 @@
+"""Features of a pretrained image classifier, learned beside the labels.
+
+A few hundred labelled photos hardly show what belongs together; a classifier has seen a million. Its inner maps are
+predicted from the encoder's last tokens by one linear layer, which is there while training alone. As in feature
+distillation (Wei et al. 2022, sec. 3), targets are normalised at each place, so that no channel outshouts the others.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sam_edge.errors import CheckpointError, TrainingError
+from sam_edge.models.checkpoint import read_state_dict, weights_sha256
+from sam_edge.models.sam import EdgeSam
+
+MAPS = 3
+"""Maps learned: the classifier's last, of strides 8, 16 and 32."""
+HEAD = "feature_head"
+"""Name, in the model, of the layer that predicts them."""
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """Whose features are learned."""
+
+    classifier: str
+    """Learn the features of this image classifier of timm's, which downloads it; NAME=FILE has its weights."""
+    weight: float = 4.0
+    """Weight of the features' distance beside the labels' loss."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise TrainingError(f"the features' weight must be positive, got {self.weight}.")
+
+
+class ClassifierFeatures(nn.Module):
+    """A classifier's last `MAPS` maps, each normalised at each place, on one grid."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier: Any = classifier.eval().requires_grad_(False)
+        for name in ("mean", "std"):
+            value = torch.tensor(self.classifier.pretrained_cfg[name]).view(3, 1, 1)
+            self.register_buffer(name, 255 * value)
+        self.channels = sum(info["num_chs"] for info in self.classifier.feature_info[-MAPS:])
+
+    @torch.no_grad()
+    def forward(self, image: Float[Tensor, "b 3 s s"], grid: int) -> Float[Tensor, "b c g g"]:
+        """Maps of RGB from 0 to 255, resampled to a grid."""
+        maps = self.classifier.forward_intermediates(
+            (image - self.mean) / self.std, indices=MAPS, intermediates_only=True
+        )
+        maps = [F.layer_norm(x.movedim(1, -1).float(), x.shape[1:2]).movedim(-1, 1) for x in maps]
+        return torch.cat([F.interpolate(x, (grid, grid), mode="bilinear", antialias=True) for x in maps], 1)
+
+
+class FeatureLoss:
+    """The distance of what a model's tokens predict from a classifier's features."""
+
+    def __init__(self, options: FeatureOptions) -> None:
+        """Opens the classifier.
+
+        Raises:
+            TrainingError: no such classifier, or one without maps. CheckpointError: weights that are not its own.
+        """
+        self.features = ClassifierFeatures(open_classifier(options.classifier))
+        # a file's place says nothing of what is in it
+        name, digest = options.classifier.partition("=")[0], weights_sha256(self.features.classifier)
+        self.settings = {**asdict(options), "classifier": name, "sha256": digest}
+        self.weight = options.weight
+        self.tokens: Tensor | None = None
+
+    @contextmanager
+    def beside(self, model: EdgeSam) -> Iterator[None]:
+        """Give `model` the layer that predicts features, for as long as it trains."""
+        neck: Any = model.image_encoder.neck
+        device = next(model.parameters()).device
+        head = nn.Conv2d(neck[0].in_channels, self.features.channels, 1)
+        for parameter in head.parameters():
+            # until it has learned something, it asks nothing of the encoder
+            nn.init.zeros_(parameter)
+        self.features.to(device)
+        model.add_module(HEAD, head.to(device))
+
+        # no method: a copy of the model, as validation makes, would copy the classifier with it
+        def see(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            self.tokens = given[0]
+
+        handle = neck.register_forward_pre_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
+            delattr(model, HEAD)
+
+    def __call__(self, model: EdgeSam, image: Float[Tensor, "b 3 s s"]) -> Float[Tensor, ""]:
+        """The weighted distance for the pictures that `model` encoded last, RGB from 0 to 255."""
+        assert self.tokens is not None
+        tokens, self.tokens = self.tokens, None
+        found = model.get_submodule(HEAD)(tokens)
+        return self.weight * F.smooth_l1_loss(found.float(), self.features(image, found.shape[-1]))
+
+
+def open_classifier(spec: str) -> nn.Module:
+    """One of timm's image classifiers: `NAME`, downloaded by timm, or `NAME=FILE`.
+
+    A .pth file with names of its own is taken in its order, if every shape is the one wanted there.
+
+    Raises:
+        TrainingError: no such classifier, no network, or one whose maps timm does not give out.
+        CheckpointError: an unreadable file, or another network's.
+    """
+    import timm
+
+    name, _, file = spec.partition("=")
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name}*")[:3]
+        hint = f": did you mean {', '.join(close)}?" if close else "."
+        raise TrainingError(f"timm has no classifier {name!r}{hint}")
+    try:
+        classifier = timm.create_model(name, pretrained=not file)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(f"timm cannot download {name} ({reason}): give {name}=FILE with its weights.") from error
+    if not hasattr(classifier, "forward_intermediates"):
+        raise TrainingError(f"timm gives out no maps of {name}: choose another classifier.")
+    if file:
+        state, wanted = read_state_dict(file), classifier.state_dict()
+        if state.keys() != wanted.keys():
+            state = dict(zip(wanted, state.values(), strict=False))
+        if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
+            raise CheckpointError(f"{file} does not hold the weights of {name}: their number or shapes differ.")
+        classifier.load_state_dict(state)
+    return classifier
