@@ -1,4 +1,4 @@
-"""The decoder's cross attention with its projections folded into the few tokens, for training.
+"""The decoder's cross attention with its projections folded into the few tokens.
 
 One side of SAM's cross attention is all L image tokens of every prompt set, the other T = 7 or so. Projecting the image
 costs L x C x D, its activations have to be kept for the backward pass, and attention kernels are slow where one side
@@ -13,12 +13,16 @@ additions.
 import torch
 from jaxtyping import Bool, Float
 from segment_anything.modeling.transformer import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def folds(attention: Attention) -> bool:
-    """Whether to fold: where gradients are taken, of projections and products that nobody watches or has replaced."""
-    return torch.is_grad_enabled() and not hasattr(attention, "products")
+    """Whether to fold: not where a projection or the products are to be watched, or in integers.
+
+    Nor in a graph, or where operations are counted (on the meta device): both are of SAM as it was published.
+    """
+    plain = all(type(part) is nn.Linear and not part.weight.is_meta for part in attention.children())
+    return plain and not torch.compiler.is_exporting()
 
 
 def read_image(
@@ -30,9 +34,8 @@ def read_image(
     """Tokens attend to the image, `image` at the positions in `placed`."""
     heads = attention.num_heads
     q = _by_head(attention.q_proj(queries), heads)
-    # the bias of k adds the same to a token's every score, which softmax does not see
-    folded = q * q.shape[-1] ** -0.5 @ attention.k_proj.weight.unflatten(0, (heads, -1))
-    weights = torch.softmax(folded.flatten(1, 2) @ placed.mT, -1)
+    folded, offset = _folded(q * q.shape[-1] ** -0.5, attention.k_proj)
+    weights = torch.softmax(torch.baddbmm(offset.flatten(1, 2), folded.flatten(1, 2), placed.mT), -1)
     seen = (weights @ image).unflatten(1, (heads, -1))
     values = seen @ attention.v_proj.weight.unflatten(0, (heads, -1)).mT
     return attention.out_proj(values.transpose(1, 2).flatten(2) + attention.v_proj.bias)
@@ -46,16 +49,23 @@ def write_image(
     present: Bool[Tensor, "b 1 1 t"],
 ) -> Float[Tensor, "b l c"]:
     """The image attends to tokens that are present: their keys from `tokens`."""
-    heads, query = attention.num_heads, attention.q_proj
+    heads = attention.num_heads
     k = _by_head(attention.k_proj(tokens), heads)
-    k = k * k.shape[-1] ** -0.5
-    folded = k @ query.weight.unflatten(0, (heads, -1))
-    offset = (k @ query.bias.unflatten(0, (heads, -1, 1))).masked_fill(~present.mT, -torch.inf)
     # tokens first: softmax over them then goes along whole rows of heads x image tokens
-    scores = folded.transpose(1, 2).flatten(1, 2) @ placed.mT + offset.transpose(1, 2).flatten(1, 2)
+    folded, offset = (x.transpose(1, 2).flatten(1, 2) for x in _folded(k * k.shape[-1] ** -0.5, attention.q_proj))
+    absent = ~present.flatten(1).repeat_interleave(heads, 1)[..., None]
+    scores = torch.baddbmm(offset.masked_fill(absent, -torch.inf), folded, placed.mT)
     weights = torch.softmax(scores.unflatten(1, (-1, heads)), 1).flatten(1, 2)
     v = _by_head(attention.v_proj(values), heads) @ attention.out_proj.weight.T.unflatten(0, (heads, -1))
     return weights.mT @ v.transpose(1, 2).flatten(1, 2) + attention.out_proj.bias
+
+
+def _folded(
+    x: Float[Tensor, "b h t dh"], projection: nn.Linear
+) -> tuple[Float[Tensor, "b h t c"], Float[Tensor, "b h t 1"]]:
+    """The vectors, and the offset, whose product with an image token is that of `x` with its projection."""
+    heads = x.shape[1]
+    return x @ projection.weight.unflatten(0, (heads, -1)), x @ projection.bias.unflatten(0, (heads, -1, 1))
 
 
 def _by_head(x: Float[Tensor, "b t d"], heads: int) -> Float[Tensor, "b h t dh"]:

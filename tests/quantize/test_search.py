@@ -216,3 +216,9 @@ def test_crowded_attention_weights_take_a_twin_grid():
     plan = search_attention(seen, bits=4, metric="mse", twin=True)
     assert plan.twin is not None
     assert plan.twin.split_steps == 8 >> plan.twin.shift
+
+
+def test_a_convolutions_output_fills_its_container_whatever_the_bits_of_inputs():
+    convolution = nn.Conv2d(3, 4, 3)
+    plan, _ = search_layer(convolution, seen_by(convolution, random(2, 3, 8, 8)), bits=(4, 6), metric="mse", twin=False)
+    assert (plan.bits, plan.input.bits, plan.output.bits) == (4, 6, 8)
