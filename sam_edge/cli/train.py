@@ -48,9 +48,7 @@ def train(
     alpha: Annotated[float, typer.Option(help=_WEIGHTS("alpha"), rich_help_panel=TAUGHT)] = 1.0,
     beta: Annotated[float, typer.Option(help=_WEIGHTS("beta"), rich_help_panel=TAUGHT)] = 0.3,
     gamma: Annotated[float, typer.Option(help=_WEIGHTS("gamma"), rich_help_panel=TAUGHT)] = 0.01,
-    features: Annotated[
-        str | None, typer.Option(metavar="NAME[=FILE]", help=_FEATURES("classifier"))
-    ] = None,
+    features: Annotated[str | None, typer.Option(metavar="NAME[=FILE]", help=_FEATURES("classifier"))] = None,
     feature_weight: Annotated[float, typer.Option(help=_FEATURES("weight"), rich_help_panel=FEATURED)] = 4.0,
     steps: Annotated[int, typer.Option(help=_LOOP("steps"))] = 10_000,
     batch_size: Annotated[int, typer.Option(help=_TRAIN("batch_size"))] = 8,

@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--views", type=int, default=4, help="stored views of each picture")
     parser.add_argument("--limit", type=int, default=None, help="pictures to train on, drawn once; else all")
     parser.add_argument("--eval-limit", type=int, default=None, help="pictures of each val split; else all")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--workers", type=int, default=1, help="processes that read and crop")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(arguments)
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # equal steps for all, and nobody's best is picked by the very pictures they are compared on
         validations=0,
         workers=args.workers,
+        bf16=args.bf16,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     rows, seeds = {row.name: row for row in choose(args.row)}, args.seed or [0, 1, 2]

@@ -47,18 +47,17 @@ class ClassifierFeatures(nn.Module):
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
-        self.classifier: Any = classifier.eval().requires_grad_(False)
+        self.classifier = classifier.eval().requires_grad_(False)
+        made: Any = classifier
         for name in ("mean", "std"):
-            value = torch.tensor(self.classifier.pretrained_cfg[name]).view(3, 1, 1)
-            self.register_buffer(name, 255 * value)
-        self.channels = sum(info["num_chs"] for info in self.classifier.feature_info[-MAPS:])
+            self.register_buffer(name, 255 * torch.tensor(made.pretrained_cfg[name]).view(3, 1, 1))
+        self.channels: int = sum(info["num_chs"] for info in made.feature_info[-MAPS:])
 
     @torch.no_grad()
     def forward(self, image: Float[Tensor, "b 3 s s"], grid: int) -> Float[Tensor, "b c g g"]:
         """Maps of RGB from 0 to 255, resampled to a grid."""
-        maps = self.classifier.forward_intermediates(
-            (image - self.mean) / self.std, indices=MAPS, intermediates_only=True
-        )
+        classifier: Any = self.classifier
+        maps = classifier.forward_intermediates((image - self.mean) / self.std, indices=MAPS, intermediates_only=True)
         maps = [F.layer_norm(x.movedim(1, -1).float(), x.shape[1:2]).movedim(-1, 1) for x in maps]
         return torch.cat([F.interpolate(x, (grid, grid), mode="bilinear", antialias=True) for x in maps], 1)
 

@@ -1,10 +1,10 @@
 """The recipe of `nano`, the model that ships with sam-edge.
 
-    python -m sam_edge.training.nano --data DIR --out runs/nano [--features NAME=FILE]
+    python -m sam_edge.training.nano --data DIR --out runs/nano
 
 `DIR` holds the SA-1B layout folders named in `WEIGHTS`; their train split is used, with synthetic scenes beside.
 In stages, from windows of the canvas to all of it, with the decoder alone in between, and nearly all on a smaller
-canvas; in the last, an image classifier's features are learned beside the labels: see `STAGES`.
+canvas: see `STAGES`.
 A killed run continues when it is started again.
 """
 
@@ -31,8 +31,8 @@ from sam_edge.training.train import TrainOptions, train
 SYNTHETIC = "synthetic"
 WEIGHTS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0, SYNTHETIC: 1.0}
 """Folders of labelled photos, and synthetic scenes, and how often each is drawn."""
-LAST_WEIGHTS = {"coco128": 3.0, "bbbc038": 1.0, "ccp": 1.5, SYNTHETIC: 0.5}
-"""The same in `LAST_STAGES`: what is hardest comes most."""
+LAST_WEIGHTS = {"coco128": 4.0, "bbbc038": 1.0, "ccp": 1.0, SYNTHETIC: 0.5}
+"""The same in the last stage: what is hardest comes most."""
 
 BOXES_AND_POINTS = InteractiveOptions(box_share=0.65, rounds=2, interactive_share=0.08)
 HALF_BOXES = replace(BOXES_AND_POINTS, box_share=0.5)
@@ -41,8 +41,6 @@ ALL_PROMPTS = InteractiveOptions(box_share=0.5, rounds=3, interactive_share=0.25
 BOXES = InteractiveOptions(box_share=1.0, rounds=1)
 WHOLE = {"batch_size": 4, "ellipses": 0.1, "max_zoom": 2.5, "whole": 0.55, "min_cells": 2}
 """Views of the whole canvas."""
-LAST = {"copy_paste": 0.3, "colour": 0.3, "degrade": 0.1, "ellipses": 0.05, "min_cells": 2}
-"""The last stages' views, changed more: of 100 photos of coco128 more is soon known by heart."""
 WINDOWS = {"window": 128, "freeze_encoder": True}
 """Windows of half the canvas's side, for the decoder alone."""
 
@@ -57,8 +55,8 @@ def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **opti
         ema_decay=ema_decay,
         schedule="cosine" if options.get("window", 0) == 0 else "constant",
     )
-    common: dict[str, Any] = {"prompting": BOXES_AND_POINTS, "prompts": 8, "min_cells": 6, "whole": 0.0, "degrade": 0.03}
-    return TrainOptions(loop=loop, seed=seed, **common | options)
+    common: dict[str, Any] = {"prompting": BOXES_AND_POINTS, "prompts": 8, "min_cells": 6, "whole": 0.0}
+    return TrainOptions(loop=loop, seed=seed, degrade=0.03, **common | options)
 
 
 STAGES = {

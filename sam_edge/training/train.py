@@ -66,6 +66,8 @@ class TrainOptions:
             raise TrainingError(f"batch_size and prompts must be at least 1, got {self.batch_size} and {self.prompts}.")
         if self.workers < 0 or not 0 <= self.seed < 1 << 30:
             raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
+        if self.features is not None and self.freeze_encoder:
+            raise TrainingError("features are the encoder's to learn: leave out either them or --freeze-encoder.")
         if not 0 < self.min_zoom <= self.max_zoom:
             raise TrainingError(f"need 0 < min_zoom <= max_zoom, got {self.min_zoom} and {self.max_zoom}.")
         for name in ("whole", "colour", "degrade", "copy_paste", "ellipses"):

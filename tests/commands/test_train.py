@@ -329,3 +329,25 @@ def test_a_window_that_is_no_part_of_the_canvas_is_refused(config, tmp_path, run
     code, _, err = run(arguments(config, tmp_path / "out", window=36))
     assert code == 1
     assert "multiple of the patch" in err.splitlines()[-1]
+
+
+def test_a_classifiers_features_leave_nothing_but_their_name_in_what_was_trained(config, tmp_path, run):
+    import timm
+    from safetensors.torch import save_file
+
+    weights = tmp_path / "classifier.safetensors"
+    save_file(timm.create_model("mobilenetv3_small_050", pretrained=False).state_dict(), weights)
+    features = f"mobilenetv3_small_050={weights}"
+    code, result, err = run(arguments(config, tmp_path / "out", steps=2, features=features, feature_weight=0.5))
+    assert code == 0, err
+    assert {"features", "mask"} <= result["history"][0].keys()
+    # strictly: no layer is left over
+    model = load_checkpoint(tmp_path / "out")
+    recorded = model.config.lineage[0]["settings"]["features"]
+    assert (recorded["classifier"], recorded["weight"]) == ("mobilenetv3_small_050", 0.5)
+    assert len(recorded["sha256"]) == 64
+
+    args = [*arguments(config, tmp_path / "other", features=features), "--freeze-encoder"]
+    code, _, err = run(args)
+    assert code == 1
+    assert "leave out either them or --freeze-encoder" in err

@@ -110,7 +110,7 @@ def test_a_file_with_other_names_is_taken_in_its_own_order(classifier, tmp_path)
 
 def test_a_file_of_another_network_is_refused(classifier, tmp_path):
     path = tmp_path / "other.safetensors"
-    save_file({name: value for name, value in list(classifier.state_dict().items())[:-1]}, path)
+    save_file(dict(list(classifier.state_dict().items())[:-1]), path)
     with pytest.raises(CheckpointError, match="their number or shapes differ"):
         open_classifier(f"{NAME}={path}")
 
