@@ -14,8 +14,8 @@ from sam_edge.models.registry import random_model
 PROMPTS, RUNS = 64, 3
 
 
-def batch_of(config) -> DistilBatch:
-    """One view with as many rectangles as prompts."""
+def batch_of(config, teacher) -> DistilBatch:
+    """One view with as many rectangles as prompts, and an embedding of the teacher's grid."""
     generator = torch.Generator().manual_seed(0)
     size, cells = config.image_size, config.mask_size
     masks = torch.zeros(1, PROMPTS, cells, cells, dtype=torch.uint8)
@@ -25,7 +25,7 @@ def batch_of(config) -> DistilBatch:
         masks[0, number, y : y + 30, x : x + 36] = 255
         boxes[0, number] = torch.tensor([x, y, x + 36, y + 30]) * (size / cells)
     image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=generator)
-    embedding = torch.randn(1, config.decoder.dim, config.grid, config.grid, generator=generator)
+    embedding = torch.randn(1, teacher.decoder.dim, teacher.grid, teacher.grid, generator=generator)
     return DistilBatch(image, embedding, masks, boxes, torch.full((1, 2), float(size)))
 
 
@@ -33,7 +33,7 @@ def batch_of(config) -> DistilBatch:
 def test_a_step_takes_at_most_a_quarter_more_than_the_passes_it_needs(seconds):
     teacher = random_model("nano")
     student = build_student(teacher, StudentOptions("nano-t"), seed=0).train()
-    batch = batch_of(student.config)
+    batch = batch_of(student.config, teacher.config)
     method = FullStage(student, teacher, LossWeights(), HardPromptOptions(prompts=PROMPTS), seed=0)
     options = HardPromptOptions(prompts=PROMPTS)
     step = next(s for s in range(99) if draw_rounds(options, torch.Generator().manual_seed(s)) == 4)
@@ -41,18 +41,20 @@ def test_a_step_takes_at_most_a_quarter_more_than_the_passes_it_needs(seconds):
     coords = torch.cat([batch.boxes.unflatten(-1, (2, 2)), batch.boxes[..., None, :2] + 9], 2)
     labels = torch.tensor([BOX_START, BOX_END, FOREGROUND]).expand(1, PROMPTS, 3)
     prompts = Prompts(coords, labels)
+    with torch.no_grad():
+        embedded = student.encode(pixels)
 
     def encode() -> None:
         student.encode(pixels).sum().backward()
 
     def decode() -> None:
-        embedding = batch.embedding.clone().requires_grad_()
+        embedding = embedded.clone().requires_grad_()
         outputs = decode_views(student.decoder, embedding, prompts)
         (outputs.logits.sum() + outputs.tokens.sum() + outputs.iou.sum()).backward()
 
     def rounds() -> None:
         for _ in range(4):
-            first_masks(student.decoder, batch.embedding, prompts)
+            first_masks(student.decoder, embedded, prompts)
 
     def teach() -> None:
         with torch.no_grad():
