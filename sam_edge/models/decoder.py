@@ -16,7 +16,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import Tensor, nn
 
 from sam_edge.models.drawn_boxes import DrawingPromptEncoder, drawn_prompts
-from sam_edge.models.folded_attention import folds, read_image, write_image
+from sam_edge.models.folded_attention import by_heads, folds, read_image, write_image
 from sam_edge.models.prompts import ABSENT, BOX_START, NOT_A_POINT, Prompts
 
 
@@ -225,28 +225,27 @@ def two_way(
     for index, layer in enumerate(transformer.layers):
         queries = attend_self(layer, queries, tokens, present)
         to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-        if folds(to_image) and (index or first is None):
-            placed = keys + positions
-            queries = layer.norm2(queries + read_image(to_image, queries + tokens, placed, keys))
-            queries = layer.norm3(queries + layer.mlp(queries))
-            keys = layer.norm4(keys + write_image(to_tokens, placed, queries + tokens, queries, present))
-            continue
-        if index == 0 and first is not None:
-            image_keys, image_values, image_queries = (part.expand(tokens.shape[0], -1, -1, -1) for part in first)
+        shared = first if index == 0 else None
+        if shared is not None:
+            image_keys, image_values, image_queries = (part.expand(tokens.shape[0], -1, -1, -1) for part in shared)
+            asked = by_heads(to_image, to_image.q_proj(queries + tokens))
+            read = combine(to_image, asked, image_keys, image_values)
         else:
             placed = keys + positions
-            image_keys = by_heads(to_image, to_image.k_proj(placed))
-            image_values = by_heads(to_image, to_image.v_proj(keys))
-            image_queries = by_heads(to_tokens, to_tokens.q_proj(placed))
-        read = by_heads(to_image, to_image.q_proj(queries + tokens))
-        queries = layer.norm2(queries + combine(to_image, read, image_keys, image_values))
+            read = (read_image if folds(to_image) else attend)(to_image, queries + tokens, placed, keys)
+        queries = layer.norm2(queries + read)
         queries = layer.norm3(queries + layer.mlp(queries))
-        token_keys = by_heads(to_tokens, to_tokens.k_proj(queries + tokens))
-        token_values = by_heads(to_tokens, to_tokens.v_proj(queries))
-        keys = layer.norm4(keys + combine(to_tokens, image_queries, token_keys, token_values, present))
+        if shared is not None:
+            token_keys = by_heads(to_tokens, to_tokens.k_proj(queries + tokens))
+            token_values = by_heads(to_tokens, to_tokens.v_proj(queries))
+            written = combine(to_tokens, image_queries, token_keys, token_values, present)
+        else:
+            write = write_image if folds(to_tokens) else attend
+            written = write(to_tokens, placed, queries + tokens, queries, present)
+        keys = layer.norm4(keys + written)
     final = transformer.final_attn_token_to_image
-    look = read_image if folds(final) else attend
-    queries = queries + look(final, queries + tokens, keys + positions, keys)
+    read = (read_image if folds(final) else attend)(final, queries + tokens, keys + positions, keys)
+    queries = queries + read
     return transformer.norm_final_attn(queries), keys
 
 
@@ -273,11 +272,6 @@ def attend(
     """segment-anything's decoder attention, with a mask over the keys."""
     q, k, v = (by_heads(attention, part) for part in (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v)))
     return combine(attention, q, k, v, present)
-
-
-def by_heads(attention: Attention, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n dh"]:
-    """A projection cut into heads."""
-    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
 
 def combine(

@@ -25,7 +25,8 @@ from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 
 from sam_edge.models.attention import AttentionProducts
-from sam_edge.models.decoder import PromptableDecoder, attend_self, by_heads
+from sam_edge.models.decoder import PromptableDecoder, attend_self
+from sam_edge.models.folded_attention import by_heads
 from sam_edge.models.split import Parts
 
 At = int | slice

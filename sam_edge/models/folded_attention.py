@@ -33,7 +33,7 @@ def read_image(
 ) -> Float[Tensor, "b t c"]:
     """Tokens attend to the image, `image` at the positions in `placed`."""
     heads = attention.num_heads
-    q = _by_head(attention.q_proj(queries), heads)
+    q = by_heads(attention, attention.q_proj(queries))
     folded, offset = _folded(q * q.shape[-1] ** -0.5, attention.k_proj)
     weights = torch.softmax(torch.baddbmm(offset.flatten(1, 2), folded.flatten(1, 2), placed.mT), -1)
     seen = (weights @ image).unflatten(1, (heads, -1))
@@ -50,13 +50,13 @@ def write_image(
 ) -> Float[Tensor, "b l c"]:
     """The image attends to tokens that are present: their keys from `tokens`."""
     heads = attention.num_heads
-    k = _by_head(attention.k_proj(tokens), heads)
+    k = by_heads(attention, attention.k_proj(tokens))
     # tokens first: softmax over them then goes along whole rows of heads x image tokens
     folded, offset = (x.transpose(1, 2).flatten(1, 2) for x in _folded(k * k.shape[-1] ** -0.5, attention.q_proj))
     absent = ~present.flatten(1).repeat_interleave(heads, 1)[..., None]
     scores = torch.baddbmm(offset.masked_fill(absent, -torch.inf), folded, placed.mT)
     weights = torch.softmax(scores.unflatten(1, (-1, heads)), 1).flatten(1, 2)
-    v = _by_head(attention.v_proj(values), heads) @ attention.out_proj.weight.T.unflatten(0, (heads, -1))
+    v = by_heads(attention, attention.v_proj(values)) @ attention.out_proj.weight.T.unflatten(0, (heads, -1))
     return weights.mT @ v.transpose(1, 2).flatten(1, 2) + attention.out_proj.bias
 
 
@@ -68,5 +68,6 @@ def _folded(
     return x @ projection.weight.unflatten(0, (heads, -1)), x @ projection.bias.unflatten(0, (heads, -1, 1))
 
 
-def _by_head(x: Float[Tensor, "b t d"], heads: int) -> Float[Tensor, "b h t dh"]:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+def by_heads(attention: Attention, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n dh"]:
+    """A projection cut into heads."""
+    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
