@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError
 from sam_edge.export.split_graphs import SplitGraphs
+from sam_edge.export.unsigned import clips_products, unsigned_graph
 from sam_edge.files import sha256_of
 from sam_edge.models.config import ModelConfig
 from sam_edge.models.prompts import Prompts
@@ -115,9 +116,11 @@ class OnnxRuntime(SplitGraphs):
         provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
         if provider not in ort.get_available_providers():
             raise BackendUnavailableError(f"ONNX Runtime has no {provider} here: use --device cpu.")
+        shift = self.folder.precision == "int8" and device == "cpu" and clips_products()
+        files = {name: self.folder.graph_file(name) for name in self.folder.graphs}
         self._sessions = {
-            name: ort.InferenceSession(self.folder.graph_file(name), options, providers=[provider])
-            for name in self.folder.graphs
+            name: ort.InferenceSession(unsigned_graph(file) if shift else file, options, providers=[provider])
+            for name, file in files.items()
         }
         for session in self._sessions.values():
             # without its libraries ONNX Runtime falls back to the CPU and says nothing

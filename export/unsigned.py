@@ -1,0 +1,48 @@
+"""Integer graphs for x86 CPUs without VNNI, which do not multiply uint8 by int8 rightly.
+
+AVX2 and plain AVX-512 add two such products in 16 bits and clip the sum: 255 x 127 twice is too much. ONNX Runtime and
+OpenVINO take that for speed. Of uint8 by uint8 nothing is clipped, and an int8 grid with zero point z is the uint8 grid
+with zero point z + 128: the same values, moved by 128.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+SHIFT = 128
+
+
+@cache
+def clips_products() -> bool:
+    """Whether ONNX Runtime clips sums of products of uint8 and int8 on this machine's CPU: it is asked."""
+    import onnxruntime as ort
+
+    left, right = np.full((16, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
+    constant = numpy_helper.from_array(right, "right")
+    given = helper.make_tensor_value_info("left", onnx.TensorProto.UINT8, left.shape)
+    result = helper.make_tensor_value_info("product", onnx.TensorProto.INT32, (16, 16))
+    product = helper.make_node("MatMulInteger", ["left", "right"], ["product"])
+    graph = helper.make_graph([product], "probe", [given], [result], [constant])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return bool((session.run(None, {"left": left})[0] != left.astype(int) @ right.astype(int)).any())
+
+
+def unsigned_graph(file: str | Path) -> bytes:
+    """An ONNX file's graph with every int8 grid of a quantizer as the uint8 grid of the same values, serialised."""
+    model = onnx.load(file)
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    moved: set[str] = set()
+    for node in graph.node:
+        # the zero point of both, and integer weights
+        names = {"QuantizeLinear": node.input[2:3], "DequantizeLinear": [*node.input[:1], *node.input[2:3]]}
+        moved.update(name for name in names.get(node.op_type, ()) if name in weights)
+    for name in moved:
+        shifted = numpy_helper.to_array(weights[name]).astype(np.int16) + SHIFT
+        weights[name].CopyFrom(numpy_helper.from_array(shifted.astype(np.uint8), name))
+    del graph.value_info[:]
+    return bytes(model.SerializeToString())
