@@ -5,12 +5,13 @@ OpenVINO take that for speed. Of uint8 by uint8 nothing is clipped, and an int8 
 with zero point z + 128: the same values, moved by 128.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import AttributeProto, GraphProto, TensorProto, helper, numpy_helper
 
 SHIFT = 128
 
@@ -22,8 +23,8 @@ def clips_products() -> bool:
 
     left, right = np.full((16, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
     constant = numpy_helper.from_array(right, "right")
-    given = helper.make_tensor_value_info("left", onnx.TensorProto.UINT8, left.shape)
-    result = helper.make_tensor_value_info("product", onnx.TensorProto.INT32, (16, 16))
+    given = helper.make_tensor_value_info("left", TensorProto.UINT8, left.shape)
+    result = helper.make_tensor_value_info("product", TensorProto.INT32, (16, 16))
     product = helper.make_node("MatMulInteger", ["left", "right"], ["product"])
     graph = helper.make_graph([product], "probe", [given], [result], [constant])
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
@@ -34,15 +35,30 @@ def clips_products() -> bool:
 def unsigned_graph(file: str | Path) -> bytes:
     """An ONNX file's graph with every int8 grid of a quantizer as the uint8 grid of the same values, serialised."""
     model = onnx.load(file)
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    graphs = list(_with_bodies(model.graph))
+    weights = {
+        tensor.name: tensor for graph in graphs for tensor in graph.initializer if tensor.data_type == TensorProto.INT8
+    }
     moved: set[str] = set()
-    for node in graph.node:
+    for node in (node for graph in graphs for node in graph.node):
         # the zero point of both, and integer weights
         names = {"QuantizeLinear": node.input[2:3], "DequantizeLinear": [*node.input[:1], *node.input[2:3]]}
         moved.update(name for name in names.get(node.op_type, ()) if name in weights)
     for name in moved:
         shifted = numpy_helper.to_array(weights[name]).astype(np.int16) + SHIFT
         weights[name].CopyFrom(numpy_helper.from_array(shifted.astype(np.uint8), name))
-    del graph.value_info[:]
+    for graph in graphs:
+        del graph.value_info[:]
+        # a loop's body says of what type the integers are that it is given
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type == TensorProto.INT8:
+                value.type.tensor_type.elem_type = TensorProto.UINT8
     return bytes(model.SerializeToString())
+
+
+def _with_bodies(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _with_bodies(attribute.g)
