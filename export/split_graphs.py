@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sam_edge.errors import ExportError
 from sam_edge.models.config import ModelConfig
-from sam_edge.models.drawn_boxes import with_masks
+from sam_edge.models.drawn_prompts import in_parts
 from sam_edge.models.prompts import Prompts
 from sam_edge.segment.runtime import Prediction
 
@@ -50,8 +50,8 @@ class SplitGraphs(ABC):
         return {"embeddings": embeddings, **self._run("prepare", {"embeddings": embeddings})}
 
     def predict(self, state: Arrays, prompts: Prompts) -> Prediction:
-        """Predicted IoU of N prompt sets; sets with a mask prompt, given or drawn, go through the whole decoder."""
-        if with_masks(prompts, self.config.decoder):
+        """Predicted IoU of N prompt sets; what the parts do not answer (`in_parts`) goes through the whole decoder."""
+        if not in_parts(prompts, self.config.decoder):
             logits, iou = self.decode(state["embeddings"], prompts)
             return Prediction(iou[0], logits[0])
         image = self._of("predict", state)

@@ -20,7 +20,7 @@ from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportErro
 from sam_edge.export.onnx_runtime import ExportedFolder
 from sam_edge.export.split_graphs import require_split
 from sam_edge.files import sha256_of
-from sam_edge.models.drawn_boxes import with_masks
+from sam_edge.models.drawn_prompts import in_parts
 from sam_edge.models.prompts import Prompts
 from sam_edge.models.split import cut
 from sam_edge.segment.runtime import Prediction
@@ -240,12 +240,12 @@ class TensorRtRuntime:
 
     @torch.inference_mode()
     def predict(self, state: dict[str, Tensor], prompts: Prompts) -> Prediction:
-        """Predicted IoU of N prompt sets; sets with a mask prompt, given or drawn, go through the whole decoder.
+        """Predicted IoU of N prompt sets; what the parts do not answer (`in_parts`) goes through the whole decoder.
 
         Raises:
             PromptError: more points per prompt than the engine was built for.
         """
-        if with_masks(prompts, self.config.decoder):
+        if not in_parts(prompts, self.config.decoder):
             logits, iou = self.decode(state["embeddings"], prompts)
             return Prediction(iou[0].cpu(), logits[0].cpu())
         engine = self._engines["predict"]

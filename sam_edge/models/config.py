@@ -97,6 +97,8 @@ class DecoderConfig:
     """Hidden width of the head that predicts IoU."""
     draws_boxes: bool = False
     """Whether a box is also given as a mask prompt, drawn from its corners."""
+    draws_points: bool = False
+    """Whether a first point of the foreground is, too, drawn as a box of a few pixels."""
 
 
 @dataclass(frozen=True)

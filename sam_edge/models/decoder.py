@@ -15,9 +15,9 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 
-from sam_edge.models.drawn_boxes import DrawingPromptEncoder, drawn_prompts
+from sam_edge.models.drawn_prompts import DrawingPromptEncoder
 from sam_edge.models.folded_attention import by_heads, folds, read_image, write_image
-from sam_edge.models.prompts import ABSENT, BOX_START, NOT_A_POINT, Prompts
+from sam_edge.models.prompts import ABSENT, NOT_A_POINT, Prompts
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,14 @@ class PromptableDecoder(nn.Module):
         return mask_tokens.unflatten(0, sizes), iou.unflatten(0, sizes), keys.unflatten(0, sizes)
 
     def _draws(self, labels: Int[Tensor, "b n p"], state: ImageState) -> bool:
-        """Whether boxes among these prompts are drawn. A graph, which cannot look at its prompts, always draws, but for
-        one with a shared first layer, which is made for points alone."""
-        if not isinstance(self.prompt_encoder, DrawingPromptEncoder):
+        """Whether any of these prompts is drawn. A graph, which cannot look at its prompts, always draws, but for one
+        with a shared first layer, which is made for what is not drawn."""
+        encoder = self.prompt_encoder
+        if not isinstance(encoder, DrawingPromptEncoder):
             return False
         if torch.compiler.is_compiling():
             return state.first is None
-        return not labels.is_meta and bool((labels == BOX_START).any())
+        return not labels.is_meta and encoder.draws(labels)
 
     def _draw(
         self,
@@ -121,15 +122,14 @@ class PromptableDecoder(nn.Module):
         masks: Float[Tensor, "b n 1 h w"] | None,
         has_mask: Float[Tensor, "b n"] | None,
     ) -> tuple[Float[Tensor, "b n 1 h w"], Float[Tensor, "b n"]]:
-        """The sets' mask prompts and, where they have none, their boxes, drawn; 1 for the sets that have either."""
-        size = 4 * self.grid[0], 4 * self.grid[1]
-        boxes, boxed = drawn_prompts(coords, labels, size, self.prompt_encoder.cell_px)
+        """The sets' mask prompts and, where they have none, their drawings; 1 for the sets that have either."""
         dtype = self.prompt_encoder.no_mask_embed.weight.dtype
-        boxes, boxed = boxes.to(dtype), boxed.to(dtype)
+        size = 4 * self.grid[0], 4 * self.grid[1]
+        drawings, drawn = (part.to(dtype) for part in self.prompt_encoder.drawn(coords, labels, size))
         if masks is None:
-            return boxes, boxed
-        given = torch.ones_like(boxed) if has_mask is None else has_mask
-        return torch.where(given[..., None, None, None] > 0, masks, boxes), torch.maximum(given, boxed)
+            return drawings, drawn
+        given = torch.ones_like(drawn) if has_mask is None else has_mask
+        return torch.where(given[..., None, None, None] > 0, masks, drawings), torch.maximum(given, drawn)
 
     def embed_tokens(
         self, coords: Float[Tensor, "b n p 2"], labels: Int[Tensor, "b n p"]

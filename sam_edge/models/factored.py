@@ -10,7 +10,8 @@ where Z and b belong to the image and the weights, and s, U, A to the prompt: A_
 image to tokens (K = heads x tokens), U_j its values through the output projection, s_j its LayerNorm's 1 / sigma. What
 else a LayerNorm does, it does to channels: to Z and every U. Its variance comes from the same factors (`_scale`).
 A projection W of X is W Z, computed once per image, and a few products with K rows (`projected`). All of it is exact,
-up to the order of additions.
+up to the order of additions. A click that is drawn (`draws_points`) changes the few tokens around it, before the first
+layer: one more factor, whose A has a single one in each row, and whose s is one.
 """
 
 import math
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.decoder import PromptableDecoder, attend_self
+from sam_edge.models.drawn_prompts import DrawingPromptEncoder
 from sam_edge.models.folded_attention import by_heads
 from sam_edge.models.split import Parts
 
@@ -37,7 +39,7 @@ TINY = 1e-15
 
 @dataclass
 class Factors:
-    """The image tokens of N prompt sets: an entry per layer so far, by the letters above."""
+    """The image tokens of N prompt sets: an entry per drawing and per layer so far, by the letters above."""
 
     u: list[Float[Tensor, "n k c"]] = field(default_factory=list)
     a: list[Float[Tensor, "n k l"]] = field(default_factory=list)
@@ -49,13 +51,15 @@ class Factors:
         return {f"{name}{layer}": value for name in "uas" for layer, value in enumerate(getattr(self, name))}
 
     @classmethod
-    def of(cls, parts: Parts, depth: int) -> "Factors":
-        """What `named` made of `depth` layers."""
-        return cls(*([parts[f"{name}{layer}"] for layer in range(depth)] for name in "uas"))
+    def of(cls, parts: Parts) -> "Factors":
+        """What `named` made."""
+        count = sum(name[:1] == "s" and name[1:].isdigit() for name in parts)
+        return cls(*([parts[f"{name}{entry}"] for entry in range(count)] for name in "uas"))
 
 
 class FactoredDecoder(nn.Module):
-    """`prepare` once per image, `predict` per prompt, `upscale` per mask; for float layers, without mask prompts."""
+    """`prepare` once per image, `predict` per prompt, `upscale` per mask; for float layers, without mask prompts but
+    those that are drawn at clicks."""
 
     def __init__(self, decoder: PromptableDecoder, one_by_one: bool = True) -> None:
         """`one_by_one` walks through prompt sets singly where all image tokens are involved.
@@ -66,11 +70,14 @@ class FactoredDecoder(nn.Module):
         self.decoder = decoder
         self.transformer = decoder.mask_decoder.transformer
         self.one_by_one = one_by_one
+        encoder = decoder.prompt_encoder
+        self.clicks = encoder if isinstance(encoder, DrawingPromptEncoder) and encoder.draws_points else None
 
     def prepare(self, embeddings: Float[Tensor, "1 c gh gw"]) -> tuple[Parts, Parts]:
         """What `predict` and what `upscale` need of an image: projections of Z."""
         state = self.decoder.prepare(embeddings)
-        z = (state.tokens[0] + self.decoder.prompt_encoder.no_mask_embed.weight).T
+        dense = self.clicks.far() if self.clicks else self.decoder.prompt_encoder.no_mask_embed.weight.T
+        z = state.tokens[0].T + dense
         positions, bias = state.positions.T, torch.zeros_like(z[:, :1])
         parts: Parts = {}
         outputs: list[Tensor] = []
@@ -83,6 +90,8 @@ class FactoredDecoder(nn.Module):
             z = centred(z, 0)
             outputs = [centred(rows) for rows in (*outputs, output_rows(writer, bias[:, 0]))]
             parts[f"norm{index}_square"] = z.square().sum(0, keepdim=True)
+            if self.clicks:
+                parts[f"norm{index}_clicks"] = z
             parts |= {f"norm{index}_outputs{source}": rows @ z for source, rows in enumerate(outputs)}
             z, bias = norm.weight[:, None] * z, norm.bias[:, None]
             outputs = [norm.weight * rows for rows in outputs]
@@ -94,7 +103,7 @@ class FactoredDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "n 4"], Parts]:
         """Predicted IoU of each set's four masks, and its mask tokens and factors."""
         tokens, present = self.decoder.embed_tokens(coords, labels)
-        queries, factors, values = tokens, Factors(), []
+        queries, factors, values = tokens, self._drawn(coords), []
         bias = torch.zeros_like(tokens[0, 0])
         for index, layer in enumerate(self.transformer.layers):
             reader, writer, norm = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token, layer.norm4
@@ -115,9 +124,16 @@ class FactoredDecoder(nn.Module):
         mask_tokens, iou = self.decoder.read_heads(self.transformer.norm_final_attn(queries))
         return iou, {"mask_tokens": mask_tokens, **factors.named()}
 
+    def _drawn(self, coords: Float[Tensor, "1 n p 2"]) -> Factors:
+        """The sets' clicks, where they are drawn."""
+        if self.clicks is None:
+            return Factors()
+        u, a = self.clicks.click_tokens(coords[0, :, 0])
+        return Factors([u], [a], [torch.ones_like(a[:, :1])])
+
     def upscale(self, image: Parts, sets: Parts) -> Float[Tensor, "n 4 h w"]:
         """Low-resolution logits of the four masks of each set."""
-        factors = Factors.of(sets, len(self.transformer.layers))
+        factors = Factors.of(sets)
         weights = self.decoder.mask_weights(sets["mask_tokens"])
         weight, offset = first_upscaling(self.decoder)
         offset = (weight @ self.transformer.layers[-1].norm4.bias + offset)[..., None]
@@ -195,15 +211,20 @@ class FactoredDecoder(nn.Module):
         |Y|^2 grows layer by layer: |X + U^T A|^2 = |X|^2 + A * (2 U X + U U^T A), summed over K.
         """
         u = factors.u
+        # what each U has in common with Z: of a layer, by its values; of a drawing, which has none, as it is
+        sources = [f"{name}_outputs{layer}" for layer in range(len(values))]
         doubled = [2 * value for value in values]
+        if self.clicks:
+            sources, doubled = [f"{name}_clicks", *sources], [2 * u[0], *doubled]
         grams = [
             [2 * later @ earlier.mT for earlier in u[:index]] + [later @ later.mT] for index, later in enumerate(u)
         ]
 
         def scale(at: At) -> Tensor:
             total = image[f"{name}_square"]
-            for index, (gram, value, a) in enumerate(zip(grams, doubled, factors.a, strict=True)):
-                start = (value[at] @ image[f"{name}_outputs{index}"]).flatten(-3, -2)
+            for index, (gram, source, value, a) in enumerate(zip(grams, sources, doubled, factors.a, strict=True)):
+                start = value[at] @ image[source]
+                start = start if source.endswith("_clicks") else start.flatten(-3, -2)
                 product = projected(start, gram[:index], factors, at)
                 product = add_product(product, gram[index][at], a[at])
                 total = total + product.mul_(a[at]).sum(-2, keepdim=True)

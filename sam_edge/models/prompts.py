@@ -72,6 +72,11 @@ class Prompts:
         return bool((self.labels == BOX_START).any())
 
     @property
+    def clicked(self) -> bool:
+        """Whether every set starts with a point of the foreground, and none has a box."""
+        return bool((self.labels[..., 0] == FOREGROUND).all()) and not self.boxed
+
+    @property
     def single_points(self) -> Bool[Tensor, "b n"]:
         """Sets of one foreground point and nothing else: what may mean a thing, its part or its whole."""
         alone = ((self.labels >= BACKGROUND).sum(-1) == 1) & (self.labels == FOREGROUND).any(-1)

@@ -2,12 +2,12 @@
 
 import torch
 from jaxtyping import Float
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
 from sam_edge.models.config import ModelConfig
 from sam_edge.models.decoder import PromptableDecoder
-from sam_edge.models.drawn_boxes import DrawingPromptEncoder
+from sam_edge.models.drawn_prompts import prompt_encoder
 from sam_edge.models.vit import build_vit
 
 POSITION_SPREAD = 4.8
@@ -27,7 +27,8 @@ class EdgeSam(Sam):
         dim, grid = config.decoder.dim, (config.grid, config.grid)
         super().__init__(
             image_encoder=build_encoder(config),
-            prompt_encoder=(DrawingPromptEncoder if config.decoder.draws_boxes else PromptEncoder)(
+            prompt_encoder=prompt_encoder(
+                config.decoder,
                 embed_dim=dim,
                 image_embedding_size=grid,
                 input_image_size=(config.image_size, config.image_size),

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sam_edge.models.decoder import ImageState, PromptableDecoder
+from sam_edge.models.drawn_prompts import DrawingPromptEncoder
 
 Parts = dict[str, Tensor]
 """Named tensors that one part hands to the next."""
@@ -37,16 +38,22 @@ class SplitDecoder(Protocol):
 class PlainSplit(nn.Module):
     """The plain walk, but for the first layer's projections of the image, which all prompts without a mask share.
 
-    Every layer sees exactly what it sees in the whole decoder, which quantized layers and halves need.
+    Every layer sees exactly what it sees in the whole decoder, which quantized layers and halves need. Where clicks are
+    drawn, every point brings a mask, and nothing is shared.
     """
 
     def __init__(self, decoder: PromptableDecoder) -> None:
         super().__init__()
         self.decoder = decoder
+        encoder = decoder.prompt_encoder
+        self.shares = not (isinstance(encoder, DrawingPromptEncoder) and encoder.draws_points)
 
     def prepare(self, embeddings: Float[Tensor, "1 c gh gw"]) -> tuple[Parts, Parts]:
         """Tokens and positions of the image, and the first layer's projections of them."""
-        state = self.decoder.share(self.decoder.prepare(embeddings))
+        state = self.decoder.prepare(embeddings)
+        if not self.shares:
+            return {"tokens": state.tokens, "positions": state.positions}, {}
+        state = self.decoder.share(state)
         assert state.first is not None
         names = ("first_keys", "first_values", "first_queries")
         return {"tokens": state.tokens, "positions": state.positions, **dict(zip(names, state.first, strict=True))}, {}
@@ -59,7 +66,7 @@ class PlainSplit(nn.Module):
         masks: Float[Tensor, "1 n 1 h w"] | None = None,
     ) -> tuple[Float[Tensor, "n 4"], Parts]:
         """Predicted IoU, mask tokens and the image tokens of each set."""
-        first = image["first_keys"], image["first_values"], image["first_queries"]
+        first = (image["first_keys"], image["first_values"], image["first_queries"]) if self.shares else None
         state = ImageState(image["tokens"], image["positions"], first)
         mask_tokens, iou, image_tokens = self.decoder.predict(state, coords, labels, masks)
         return iou[0], {"mask_tokens": mask_tokens[0], "image_tokens": image_tokens[0]}

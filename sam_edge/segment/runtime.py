@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sam_edge.models.config import ModelConfig
-from sam_edge.models.drawn_boxes import with_masks
+from sam_edge.models.drawn_prompts import in_parts
 from sam_edge.models.factored import FactoredDecoder, can_factor, pays
 from sam_edge.models.prompts import Prompts
 from sam_edge.models.sam import EdgeSam
@@ -107,7 +107,7 @@ class TorchRuntime:
     def predict(self, state: State, prompts: Prompts) -> Prediction:
         """Predicted IoU of N prompt sets: by factors where that is exact and pays, else by the plain walk."""
         given = prompts.to(self.device)
-        exact = not with_masks(given, self.config.decoder)
+        exact = in_parts(given, self.config.decoder)
         if exact and self._factored is not None and pays(self._decoder, given.labels.shape[2]):
             image, upscaling = state.parts(self._factored)
             iou, sets = self._factored.predict(image, given.coords, given.labels)

@@ -48,6 +48,9 @@ class TrainOptions:
     """Largest magnification of a view."""
     min_cells: int = 12
     """Smallest visible area of a prompted mask, in cells of the decoder's logits."""
+    small_first: float = 0.0
+    """Masks are drawn by the area of their box to the power of minus this: 0 draws all alike, 0.5 draws a thing of half
+    the side twice as often."""
     whole: float = 0.3
     """Share of views that show the whole picture."""
     ellipses: float = 0.0
@@ -68,6 +71,8 @@ class TrainOptions:
             raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
         if self.features is not None and self.freeze_encoder:
             raise TrainingError("features are the encoder's to learn: leave out either them or --freeze-encoder.")
+        if not 0 <= self.small_first <= 2:
+            raise TrainingError(f"small_first must be in [0, 2], got {self.small_first}.")
         if not 0 < self.min_zoom <= self.max_zoom:
             raise TrainingError(f"need 0 < min_zoom <= max_zoom, got {self.min_zoom} and {self.max_zoom}.")
         for name in ("whole", "colour", "degrade", "copy_paste", "ellipses"):
@@ -105,6 +110,7 @@ def train(
         min_zoom=options.min_zoom,
         max_zoom=options.max_zoom,
         min_cells=options.min_cells,
+        small_first=options.small_first,
         whole=options.whole,
         ellipses=options.ellipses,
         colour=options.colour,

@@ -1,5 +1,6 @@
 """One training example: a random square view of a labelled image, with the masks to be prompted for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,9 @@ class ViewOptions:
     """Share of views whose targets are random ellipses instead of things: what a box is, before what is in it."""
     min_cells: int = 12
     """Smallest visible area of a mask, in cells of `mask_size`."""
+    small_first: float = 0.0
+    """Masks are drawn by the area of their box to the power of minus this: 0 draws all alike, 0.5 draws a thing of half
+    the side twice as often."""
     padding: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """RGB of what is not picture: the pixel mean, since SAM pads with zeros after it has normalised."""
 
@@ -134,10 +138,14 @@ def random_view(
     hidden = np.max(pasted, axis=0) if pasted else None
 
     candidates: list[Annotation | np.ndarray] = [*pasted, *(a for a in sample.annotations if crop.shows(a))]
+    if not candidates:
+        return None
+    chances = _chances(candidates, crop, options)
     masks: list[np.ndarray] = []
     interior: list[np.ndarray] = []
     boxes: list[np.ndarray] = []
-    for index in rng.permutation(len(candidates)):
+    kept: list[int] = []
+    for index in rng.choice(len(candidates), len(candidates), replace=False, p=chances):
         if len(masks) == options.prompts:
             break
         candidate = candidates[index]
@@ -153,12 +161,14 @@ def random_view(
         binary = (target > 127).astype(np.uint8)
         if cv2.countNonZero(binary) < options.min_cells:
             continue
+        kept.append(index)
         masks.append(target)
         interior.append(_interior_point(binary, options))
         boxes.append(_tight_box(binary, options) if box is None else box)
     if not masks:
         return None
-    chosen = np.concatenate([np.arange(len(masks)), rng.integers(0, len(masks), options.prompts)])
+    again = rng.choice(len(masks), options.prompts, p=chances[kept] / chances[kept].sum())
+    chosen = np.concatenate([np.arange(len(masks)), again])
     chosen = chosen[: options.prompts]
     height, width = pixels.shape[:2]
     image[:height, :width] = degrade(image[:height, :width], options.degrade, rng)
@@ -169,6 +179,19 @@ def random_view(
         boxes=np.stack(boxes)[chosen],
         extent=extent,
     )
+
+
+def _chances(candidates: Sequence[Annotation | np.ndarray], crop: Crop, options: ViewOptions) -> Float[np.ndarray, "n"]:
+    """How likely each of a view's things is drawn, by the area of its box in cells; sums to 1."""
+    cell = crop.side / options.mask_size
+    areas = [
+        candidate.bbox_xywh[2] * candidate.bbox_xywh[3] / cell**2
+        if isinstance(candidate, Annotation)
+        else np.prod(cv2.boundingRect(candidate)[2:])
+        for candidate in candidates
+    ]
+    chances = np.maximum(np.array(areas, float), 1) ** -options.small_first
+    return chances / chances.sum()
 
 
 def _of_ellipses(

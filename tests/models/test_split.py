@@ -26,6 +26,14 @@ def some_points(size: int, points: int = 3, seed: int = 0) -> tuple[torch.Tensor
     return coords, labels
 
 
+def some_clicks(model: EdgeSam) -> tuple[torch.Tensor, torch.Tensor]:
+    """`some_points`, each set's first a click where the model draws those."""
+    coords, labels = some_points(model.config.image_size)
+    if model.config.decoder.draws_points:
+        labels[..., 0], labels[..., 1:] = 1, labels[..., 1:].clamp(max=1)
+    return coords, labels
+
+
 def some_embeddings(config: ModelConfig) -> torch.Tensor:
     """A random image embedding."""
     shape = (1, config.decoder.dim, config.grid, config.grid)
@@ -48,6 +56,10 @@ def assert_same_as_whole(model: EdgeSam, split: SplitDecoder, points: int = 3, t
     if model.config.decoder.draws_boxes and isinstance(split, FactoredDecoder):
         # factors are of prompts without a mask, and here a box brings one
         labels = labels.clamp(max=1)
+    if model.config.decoder.draws_points:
+        # at the corners too, where what is drawn ends with the canvas
+        labels[..., 0], coords[0, 0, 0], coords[0, 1, 0] = 1, 0.0, model.config.image_size - 1.0
+        labels[..., 1:] = labels[..., 1:].clamp(max=1)
     with torch.inference_mode():
         wanted, wanted_iou = model.decoder(embeddings, coords, labels)
         for_predict, for_upscale = split.prepare(embeddings)
@@ -59,10 +71,11 @@ def assert_same_as_whole(model: EdgeSam, split: SplitDecoder, points: int = 3, t
     assert wanted.std() > 100 * tolerance
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[(1, False), (2, False), (3, False), (1, True), (2, True)], ids=str)
 def model(request, make_sam) -> EdgeSam:
-    """Decoders of one to three layers, of a grid and a width that are no powers of two."""
-    decoder = DecoderConfig(dim=48, depth=request.param, heads=4, mlp=40, mask_channels=8, iou_hidden=24)
+    """Decoders of one to three layers, of a grid and a width that are no powers of two, some of which draw clicks."""
+    depth, draws = request.param
+    decoder = DecoderConfig(dim=48, depth=depth, heads=4, mlp=40, mask_channels=8, iou_hidden=24, draws_points=draws)
     return make_sam(ModelConfig("vit", 56, uniform_blocks(1, 32, 2, (0,), window=0), patch_size=8, decoder=decoder))
 
 
@@ -90,7 +103,7 @@ def test_sam_b_s_decoder_is_the_same(form):
 def test_wanted_masks_are_those_of_the_whole_in_any_order(model, form):
     split = forms(model.decoder)[form]
     embeddings = some_embeddings(model.config)
-    coords, labels = some_points(model.config.image_size)
+    coords, labels = some_clicks(model)
     wanted, masks = torch.tensor([4, 0, 4, 2, 4]), torch.tensor([3, 0, 1, 2, 3])
     with torch.inference_mode():
         logits, _ = model.decoder(embeddings, coords, labels)
@@ -105,14 +118,15 @@ def test_wanted_masks_are_those_of_the_whole_in_any_order(model, form):
 def test_attention_of_certainty_makes_no_denormal_numbers(model):
     """Sharp attention underflows; what is left of it must still be the plain walk's."""
     embeddings = 40 * some_embeddings(model.config)
-    coords, labels = some_points(model.config.image_size)
+    coords, labels = some_clicks(model)
     split = FactoredDecoder(model.decoder)
     with torch.inference_mode():
         wanted, wanted_iou = model.decoder(embeddings, coords, labels)
         for_predict, for_upscale = split.prepare(embeddings)
         iou, sets = split.predict(for_predict, coords, labels)
         logits = split.upscale(for_upscale, sets)
-    weights = torch.cat([sets[f"a{layer}"].flatten() for layer in range(model.config.decoder.depth)])
+    draws = model.config.decoder.draws_points
+    weights = torch.cat([sets[f"a{draws + layer}"].flatten() for layer in range(model.config.decoder.depth)])
     assert weights.min() == TINY
     torch.testing.assert_close(iou, wanted_iou[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(logits, wanted[0], rtol=0, atol=1e-4)

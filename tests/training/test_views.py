@@ -1,5 +1,7 @@
 """sam_edge.training.views: pixels, masks, points and boxes tell of the same thing after every crop and flip."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -164,6 +166,23 @@ def test_fewer_things_than_prompts_repeat_and_more_are_drawn_from():
             assert mask[y, x] > 127
             middle = (box[:2] + box[2:]) / 4
             assert mask[int(middle[1]), int(middle[0])] > 127
+
+
+@pytest.mark.parametrize(("small_first", "times"), [(0.0, 1.0), (0.5, 2.0), (1.0, 4.0)])
+def test_small_things_come_first_by_the_power_of_their_area(small_first, times):
+    ys, xs = np.mgrid[:128, :128]
+    small, large = (xs - 20) ** 2 + (ys - 20) ** 2 < 12**2, (xs - 84) ** 2 + (ys - 84) ** 2 < 24**2
+    sample = labelled(128, 128, small, large)
+    options = replace(PLAIN, image_size=128, mask_size=64, whole=1.0, small_first=small_first)
+    first, again = [], []
+    for view in views(sample, options, 1200):
+        is_small = view.masks.sum((1, 2)) < 255 * 2 * 12**2
+        # both are asked for before one is asked for again
+        assert is_small[:2].sum() == 1
+        first.append(is_small[0])
+        again.append(is_small[2])
+    for share in (np.mean(first), np.mean(again)):
+        assert share / (1 - share) == pytest.approx(times, rel=0.25)
 
 
 def test_a_view_is_a_function_of_its_generator():
