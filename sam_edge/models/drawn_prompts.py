@@ -41,12 +41,16 @@ class DrawingPromptEncoder(PromptEncoder):
     ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b c g g"]]:
         """Sparse and dense embeddings."""
         sparse, dense = super().forward(points, boxes, masks)
-        if masks is None:
-            prompts = Prompts.build(
-                *(None, None) if points is None else (points[0][:, None], points[1][:, None]),
-                boxes=None if boxes is None else boxes.reshape(-1, 1, 4),
-            )
-            drawing, drawn = self.drawn(prompts.coords, prompts.labels, self.mask_input_size)
+        if masks is not None:
+            return sparse, dense
+        prompts = Prompts.build(
+            *(None, None) if points is None else (points[0][:, None], points[1][:, None]),
+            boxes=None if boxes is None else boxes.reshape(-1, 1, 4),
+        )
+        if self.draws(prompts.labels):
+            # its automatic generator's points are doubles
+            coords = prompts.coords.to(self.no_mask_embed.weight.dtype)
+            drawing, drawn = self.drawn(coords, prompts.labels, self.mask_input_size)
             dense = torch.where(drawn[:, :1, None, None] > 0, self._embed_masks(drawing[:, 0]), dense)
         return sparse, dense
 

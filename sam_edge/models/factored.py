@@ -58,8 +58,8 @@ class Factors:
 
 
 class FactoredDecoder(nn.Module):
-    """`prepare` once per image, `predict` per prompt, `upscale` per mask; for float layers, without mask prompts but
-    those that are drawn at clicks."""
+    """`prepare` once per image, `predict` per prompt, `upscale` per mask; for float layers, without mask prompts.
+    Of a decoder that draws clicks, every prompt set starts with one (`drawn_prompts.in_parts`)."""
 
     def __init__(self, decoder: PromptableDecoder, one_by_one: bool = True) -> None:
         """`one_by_one` walks through prompt sets singly where all image tokens are involved.

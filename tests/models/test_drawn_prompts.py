@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from segment_anything import SamAutomaticMaskGenerator as TheirGenerator
 from segment_anything import SamPredictor as TheirPredictor
 
 from sam_edge.models.drawn_prompts import CLICK_REACH_PX, DEEPEST, drawn
 from sam_edge.models.prompts import Prompts
+from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import TorchRuntime
 
@@ -142,3 +144,11 @@ def test_segment_anything_s_own_predictor_draws_clicks_too(clicking, photo, labe
     _, iou, logits = ours.predict(**given)
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
     np.testing.assert_allclose(iou, wanted_iou, atol=1e-5)
+
+
+def test_segment_anything_s_generator_draws_clicks_and_finds_what_ours_does(clicking, photo):
+    options = {"points_per_side": 4, "pred_iou_thresh": -9.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    theirs = TheirGenerator(clicking, **options).generate(photo)
+    ours = EverythingGenerator(clicking, **options).generate(photo)
+    assert len(theirs) == len(ours) > 0
+    assert sorted(record["area"] for record in theirs) == sorted(record["area"] for record in ours)
