@@ -32,6 +32,8 @@ class ExportedFolder:
     dialect: str | None
     graphs: dict[str, dict[str, Any]]
     """Per graph: file, sha256, inputs, outputs."""
+    integer_products: tuple[str, ...] = ()
+    """Attention products that the graphs compute in integers."""
 
     @classmethod
     def read(cls, path: str | Path) -> "ExportedFolder":
@@ -44,12 +46,16 @@ class ExportedFolder:
         try:
             values = json.loads((path / MANIFEST).read_text())
             files = [(path / graph["file"], graph["sha256"]) for graph in values["graphs"].values()]
+            config = ModelConfig.from_dict(values["config"])
+            left = (values.get("integer_form") or {"float_products": []})["float_products"]
+            products = [name for name, entry in (config.quantization or {}).items() if "heads" in entry]
             folder = cls(
                 path,
-                ModelConfig.from_dict(values["config"]),
+                config,
                 values["precision"],
                 values["dialect"],
                 values["graphs"],
+                tuple(name for name in products if name not in left),
             )
         except OSError as error:
             raise CheckpointError(f"{path / MANIFEST} cannot be read: {error.strerror}.") from error
@@ -63,6 +69,11 @@ class ExportedFolder:
     def graph_file(self, name: str) -> Path:
         """Path of a graph's ONNX file."""
         return self.path / self.graphs[name]["file"]
+
+    def graph_for_this_cpu(self, name: str) -> str | bytes:
+        """A graph as this machine's CPU computes it rightly: its file, or that of the same integers without sign."""
+        file = self.graph_file(name)
+        return unsigned_graph(file) if self.precision == "int8" and clips_products() else str(file)
 
 
 def graph_sha256(file: Path) -> str:
@@ -116,11 +127,9 @@ class OnnxRuntime(SplitGraphs):
         provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
         if provider not in ort.get_available_providers():
             raise BackendUnavailableError(f"ONNX Runtime has no {provider} here: use --device cpu.")
-        shift = self.folder.precision == "int8" and device == "cpu" and clips_products()
-        files = {name: self.folder.graph_file(name) for name in self.folder.graphs}
+        load = self.folder.graph_for_this_cpu if device == "cpu" else self.folder.graph_file
         self._sessions = {
-            name: ort.InferenceSession(unsigned_graph(file) if shift else file, options, providers=[provider])
-            for name, file in files.items()
+            name: ort.InferenceSession(load(name), options, providers=[provider]) for name in self.folder.graphs
         }
         for session in self._sessions.values():
             # without its libraries ONNX Runtime falls back to the CPU and says nothing

@@ -43,15 +43,13 @@ class DrawingPromptEncoder(PromptEncoder):
         sparse, dense = super().forward(points, boxes, masks)
         if masks is not None:
             return sparse, dense
-        prompts = Prompts.build(
-            *(None, None) if points is None else (points[0][:, None], points[1][:, None]),
-            boxes=None if boxes is None else boxes.reshape(-1, 1, 4),
-        )
+        coords, labels = (None, None) if points is None else (part[:, None] for part in points)
+        prompts = Prompts.build(coords, labels, None if boxes is None else boxes.reshape(-1, 1, 4))
         if self.draws(prompts.labels):
             # its automatic generator's points are doubles
-            coords = prompts.coords.to(self.no_mask_embed.weight.dtype)
-            drawing, drawn = self.drawn(coords, prompts.labels, self.mask_input_size)
-            dense = torch.where(drawn[:, :1, None, None] > 0, self._embed_masks(drawing[:, 0]), dense)
+            floats = prompts.coords.to(self.no_mask_embed.weight.dtype)
+            drawings, is_drawn = self.drawn(floats, prompts.labels, self.mask_input_size)
+            dense = torch.where(is_drawn[:, :1, None, None] > 0, self._embed_masks(drawings[:, 0]), dense)
         return sparse, dense
 
     def draws(self, labels: Int[Tensor, "b n p"]) -> bool:
@@ -63,12 +61,12 @@ class DrawingPromptEncoder(PromptEncoder):
     ) -> tuple[Float[Tensor, "b n 1 h w"], Float[Tensor, "b n"]]:
         """Mask logits, of `size` cells, of the sets' boxes and, where there is none, of their first points; and 1 for
         the sets that are drawn."""
-        corners = [(coords * (labels == corner)[..., None]).sum(2) for corner in (BOX_START, BOX_END)]
+        start, end = ((coords * (labels == corner)[..., None]).sum(2) for corner in (BOX_START, BOX_END))
         if self.draws_points:
             boxed = (labels == BOX_START).any(-1)[..., None]
-            reach = around(coords[:, :, 0])
-            corners = [torch.where(boxed, corner, end) for corner, end in zip(corners, reach, strict=True)]
-        masks = drawn(*corners, size, self.cell_px)
+            first, last = around(coords[:, :, 0])
+            start, end = torch.where(boxed, start, first), torch.where(boxed, end, last)
+        masks = drawn(start, end, size, self.cell_px)
         return masks[:, :, None], self._drawn_sets(labels).to(coords.dtype)
 
     def _drawn_sets(self, labels: Int[Tensor, "b n p"]) -> Bool[Tensor, "b n"]:
@@ -94,7 +92,8 @@ class DrawingPromptEncoder(PromptEncoder):
         patch = 4 * self.cell_px
         first = ((around(clicks)[0] - DEEPEST) / patch).floor()
         first = torch.stack([first[:, 0].clamp(0, columns - side), first[:, 1].clamp(0, rows - side)], 1)
-        masks = drawn(*around(clicks - first * patch), (4 * side, 4 * side), self.cell_px)
+        start, end = around(clicks - first * patch)
+        masks = drawn(start, end, (4 * side, 4 * side), self.cell_px)
         dense = self.mask_downscaling(masks[:, None].to(self.no_mask_embed.weight.dtype)) - self.far()[..., None]
         steps = torch.arange(side, device=clicks.device)
         column, row = (first[:, axis, None].long() + steps for axis in (0, 1))

@@ -1,5 +1,7 @@
 """OpenVINO reads the files that ONNX Runtime reads, and agrees with it."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -71,6 +73,25 @@ def test_int8_graphs_of_the_cpu_dialect_run_and_agree(tmp_path: Path) -> None:
     reference = OnnxRuntime(folder, threads=1)
     parity = compare(answers(reference, _images()), answers(OpenVinoRuntime(folder, threads=1), _images()))
     assert parity.mask_iou > 0.95
+
+
+@pytest.mark.usefixtures("openvino")
+def test_integer_results_are_those_of_onnx_runtime_on_any_cpu(int8) -> None:
+    pixels = torch.randn(1, 3, *2 * [int8.model.config.image_size], generator=torch.Generator().manual_seed(0))
+    wanted = int8.runtime.encode(pixels)
+    found = OpenVinoRuntime(int8.path, threads=1).encode(pixels)
+    # values rounded otherwise move all that follow, by a step
+    assert np.linalg.norm(found - wanted) < 0.03 * np.linalg.norm(wanted)
+
+
+@pytest.mark.usefixtures("openvino")
+def test_attention_in_integers_is_refused_with_the_remedy(int8, tmp_path: Path) -> None:
+    folder = shutil.copytree(int8.path, tmp_path / "products")
+    manifest = json.loads((folder / "model.json").read_text())
+    one = manifest["integer_form"]["float_products"].pop(0)
+    (folder / "model.json").write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match=rf"{one}.*export again with --products none"):
+        OpenVinoRuntime(folder)
 
 
 @pytest.mark.usefixtures("openvino")
