@@ -47,7 +47,7 @@ class ExportedFolder:
             values = json.loads((path / MANIFEST).read_text())
             files = [(path / graph["file"], graph["sha256"]) for graph in values["graphs"].values()]
             config = ModelConfig.from_dict(values["config"])
-            left = (values.get("integer_form") or {"float_products": []})["float_products"]
+            left = (values.get("integer_form") or {}).get("float_products", ())
             products = [name for name, entry in (config.quantization or {}).items() if "heads" in entry]
             folder = cls(
                 path,
@@ -70,10 +70,10 @@ class ExportedFolder:
         """Path of a graph's ONNX file."""
         return self.path / self.graphs[name]["file"]
 
-    def graph_for_this_cpu(self, name: str) -> str | bytes:
+    def graph_for_this_cpu(self, name: str) -> Path | bytes:
         """A graph as this machine's CPU computes it rightly: its file, or that of the same integers without sign."""
         file = self.graph_file(name)
-        return unsigned_graph(file) if self.precision == "int8" and clips_products() else str(file)
+        return unsigned_graph(file) if self.precision == "int8" and clips_products() else file
 
 
 def graph_sha256(file: Path) -> str:

@@ -14,6 +14,8 @@ import onnx
 from onnx import AttributeProto, GraphProto, TensorProto, helper, numpy_helper
 
 SHIFT = 128
+"""From an int8 zero point, or weight, to the uint8 one."""
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
 @cache
@@ -36,17 +38,13 @@ def unsigned_graph(file: str | Path) -> bytes:
     """An ONNX file's graph with every int8 grid of a quantizer as the uint8 grid of the same values, serialised."""
     model = onnx.load(file)
     graphs = list(_with_bodies(model.graph))
-    weights = {
-        tensor.name: tensor for graph in graphs for tensor in graph.initializer if tensor.data_type == TensorProto.INT8
-    }
-    moved: set[str] = set()
-    for node in (node for graph in graphs for node in graph.node):
-        # the zero point of both, and integer weights
-        names = {"QuantizeLinear": node.input[2:3], "DequantizeLinear": [*node.input[:1], *node.input[2:3]]}
-        moved.update(name for name in names.get(node.op_type, ()) if name in weights)
-    for name in moved:
-        shifted = numpy_helper.to_array(weights[name]).astype(np.int16) + SHIFT
-        weights[name].CopyFrom(numpy_helper.from_array(shifted.astype(np.uint8), name))
+    quantizers = [node for graph in graphs for node in graph.node if node.op_type in QUANTIZERS]
+    # zero points, and weights
+    wanted = {name for node in quantizers for name in node.input}
+    for tensor in (tensor for graph in graphs for tensor in graph.initializer):
+        if tensor.name in wanted and tensor.data_type == TensorProto.INT8:
+            shifted = numpy_helper.to_array(tensor).astype(np.int16) + SHIFT
+            tensor.CopyFrom(numpy_helper.from_array(shifted.astype(np.uint8), tensor.name))
     for graph in graphs:
         del graph.value_info[:]
         # a loop's body says of what type the integers are that it is given

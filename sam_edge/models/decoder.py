@@ -94,7 +94,7 @@ class PromptableDecoder(nn.Module):
         """Mask tokens, predicted IoU, and the image tokens that `upscale` needs."""
         batch, sets = labels.shape[:2]
         tokens, present = self.embed_tokens(coords, labels)
-        if self._draws(labels, state):
+        if (masks is None or has_mask is not None) and self._draws(labels, state):
             masks, has_mask = self._draw(coords, labels, masks, has_mask)
         image = (state.tokens[:, None] + self._embed_masks(masks, has_mask)).expand(batch, sets, -1, -1)
         first = None if masks is not None else state.first
@@ -128,8 +128,8 @@ class PromptableDecoder(nn.Module):
         drawings, drawn = (part.to(dtype) for part in self.prompt_encoder.drawn(coords, labels, size))
         if masks is None:
             return drawings, drawn
-        given = torch.ones_like(drawn) if has_mask is None else has_mask
-        return torch.where(given[..., None, None, None] > 0, masks, drawings), torch.maximum(given, drawn)
+        assert has_mask is not None
+        return torch.where(has_mask[..., None, None, None] > 0, masks, drawings), torch.maximum(has_mask, drawn)
 
     def embed_tokens(
         self, coords: Float[Tensor, "b n p 2"], labels: Int[Tensor, "b n p"]

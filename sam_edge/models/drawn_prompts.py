@@ -109,6 +109,11 @@ def prompt_encoder(config: DecoderConfig, **sizes: Any) -> PromptEncoder:
     return PromptEncoder(**sizes)
 
 
+def drawn_clicks(encoder: PromptEncoder) -> DrawingPromptEncoder | None:
+    """The prompt encoder, if it draws clicks."""
+    return encoder if isinstance(encoder, DrawingPromptEncoder) and encoder.draws_points else None
+
+
 def in_parts(prompts: Prompts, config: DecoderConfig) -> bool:
     """Whether the decoder in parts answers these prompts: no mask comes with them, or only clicks, all drawn."""
     if prompts.masks is not None or (config.draws_boxes and prompts.boxed):

@@ -11,7 +11,7 @@ image to tokens (K = heads x tokens), U_j its values through the output projecti
 else a LayerNorm does, it does to channels: to Z and every U. Its variance comes from the same factors (`_scale`).
 A projection W of X is W Z, computed once per image, and a few products with K rows (`projected`). All of it is exact,
 up to the order of additions. A click that is drawn (`draws_points`) changes the few tokens around it, before the first
-layer: one more factor, whose A has a single one in each row, and whose s is one.
+layer: one more factor, whose A has a single one in each row, whose s is one, and whose U is its values as they are.
 """
 
 import math
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.decoder import PromptableDecoder, attend_self
-from sam_edge.models.drawn_prompts import DrawingPromptEncoder
+from sam_edge.models.drawn_prompts import drawn_clicks
 from sam_edge.models.folded_attention import by_heads
 from sam_edge.models.split import Parts
 
@@ -51,9 +51,8 @@ class Factors:
         return {f"{name}{layer}": value for name in "uas" for layer, value in enumerate(getattr(self, name))}
 
     @classmethod
-    def of(cls, parts: Parts) -> "Factors":
-        """What `named` made."""
-        count = sum(name[:1] == "s" and name[1:].isdigit() for name in parts)
+    def of(cls, parts: Parts, count: int) -> "Factors":
+        """What `named` made of `count` entries."""
         return cls(*([parts[f"{name}{entry}"] for entry in range(count)] for name in "uas"))
 
 
@@ -70,8 +69,7 @@ class FactoredDecoder(nn.Module):
         self.decoder = decoder
         self.transformer = decoder.mask_decoder.transformer
         self.one_by_one = one_by_one
-        encoder = decoder.prompt_encoder
-        self.clicks = encoder if isinstance(encoder, DrawingPromptEncoder) and encoder.draws_points else None
+        self.clicks = drawn_clicks(decoder.prompt_encoder)
 
     def prepare(self, embeddings: Float[Tensor, "1 c gh gw"]) -> tuple[Parts, Parts]:
         """What `predict` and what `upscale` need of an image: projections of Z."""
@@ -80,7 +78,7 @@ class FactoredDecoder(nn.Module):
         z = state.tokens[0].T + dense
         positions, bias = state.positions.T, torch.zeros_like(z[:, :1])
         parts: Parts = {}
-        outputs: list[Tensor] = []
+        outputs = [torch.eye(len(z), dtype=z.dtype, device=z.device)[None]] if self.clicks else []
         for index, layer in enumerate(self.transformer.layers):
             reader, writer, norm = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token, layer.norm4
             parts |= _readable(f"read{index}", reader, z, positions, merge=index == 0)
@@ -90,8 +88,6 @@ class FactoredDecoder(nn.Module):
             z = centred(z, 0)
             outputs = [centred(rows) for rows in (*outputs, output_rows(writer, bias[:, 0]))]
             parts[f"norm{index}_square"] = z.square().sum(0, keepdim=True)
-            if self.clicks:
-                parts[f"norm{index}_clicks"] = z
             parts |= {f"norm{index}_outputs{source}": rows @ z for source, rows in enumerate(outputs)}
             z, bias = norm.weight[:, None] * z, norm.bias[:, None]
             outputs = [norm.weight * rows for rows in outputs]
@@ -103,7 +99,8 @@ class FactoredDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "n 4"], Parts]:
         """Predicted IoU of each set's four masks, and its mask tokens and factors."""
         tokens, present = self.decoder.embed_tokens(coords, labels)
-        queries, factors, values = tokens, self._drawn(coords), []
+        queries, factors = tokens, self._drawn(coords)
+        values = [u.unsqueeze(1) for u in factors.u]
         bias = torch.zeros_like(tokens[0, 0])
         for index, layer in enumerate(self.transformer.layers):
             reader, writer, norm = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token, layer.norm4
@@ -133,7 +130,7 @@ class FactoredDecoder(nn.Module):
 
     def upscale(self, image: Parts, sets: Parts) -> Float[Tensor, "n 4 h w"]:
         """Low-resolution logits of the four masks of each set."""
-        factors = Factors.of(sets)
+        factors = Factors.of(sets, len(self.transformer.layers) + (self.clicks is not None))
         weights = self.decoder.mask_weights(sets["mask_tokens"])
         weight, offset = first_upscaling(self.decoder)
         offset = (weight @ self.transformer.layers[-1].norm4.bias + offset)[..., None]
@@ -211,20 +208,15 @@ class FactoredDecoder(nn.Module):
         |Y|^2 grows layer by layer: |X + U^T A|^2 = |X|^2 + A * (2 U X + U U^T A), summed over K.
         """
         u = factors.u
-        # what each U has in common with Z: of a layer, by its values; of a drawing, which has none, as it is
-        sources = [f"{name}_outputs{layer}" for layer in range(len(values))]
         doubled = [2 * value for value in values]
-        if self.clicks:
-            sources, doubled = [f"{name}_clicks", *sources], [2 * u[0], *doubled]
         grams = [
             [2 * later @ earlier.mT for earlier in u[:index]] + [later @ later.mT] for index, later in enumerate(u)
         ]
 
         def scale(at: At) -> Tensor:
             total = image[f"{name}_square"]
-            for index, (gram, source, value, a) in enumerate(zip(grams, sources, doubled, factors.a, strict=True)):
-                start = value[at] @ image[source]
-                start = start if source.endswith("_clicks") else start.flatten(-3, -2)
+            for index, (gram, value, a) in enumerate(zip(grams, doubled, factors.a, strict=True)):
+                start = (value[at] @ image[f"{name}_outputs{index}"]).flatten(-3, -2)
                 product = projected(start, gram[:index], factors, at)
                 product = add_product(product, gram[index][at], a[at])
                 total = total + product.mul_(a[at]).sum(-2, keepdim=True)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sam_edge.models.decoder import ImageState, PromptableDecoder
-from sam_edge.models.drawn_prompts import DrawingPromptEncoder
+from sam_edge.models.drawn_prompts import drawn_clicks
 
 Parts = dict[str, Tensor]
 """Named tensors that one part hands to the next."""
@@ -45,8 +45,7 @@ class PlainSplit(nn.Module):
     def __init__(self, decoder: PromptableDecoder) -> None:
         super().__init__()
         self.decoder = decoder
-        encoder = decoder.prompt_encoder
-        self.shares = not (isinstance(encoder, DrawingPromptEncoder) and encoder.draws_points)
+        self.shares = drawn_clicks(decoder.prompt_encoder) is None
 
     def prepare(self, embeddings: Float[Tensor, "1 c gh gw"]) -> tuple[Parts, Parts]:
         """Tokens and positions of the image, and the first layer's projections of them."""

@@ -39,8 +39,9 @@ def _box() -> torch.Tensor:
     return torch.tensor([[BOX]])
 
 
-def _point() -> Prompts:
-    return Prompts.build(torch.tensor([[[[20.0, 30.0]]]]), torch.ones(1, 1, 1, dtype=torch.long))
+def _points(*points: tuple[float, float, int]) -> Prompts:
+    coords = torch.tensor([[[[x, y] for x, y, _ in points]]])
+    return Prompts.build(coords, torch.tensor([[[label for *_, label in points]]]))
 
 
 def test_a_cell_holds_how_deep_in_the_box_it_lies():
@@ -63,7 +64,7 @@ def test_a_box_is_decoded_as_a_box_with_its_drawing(drawing, tiny_sam, embedding
 
 
 def test_points_are_decoded_without_any(drawing, tiny_sam, embeddings):
-    found, wanted = (model.decoder.decode(embeddings, _point()) for model in (drawing, tiny_sam))
+    found, wanted = (model.decoder.decode(embeddings, _points((20.0, 30.0, 1))) for model in (drawing, tiny_sam))
     torch.testing.assert_close(found, wanted, atol=0, rtol=0)
 
 
@@ -76,7 +77,7 @@ def test_a_mask_that_is_given_is_not_drawn_over(drawing, tiny_sam, embeddings):
 
 
 def test_points_beside_boxes_stay_points(drawing, embeddings):
-    box, point = Prompts.build(boxes=_box()), _point()
+    box, point = Prompts.build(boxes=_box()), _points((20.0, 30.0, 1))
     both = Prompts(torch.cat([box.coords, point.coords], 1), torch.cat([box.labels, point.labels], 1))
     together, _ = drawing.decoder.decode(embeddings, both)
     for index, alone in enumerate((box, point)):
@@ -99,11 +100,6 @@ def test_segment_anything_s_own_predictor_draws_too(drawing, photo):
     _, iou, logits = ours.predict(box=box, multimask_output=False)
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
     np.testing.assert_allclose(iou, wanted_iou, atol=1e-5)
-
-
-def _points(*points: tuple[float, float, int]) -> Prompts:
-    coords = torch.tensor([[[[x, y] for x, y, _ in points]]])
-    return Prompts.build(coords, torch.tensor([[[label for *_, label in points]]]))
 
 
 def test_a_click_is_decoded_as_a_point_with_a_small_box_around_its_pixel_s_middle(clicking, tiny_sam, embeddings):

@@ -26,11 +26,13 @@ def some_points(size: int, points: int = 3, seed: int = 0) -> tuple[torch.Tensor
     return coords, labels
 
 
-def some_clicks(model: EdgeSam) -> tuple[torch.Tensor, torch.Tensor]:
+def some_clicks(model: EdgeSam, points: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """`some_points`, each set's first a click where the model draws those."""
-    coords, labels = some_points(model.config.image_size)
+    coords, labels = some_points(model.config.image_size, points)
     if model.config.decoder.draws_points:
         labels[..., 0], labels[..., 1:] = 1, labels[..., 1:].clamp(max=1)
+        # at the corners too, where what is drawn ends with the canvas
+        coords[0, 0, 0], coords[0, 1, 0] = 0.0, model.config.image_size - 1.0
     return coords, labels
 
 
@@ -52,14 +54,10 @@ def forms(decoder: PromptableDecoder) -> dict[str, SplitDecoder]:
 def assert_same_as_whole(model: EdgeSam, split: SplitDecoder, points: int = 3, tolerance: float = 1e-4) -> None:
     """IoU and logits are the whole decoder's."""
     embeddings = some_embeddings(model.config)
-    coords, labels = some_points(model.config.image_size, points)
+    coords, labels = some_clicks(model, points)
     if model.config.decoder.draws_boxes and isinstance(split, FactoredDecoder):
         # factors are of prompts without a mask, and here a box brings one
         labels = labels.clamp(max=1)
-    if model.config.decoder.draws_points:
-        # at the corners too, where what is drawn ends with the canvas
-        labels[..., 0], coords[0, 0, 0], coords[0, 1, 0] = 1, 0.0, model.config.image_size - 1.0
-        labels[..., 1:] = labels[..., 1:].clamp(max=1)
     with torch.inference_mode():
         wanted, wanted_iou = model.decoder(embeddings, coords, labels)
         for_predict, for_upscale = split.prepare(embeddings)
