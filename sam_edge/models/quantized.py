@@ -123,6 +123,29 @@ class QuantizedConv2d(QuantizedLayer):
         return self.output(y)
 
 
+class QuantizedPatches(QuantizedLayer):
+    """A convolution whose kernels tile the picture, as a matrix product over patches.
+
+    Of a convolution, runtimes compute in integers only what they may also round to 8 bits behind it; here that is the
+    residual stream, which every block reads. A product's result stays in float. Weights are [out, in, k, k].
+    """
+
+    def __init__(self, conv: nn.Conv2d, plan: LayerQuantization) -> None:
+        super().__init__(conv.weight, conv.bias, conv.out_channels, plan)
+        self.side = conv.kernel_size
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+        """The convolution."""
+        (kh, kw), (height, width) = self.side, (x.shape[2] // self.side[0], x.shape[3] // self.side[1])
+        whole = x[:, :, : height * kh, : width * kw]
+        patches = whole.unflatten(3, (width, kw)).unflatten(2, (height, kh)).permute(0, 2, 4, 1, 3, 5)
+        weight = dequantize(self.weight.flatten(1).t().contiguous(), self.weight_scale, self.weight_zero_point, 1)
+        tokens = patches.flatten(3).flatten(1, 2)
+        y = reduce(operator.add, (torch.matmul(part, weight) for part in self.parts(tokens)))
+        y = y if self.bias is None else y + self.bias
+        return self.output(y.transpose(1, 2).unflatten(2, (height, width)))
+
+
 class QuantizedUpscale(QuantizedLayer):
     """A 2 x 2 transposed convolution of stride 2, as a matrix product and a pixel shuffle.
 
@@ -153,6 +176,16 @@ _FORMS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Conv2d: QuantizedConv2d,
     nn.ConvTranspose2d: QuantizedUpscale,
 }
+
+
+def tiles(module: nn.Module) -> bool:
+    """True for a convolution whose kernels, larger than a pixel, cover every pixel once."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride != (1, 1)
+        and module.padding == (0, 0)
+        and module.groups == 1
+    )
 
 
 def quantizable(module: nn.Module) -> bool:
@@ -196,7 +229,8 @@ def form(module: nn.Module, entry: dict[str, Any]) -> nn.Module:
     """The quantized form of a float layer by its entry in config.json; the weights are yet to be set."""
     if isinstance(module, AttentionProducts):
         return QuantizedProducts(AttentionQuantization.from_dict(entry))
-    return _FORMS[type(module)](module, LayerQuantization.from_dict(entry))  # type: ignore[arg-type, call-arg]
+    kind = QuantizedPatches if tiles(module) else _FORMS[type(module)]
+    return kind(module, LayerQuantization.from_dict(entry))  # type: ignore[arg-type, call-arg]
 
 
 def set_dialect(model: nn.Module, dialect: Dialect) -> None:

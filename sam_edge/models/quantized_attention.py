@@ -2,7 +2,8 @@
 
 q, k and v have a scale per head (TinySAM, sec. 4.1). No runtime multiplies integers that have a scale per head, so each
 head is brought to one common range by a factor before its tensor's one grid, and the factors come back as one broadcast
-multiplication of each product. Attention weights lie in [0, 1] in every head: their grid, plain or twin, is per tensor.
+multiplication of each product. Attention weights are taken as shares of their row's largest, which the product is
+multiplied by again: they lie in [0, 1] in every row, and their grid, plain or twin, is per tensor.
 """
 
 import operator
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
+from sam_edge.errors import QuantizationError
 from sam_edge.models.attention import AttentionProducts, Bias, one_hot_places, summed
 from sam_edge.models.grids import BranchGrid, Grid, OnGrid, OnTwinGrid, TwinGrid, dequantize
 
@@ -39,7 +41,7 @@ class AttentionQuantization:
     v: tuple[float, ...]
     """The same of v."""
     weights: Grid
-    """Grid of the attention weights."""
+    """Grid of the attention weights, as shares of their row's largest."""
     twin: TwinGrid | None = None
     """Their twin grid, used in place of `weights` where a form of the model takes twins."""
     bits: int = 8
@@ -54,12 +56,21 @@ class AttentionQuantization:
             "scale": self.weights.scale,
             "zero_point": self.weights.zero_point,
             "split": asdict(self.twin) if self.twin else None,
+            "shares_of_peak": True,
             "heads": {name: list(getattr(self, name)) for name in OPERANDS},
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AttentionQuantization":
-        """The products that `as_dict` described."""
+        """The products that `as_dict` described.
+
+        Raises:
+            QuantizationError: an entry of the time when the grid was of the weights themselves.
+        """
+        if not values.get("shares_of_peak"):
+            raise QuantizationError(
+                "this checkpoint's attention was quantized by an earlier sam-edge: quantize its float checkpoint again."
+            )
         bits = values["bits"]
         ends = {name: tuple(values["heads"].get(name, ())) for name in OPERANDS}
         twin = TwinGrid(**values["split"]) if values["split"] else None
@@ -136,9 +147,9 @@ class QuantizedProducts(nn.Module):
         return torch.cat(out, 2) * self.v.ends
 
     def _rows(self, logits: Tensor, bias: Bias, values: Tensor) -> Tensor:
-        weights = torch.softmax(biased(logits, bias), -1)
-        parts = self.twin(weights) if self.twin is not None and self.use_twin else (self.weights(weights),)
-        return reduce(operator.add, (part @ values for part in parts))
+        shares, peak = shares_of_peak(torch.softmax(biased(logits, bias), -1))
+        parts = self.twin(shares) if self.twin is not None and self.use_twin else (self.weights(shares),)
+        return reduce(operator.add, (part @ values for part in parts)) * peak
 
     def _head_by_head(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], v: Tensor, back: Tensor) -> Tensor:
         """The form that graphs take: a Scan over heads, whose scales are then per tensor, in bands of rows.
@@ -204,6 +215,15 @@ class Fold(nn.Module):
 
     def _narrow(self, x: Tensor) -> Tensor:
         return x if self.top == 127 else x.clamp(-1, 1)
+
+
+def shares_of_peak(weights: Float[Tensor, "*b n m"]) -> tuple[Float[Tensor, "*b n m"], Float[Tensor, "*b n 1"]]:
+    """Each row of attention weights as shares of its largest, and that.
+
+    These lie on the grid: one step for all weights would be coarse for rows that spread over a thousand keys.
+    """
+    peak = weights.amax(-1, keepdim=True)
+    return weights / peak, peak
 
 
 def biased(logits: Float[Tensor, "*b n m"], bias: Bias) -> Float[Tensor, "*b n m"]:

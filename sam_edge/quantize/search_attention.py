@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_edge.models.grids import Grid, TwinGrid
-from sam_edge.models.quantized_attention import POSITION_BITS, AttentionQuantization, unit_grid
+from sam_edge.models.quantized_attention import POSITION_BITS, AttentionQuantization, shares_of_peak, unit_grid
 from sam_edge.quantize.samples import AttentionRows, Seen
 from sam_edge.quantize.search import ROUNDS, Metric, best_shares, on_grid, on_steps
 
@@ -25,8 +25,8 @@ class HeadSearch:
         self.samples, self.bits, self.metric = seen.attention, bits, metric
         self.peaks = {name: peak.clamp(min=1e-12) for name, peak in seen.heads.items()}
         self.ends = dict(self.peaks)
-        self.weights = [sample.weights for sample in self.samples]
-        self.highest = max(weights.max().item() for weights in self.weights)
+        rows = [shares_of_peak(sample.weights) for sample in self.samples]
+        self.weights, self.row_peaks = [shares for shares, _ in rows], [peak for _, peak in rows]
 
     def rounded(
         self, x: Float[Tensor, "b heads n d"], ends: Float[Tensor, "heads"], bits: int = 0
@@ -62,11 +62,22 @@ class HeadSearch:
 
         def error(shares: Tensor) -> Tensor:
             grid = candidate(shares.item())
-            found = [on_grid(weights, grid) @ v for weights, v in zip(self.weights, values, strict=True)]
+            found = [
+                self.output(i, on_grid(shares, grid), v)
+                for i, (shares, v) in enumerate(zip(self.weights, values, strict=True))
+            ]
             return self.error(found, wanted).sum()[None]
 
         share, least = best_shares(error, 1, refine=refine)
         return least.item(), candidate(share.item())
+
+    def output(self, sample: int, shares: Tensor, v: Tensor) -> Tensor:
+        """The output of a sample's rows, whose weights are given as shares of the row's largest."""
+        return (shares @ v).mul_(self.row_peaks[sample])
+
+    def outputs(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each sample the float output of its rows, and what weighs its error."""
+        return [(self.output(i, self.weights[i], s.v), self.weighing(s.grad)) for i, s in enumerate(self.samples)]
 
     @staticmethod
     def error(found: list[Tensor], wanted: list[tuple[Tensor, Tensor | None]]) -> Float[Tensor, "heads"]:
@@ -108,17 +119,15 @@ def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> At
 
 def _search_weights(search: HeadSearch, bits: int, twin: bool) -> tuple[Grid, TwinGrid | None]:
     """The ends of v and the grid of the weights, alternating; and the twin grid, where it errs less."""
-    outputs = [(w @ s.v, search.weighing(s.grad)) for w, s in zip(search.weights, search.samples, strict=True)]
-    plain: Grid | TwinGrid = Grid.of_range(0.0, search.highest, bits)
+    outputs = search.outputs()
+    plain: Grid | TwinGrid = Grid.of_range(0.0, 1.0, bits)
     least = torch.inf
     for _ in range(ROUNDS):
-        rounded = [on_grid(weights, plain) for weights in search.weights]
-        search.search_ends("v", lambda s, i, v, rounded=rounded: rounded[i] @ v, outputs)  # type: ignore[misc]
+        rounded = [on_grid(shares, plain) for shares in search.weights]
+        search.search_ends("v", lambda s, i, v, rounded=rounded: search.output(i, rounded[i], v), outputs)  # type: ignore[misc]
         values = [search.rounded(s.v, search.ends["v"]) for s in search.samples]
         before = least
-        least, plain = search.search_grid(
-            lambda share: Grid.of_range(0.0, search.highest * share, bits), values, outputs
-        )
+        least, plain = search.search_grid(lambda share: Grid.of_range(0.0, share, bits), values, outputs)
         if least > before * (1 - 1e-3):
             break
     assert isinstance(plain, Grid)
@@ -126,7 +135,7 @@ def _search_weights(search: HeadSearch, bits: int, twin: bool) -> tuple[Grid, Tw
         return plain, None
 
     def family(shift: int) -> Callable[[float], TwinGrid]:
-        return lambda share: TwinGrid.unsigned(share * search.highest / (2 ** (bits - 1) - 1), shift, bits)
+        return lambda share: TwinGrid.unsigned(share / (2 ** (bits - 1) - 1), shift, bits)
 
     shifts = range(1, bits)
     errors = [search.search_grid(family(shift), values, outputs, refine=False)[0] for shift in shifts]

@@ -55,9 +55,8 @@ def _attention_error(search: HeadSearch, module: QuantizedProducts) -> tuple[flo
             # the product is taken before it is scaled, positions are added behind
             off = search.rounded(s.positions, ends, POSITION_BITS) - s.positions
             product += s.added(off) * s.q.shape[-1] ** 0.5
-    outputs = [on_grid(weights, grid) @ v for weights, v in zip(search.weights, rounded["v"], strict=True)]
+    outputs = [search.output(i, on_grid(shares, grid), rounded["v"][i]) for i, shares in enumerate(search.weights)]
     wanted = [(s.q @ s.k.mT, search.weighing(s.product_grad())) for s in search.samples]
     error = search.error(logits, wanted).sum()
-    wanted = [(w @ s.v, search.weighing(s.grad)) for w, s in zip(search.weights, search.samples, strict=True)]
-    error = error + search.error(outputs, wanted).sum()
+    error = error + search.error(outputs, search.outputs()).sum()
     return error.item(), sum(s.q.shape[0] * s.q.shape[2] for s in search.samples)

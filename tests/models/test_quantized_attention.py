@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from segment_anything.modeling.image_encoder import add_decomposed_rel_pos, get_rel_pos
 
+from sam_edge.errors import QuantizationError
 from sam_edge.models import quantized_attention
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.grids import Grid, TwinGrid
@@ -66,8 +67,10 @@ def test_the_products_are_integer_arithmetic():
 
     back = torch.tensor(found.q, dtype=torch.float64) * torch.tensor(found.k, dtype=torch.float64) / 127**2 * 8**-0.5
     logits = integers(q, found.q) @ integers(k, found.k).mT * back[:, None, None]
-    weights = (F.softmax(logits, -1) * 255).round()
-    out = weights @ integers(v, found.v) / 255 / 127 * torch.tensor(found.v, dtype=torch.float64)[:, None, None]
+    weights = F.softmax(logits, -1)
+    peak = weights.amax(-1, keepdim=True)
+    codes = (weights / peak * 255).round()
+    out = codes @ integers(v, found.v) * peak / 255 / 127 * torch.tensor(found.v, dtype=torch.float64)[:, None, None]
     # a weight on the edge of two steps may fall to either side
     off = (got - out).abs() / out.abs().amax((0, 2, 3), keepdim=True)
     assert off.quantile(0.95) < 1e-4
@@ -138,3 +141,21 @@ def test_a_plan_survives_config_json():
         found = plan(*operands(), bits=6, twin=twin, bias=biases(12, 20)["rel"])
         assert found.positions
         assert AttentionQuantization.from_dict(found.as_dict()) == found
+
+
+def test_rows_that_spread_over_all_keys_keep_their_steps_beside_sharp_ones():
+    """One step for all rows would round weights of a thousandth to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, n, 16, generator=generator) for n in (32, 1024, 1024))
+    q[:, :, 16:] *= 20
+    got, wanted = QuantizedProducts(plan(q, k, v))(q, k, v), F.scaled_dot_product_attention(q, k, v)
+    for rows in (slice(0, 16), slice(16, 32)):
+        assert (got - wanted)[:, :, rows].norm() < 0.25 * wanted[:, :, rows].norm()
+
+
+def test_an_entry_of_weights_themselves_is_refused_with_the_remedy():
+    entry = plan(*operands()).as_dict()
+    assert AttentionQuantization.from_dict(entry) == plan(*operands())
+    del entry["shares_of_peak"]
+    with pytest.raises(QuantizationError, match="quantize its float checkpoint again"):
+        AttentionQuantization.from_dict(entry)

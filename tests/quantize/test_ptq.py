@@ -9,7 +9,13 @@ from sam_edge.errors import QuantizationError
 from sam_edge.export.parity import Answers, answers, compare
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.models.quantized import QuantizedConv2d, QuantizedLayer, QuantizedUpscale, prepare_for_quantization
+from sam_edge.models.quantized import (
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedPatches,
+    QuantizedUpscale,
+    prepare_for_quantization,
+)
 from sam_edge.models.quantized_attention import QuantizedProducts
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.segment.frame import to_pixels
@@ -148,7 +154,7 @@ def test_what_is_skipped_stays_float(tiny_config, make_sam, pictures):
 def test_the_prompt_encoder_can_be_quantized_too(tiny_config, make_sam, pictures):
     model = make_sam(tiny_config)
     quantize_model(model, pictures[:1], QuantizeOptions(metric="minmax", skip=(), prompts_per_image=2))
-    assert isinstance(model.prompt_encoder.mask_downscaling[0], QuantizedConv2d)
+    assert isinstance(model.prompt_encoder.mask_downscaling[0], QuantizedPatches)
 
 
 def test_a_checkpoint_of_every_architecture_comes_back_equal(config, make_sam, pictures, tmp_path):

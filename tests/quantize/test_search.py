@@ -176,8 +176,8 @@ def attention_errors(seen: Seen, plan, metric: str) -> tuple[float, float]:
     q, k, v = (search.rounded(getattr(sample, n), torch.tensor(getattr(plan, n))) for n in "qkv")
     wanted = sample.q @ sample.k.mT, search.weighing(sample.product_grad())
     logits = search.error([q @ k.mT], [wanted]).sum().item()
-    wanted = sample.weights @ sample.v, search.weighing(sample.grad)
-    return logits, search.error([on_grid(sample.weights, plan.twin or plan.weights) @ v], [wanted]).sum().item()
+    output = search.output(0, on_grid(search.weights[0], plan.twin or plan.weights), v)
+    return logits, search.error([output], search.outputs()).sum().item()
 
 
 @pytest.mark.parametrize("metric", ["mse", "hessian"])
@@ -189,7 +189,7 @@ def test_attention_s_scales_err_less_than_min_max(metric):
     twin = search_attention(seen, bits=6, metric=metric, twin=True)
     errors = [attention_errors(seen, plan, metric) for plan in (plain, found, twin)]
     assert errors[1][0] < 0.95 * errors[0][0]
-    assert errors[1][1] < 0.95 * errors[0][1]
+    assert errors[1][1] < 0.98 * errors[0][1]
     assert errors[2][1] <= errors[1][1] * 1.001
     assert len(found.q) == len(found.k) == len(found.v) == 3
     assert unit_grid(6).scale == 1 / 31
