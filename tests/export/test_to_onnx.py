@@ -76,9 +76,9 @@ def test_an_integer_graph_is_torch_s_simulation_before_it_is_fused(request, name
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     prompts = some_prompts(2, 3, 2)
     embeddings = exported.torch.encode(pixels)
-    # a value on the edge of two steps may still fall to either side
+    # a value on the edge of two steps may still fall to either side, and takes its neighbours along
     off = np.abs(encoder.run(None, {"pixels": pixels.numpy()})[0] - embeddings.numpy())
-    assert np.quantile(off, 0.99) < 1e-4
+    assert np.quantile(off, 0.95) < 1e-5
     given = {"embeddings": embeddings.numpy(), **decoder_inputs(exported.model.config, prompts)}
     for wanted, got in zip(exported.torch.decode(embeddings, prompts), decoder.run(None, given), strict=True):
         assert np.quantile(np.abs(got - wanted.numpy()), 0.99) < 1e-3
