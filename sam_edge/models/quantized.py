@@ -38,7 +38,7 @@ class LayerQuantization:
     axis: int = 0
     """Axis of the weights' scales: output channels."""
     output: Grid | None = None
-    """Grid of the layer's output; convolutions have one, since runtimes only then compute them in integers."""
+    """Grid of the layer's output; convolutions, unless they tile, have one: only then do runtimes take integers."""
     twin: TwinGrid | None = None
     """Twin grid of the layer's input, used in place of `input` where a form of the model takes twins."""
 

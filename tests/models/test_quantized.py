@@ -19,15 +19,18 @@ from sam_edge.models.quantized import (
     OnGrid,
     QuantizedConv2d,
     QuantizedLinear,
+    QuantizedPatches,
     QuantizedUpscale,
     TwinGrid,
     dequantize,
+    form,
     insert_quantized_layers,
     prepare_for_quantization,
     quantizable,
     quantize,
     set_dialect,
     set_twin,
+    tiles,
 )
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.scales import quantize_weight
@@ -222,7 +225,8 @@ def test_a_linear_layer_is_integer_arithmetic(dialect, bias):
 )
 def test_a_convolution_is_integer_arithmetic(dialect, geometry):
     conv = seeded(nn.Conv2d(4, 6, **geometry))
-    layer = quantized(QuantizedConv2d, conv, Grid.of_range(-1.5, 2.0), dialect)
+    kind = QuantizedPatches if tiles(conv) else QuantizedConv2d
+    layer = quantized(kind, conv, Grid.of_range(-1.5, 2.0), dialect)
     x = random(2, 4, 9, 8, seed=9)
     pad, stride, dilation, groups = conv.padding[0], conv.stride[0], conv.dilation[0], conv.groups
     # padding is zero, which is the grid's zero point
@@ -383,3 +387,14 @@ def test_what_can_be_quantized_is_what_has_a_form():
     # a subclass may compute something else
     assert not quantizable(nn.LazyLinear(2))
     assert not quantizable(nn.LayerNorm(2))
+
+
+def test_patches_are_what_kernels_tile():
+    assert tiles(nn.Conv2d(3, 2, 4, 4))
+    for geometry in (
+        {"kernel_size": 1},
+        {"kernel_size": 4, "stride": 2},
+        {"kernel_size": 2, "stride": 2, "padding": 1},
+    ):
+        assert not tiles(nn.Conv2d(3, 2, **geometry))
+    assert isinstance(form(nn.Conv2d(3, 2, 4, 4), LayerQuantization(Grid(1.0, 0)).as_dict()), QuantizedPatches)
