@@ -86,6 +86,10 @@ class QuantizedLayer(nn.Module):
         """The input on its grid; on a twin grid the two parts that sum to it."""
         return self.twin(x) if self.twin is not None and self.use_twin else (self.input(x),)
 
+    def product(self, x: Float[Tensor, "*n k"], weight: Float[Tensor, "k m"]) -> Float[Tensor, "*n m"]:
+        """The input on its grid times dequantized weights: of a twin grid the sum of two products."""
+        return reduce(operator.add, (torch.matmul(part, weight) for part in self.parts(x)))
+
     def set_weight(self, integers: Int8[Tensor, "*shape"], scale: Float[Tensor, "out"]) -> None:
         """Take quantized weights, in the float layer's own layout."""
         with torch.no_grad():
@@ -104,7 +108,7 @@ class QuantizedLinear(QuantizedLayer):
         """x W^T + b."""
         # transposed before it is dequantized: runtimes see an integer product only in DQ -> MatMul
         weight = dequantize(self.weight.t().contiguous(), self.weight_scale, self.weight_zero_point, 1)
-        y = reduce(operator.add, (torch.matmul(part, weight) for part in self.parts(x)))
+        y = self.product(x, weight)
         return self.output(y if self.bias is None else y + self.bias)
 
 
@@ -141,7 +145,7 @@ class QuantizedPatches(QuantizedLayer):
         patches = whole.unflatten(3, (width, kw)).unflatten(2, (height, kh)).permute(0, 2, 4, 1, 3, 5)
         weight = dequantize(self.weight.flatten(1).t().contiguous(), self.weight_scale, self.weight_zero_point, 1)
         tokens = patches.flatten(3).flatten(1, 2)
-        y = reduce(operator.add, (torch.matmul(part, weight) for part in self.parts(tokens)))
+        y = self.product(tokens, weight)
         y = y if self.bias is None else y + self.bias
         return self.output(y.transpose(1, 2).unflatten(2, (height, width)))
 
@@ -165,7 +169,7 @@ class QuantizedUpscale(QuantizedLayer):
         scale, zero = self.weight_scale.repeat_interleave(4), self.weight_zero_point.repeat_interleave(4)
         weight = dequantize(self.weight.flatten(1), scale, zero, 1)
         tokens = x.flatten(2).transpose(1, 2)
-        cells = reduce(operator.add, (torch.matmul(part, weight) for part in self.parts(tokens)))
+        cells = self.product(tokens, weight)
         patches = cells.unflatten(2, (out, 2, 2)).unflatten(1, (height, width))
         y = patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return self.output(y if self.bias is None else y + self.bias[:, None, None])
@@ -176,6 +180,11 @@ _FORMS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Conv2d: QuantizedConv2d,
     nn.ConvTranspose2d: QuantizedUpscale,
 }
+
+
+def form_of(layer: nn.Module) -> type[QuantizedLayer]:
+    """The quantized form of a convolution or linear layer."""
+    return QuantizedPatches if tiles(layer) else _FORMS[type(layer)]
 
 
 def tiles(module: nn.Module) -> bool:
@@ -229,8 +238,7 @@ def form(module: nn.Module, entry: dict[str, Any]) -> nn.Module:
     """The quantized form of a float layer by its entry in config.json; the weights are yet to be set."""
     if isinstance(module, AttentionProducts):
         return QuantizedProducts(AttentionQuantization.from_dict(entry))
-    kind = QuantizedPatches if tiles(module) else _FORMS[type(module)]
-    return kind(module, LayerQuantization.from_dict(entry))  # type: ignore[arg-type, call-arg]
+    return form_of(module)(module, LayerQuantization.from_dict(entry))  # type: ignore[arg-type, call-arg]
 
 
 def set_dialect(model: nn.Module, dialect: Dialect) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sam_edge.models.grids import Grid, TwinGrid
-from sam_edge.models.quantized import LayerQuantization, tiles
+from sam_edge.models.quantized import LayerQuantization, QuantizedConv2d, form_of
 from sam_edge.quantize.samples import Seen, columns_per_channel, weight_matrix
 from sam_edge.quantize.scales import symmetric_scale
 
@@ -211,7 +211,7 @@ def search_layer(
         input=plain,
         bits=bits[0],
         axis=1 if isinstance(module, nn.ConvTranspose2d) else 0,
-        output=search.output_grid() if isinstance(module, nn.Conv2d) and not tiles(module) else None,
+        output=search.output_grid() if form_of(module) is QuantizedConv2d else None,
         twin=twin_grid,
     )
     return plan, search.scale

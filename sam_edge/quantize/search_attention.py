@@ -26,7 +26,7 @@ class HeadSearch:
         self.peaks = {name: peak.clamp(min=1e-12) for name, peak in seen.heads.items()}
         self.ends = dict(self.peaks)
         rows = [shares_of_peak(sample.weights) for sample in self.samples]
-        self.weights, self.row_peaks = [shares for shares, _ in rows], [peak for _, peak in rows]
+        self.shares, self.row_peaks = [shares for shares, _ in rows], [peak for _, peak in rows]
 
     def rounded(
         self, x: Float[Tensor, "b heads n d"], ends: Float[Tensor, "heads"], bits: int = 0
@@ -62,10 +62,7 @@ class HeadSearch:
 
         def error(shares: Tensor) -> Tensor:
             grid = candidate(shares.item())
-            found = [
-                self.output(i, on_grid(shares, grid), v)
-                for i, (shares, v) in enumerate(zip(self.weights, values, strict=True))
-            ]
+            found = [self.output(i, on_grid(rows, grid), values[i]) for i, rows in enumerate(self.shares)]
             return self.error(found, wanted).sum()[None]
 
         share, least = best_shares(error, 1, refine=refine)
@@ -77,7 +74,7 @@ class HeadSearch:
 
     def outputs(self) -> list[tuple[Tensor, Tensor | None]]:
         """Of each sample the float output of its rows, and what weighs its error."""
-        return [(self.output(i, self.weights[i], s.v), self.weighing(s.grad)) for i, s in enumerate(self.samples)]
+        return [(self.output(i, self.shares[i], s.v), self.weighing(s.grad)) for i, s in enumerate(self.samples)]
 
     @staticmethod
     def error(found: list[Tensor], wanted: list[tuple[Tensor, Tensor | None]]) -> Float[Tensor, "heads"]:
@@ -123,7 +120,7 @@ def _search_weights(search: HeadSearch, bits: int, twin: bool) -> tuple[Grid, Tw
     plain: Grid | TwinGrid = Grid.of_range(0.0, 1.0, bits)
     least = torch.inf
     for _ in range(ROUNDS):
-        rounded = [on_grid(shares, plain) for shares in search.weights]
+        rounded = [on_grid(rows, plain) for rows in search.shares]
         search.search_ends("v", lambda s, i, v, rounded=rounded: search.output(i, rounded[i], v), outputs)  # type: ignore[misc]
         values = [search.rounded(s.v, search.ends["v"]) for s in search.samples]
         before = least

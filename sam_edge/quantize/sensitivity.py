@@ -55,7 +55,7 @@ def _attention_error(search: HeadSearch, module: QuantizedProducts) -> tuple[flo
             # the product is taken before it is scaled, positions are added behind
             off = search.rounded(s.positions, ends, POSITION_BITS) - s.positions
             product += s.added(off) * s.q.shape[-1] ** 0.5
-    outputs = [search.output(i, on_grid(shares, grid), rounded["v"][i]) for i, shares in enumerate(search.weights)]
+    outputs = [search.output(i, on_grid(rows, grid), rounded["v"][i]) for i, rows in enumerate(search.shares)]
     wanted = [(s.q @ s.k.mT, search.weighing(s.product_grad())) for s in search.samples]
     error = search.error(logits, wanted).sum()
     error = error + search.error(outputs, search.outputs()).sum()

@@ -176,7 +176,7 @@ def attention_errors(seen: Seen, plan, metric: str) -> tuple[float, float]:
     q, k, v = (search.rounded(getattr(sample, n), torch.tensor(getattr(plan, n))) for n in "qkv")
     wanted = sample.q @ sample.k.mT, search.weighing(sample.product_grad())
     logits = search.error([q @ k.mT], [wanted]).sum().item()
-    output = search.output(0, on_grid(search.weights[0], plan.twin or plan.weights), v)
+    output = search.output(0, on_grid(search.shares[0], plan.twin or plan.weights), v)
     return logits, search.error([output], search.outputs()).sum().item()
 
 
