@@ -138,9 +138,10 @@ def _made(step: dict[str, Any]) -> tuple[str, ...]:
     data = step.get("data") or ""
     if isinstance(data, list):
         data = ", ".join(part if isinstance(part, str) else _weighted(part) for part in data)
+    shares = " + ".join(f"{share:g} {name}" for name, share in settings.get("shares", {}).items())
     seconds = step.get("seconds")
     return (
-        str(step.get("step", "")),
+        " of ".join(part for part in (str(step.get("step", "")), shares) if part),
         str(data),
         str((settings.get("loop") or {}).get("steps", "")),
         str(step.get("seed", "")),

@@ -18,7 +18,7 @@ from sam_edge.training.interactive import InteractiveOptions, InteractiveSegment
 from sam_edge.training.loop import LoopOptions, Progress, Validate, fit
 from sam_edge.training.processes import world
 from sam_edge.training.stream import Source, ViewBatch, ViewStream, stack_views, step_batches
-from sam_edge.training.views import ViewOptions
+from sam_edge.training.views import SMALLEST_ELLIPSE, ViewOptions
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class TrainOptions:
     """Share of views that show the whole picture."""
     ellipses: float = 0.0
     """Share of views whose targets are random ellipses instead of things: teaches a new decoder what a box is."""
+    largest_ellipse: float = 0.0
+    """Side in pixels of a square as large as the largest box that an ellipse is asked for by; 0: the view's own. Small
+    things are hardly more than ellipses to a small model, which then guesses less at what it cannot see."""
     colour: float = 0.2
     """Largest relative change of brightness, contrast and saturation, and largest turn of the hue in radians."""
     degrade: float = 0.0
@@ -73,6 +76,8 @@ class TrainOptions:
             raise TrainingError("features are the encoder's to learn: leave out either them or --freeze-encoder.")
         if not 0 <= self.small_first <= 2:
             raise TrainingError(f"small_first must be in [0, 2], got {self.small_first}.")
+        if self.largest_ellipse and self.largest_ellipse < SMALLEST_ELLIPSE:
+            raise TrainingError(f"largest_ellipse must be at least {SMALLEST_ELLIPSE:g}, got {self.largest_ellipse}.")
         if not 0 < self.min_zoom <= self.max_zoom:
             raise TrainingError(f"need 0 < min_zoom <= max_zoom, got {self.min_zoom} and {self.max_zoom}.")
         for name in ("whole", "colour", "degrade", "copy_paste", "ellipses"):
@@ -113,6 +118,7 @@ def train(
         small_first=options.small_first,
         whole=options.whole,
         ellipses=options.ellipses,
+        largest_ellipse=options.largest_ellipse,
         colour=options.colour,
         degrade=options.degrade,
         copy_paste=options.copy_paste,

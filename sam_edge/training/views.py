@@ -42,6 +42,8 @@ class ViewOptions:
     """Share of views into which a few things of another picture are pasted (Ghiasi et al. 2021)."""
     ellipses: float = 0.0
     """Share of views whose targets are random ellipses instead of things: what a box is, before what is in it."""
+    largest_ellipse: float = 0.0
+    """Side in pixels of a square as large as the largest box that an ellipse is asked for by; 0: the view's own."""
     min_cells: int = 12
     """Smallest visible area of a mask, in cells of `mask_size`."""
     small_first: float = 0.0
@@ -197,8 +199,9 @@ def _chances(candidates: Sequence[Annotation | np.ndarray], crop: Crop, options:
 def _of_ellipses(
     image: UInt8[np.ndarray, "s s 3"], extent: Float[np.ndarray, "2"], options: ViewOptions, rng: np.random.Generator
 ) -> View:
-    """A view asked for ellipses inscribed in random boxes within its extent: sides log-uniform, up to 2 : 1."""
-    side = np.exp(rng.uniform(np.log(SMALLEST_ELLIPSE), np.log(extent.max()), options.prompts))
+    """A view asked for ellipses inscribed in random boxes within its extent: areas log-uniform, sides up to 2 : 1."""
+    largest = min(options.largest_ellipse or np.inf, extent.max())
+    side = np.exp(rng.uniform(np.log(SMALLEST_ELLIPSE), np.log(largest), options.prompts))
     stretch = np.sqrt(np.exp2(rng.uniform(-1, 1, options.prompts)))
     sizes = np.minimum(np.stack([side * stretch, side / stretch], 1), extent)
     corners = rng.uniform(0, 1, (options.prompts, 2)) * (extent - sizes)

@@ -224,6 +224,7 @@ BAD = {
     "batch": ([], {"batch_size": 0}, "batch_size"),
     "rate": ([], {"learning_rate": 0}, "learning_rate"),
     "zoom": ([], {"min_zoom": 4}, "min_zoom <= max_zoom"),
+    "ellipse": ([], {"largest_ellipse": 1}, "largest_ellipse must be at least 4"),
     "share": ([], {"copy_paste": 1.5}, "copy_paste"),
     "rounds": ([], {"rounds": 0}, "rounds"),
     "seed": ([], {"seed": -1}, "seed"),

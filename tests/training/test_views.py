@@ -309,6 +309,14 @@ def test_ellipses_touch_their_boxes_and_stay_in_the_picture():
     assert max(sizes) > 30
 
 
+def test_ellipses_are_no_larger_than_asked():
+    options = ViewOptions(image_size=64, mask_size=64, prompts=40, whole=1.0, ellipses=1.0, largest_ellipse=12.0)
+    (view,) = views(one_disc(60, 120), options, 1)
+    sides = np.sqrt(np.prod(view.boxes[:, 2:] - view.boxes[:, :2], axis=1))
+    assert sides.max() == pytest.approx(12, abs=1)
+    assert sides.min() < 5
+
+
 def test_ellipses_come_as_often_as_asked():
     options = ViewOptions(image_size=64, mask_size=32, prompts=1, whole=1.0, ellipses=0.5)
     sample = labelled(100, 100, np.ones((100, 100), bool))
