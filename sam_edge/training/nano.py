@@ -3,8 +3,8 @@
     python -m sam_edge.training.nano --data DIR --out runs/nano
 
 `DIR` holds the SA-1B layout folders named in `WEIGHTS`; their train split is used, with synthetic scenes beside.
-In stages, from windows of the canvas to all of it, with the decoder alone in between, and most on smaller canvases;
-later ones are averaged with earlier ones: see `STAGES`.
+In stages, from windows of the canvas to all of it, with the decoder alone in between, and nearly all on a smaller
+canvas; two are averaged with those before: see `STAGES`.
 A killed run continues when it is started again.
 """
 
@@ -32,8 +32,8 @@ from sam_edge.training.train import TrainOptions, train
 SYNTHETIC = "synthetic"
 WEIGHTS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0, SYNTHETIC: 1.0}
 """Folders of labelled photos, and synthetic scenes, and how often each is drawn."""
-LAST_WEIGHTS = {"coco128": 4.0, "bbbc038": 1.0, "ccp": 1.5, SYNTHETIC: 0.5}
-"""The same in the last stages: what is hardest comes most."""
+LAST_WEIGHTS = {"coco128": 4.0, "bbbc038": 1.0, "ccp": 1.0, SYNTHETIC: 0.5}
+"""The same in the last stage: what is hardest comes most."""
 
 BOXES_AND_POINTS = InteractiveOptions(box_share=0.65, rounds=2, interactive_share=0.08)
 HALF_BOXES = replace(BOXES_AND_POINTS, box_share=0.5)
@@ -58,17 +58,6 @@ def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **opti
     )
     common: dict[str, Any] = {"prompting": BOXES_AND_POINTS, "prompts": 8, "min_cells": 6, "whole": 0.0}
     return TrainOptions(loop=loop, seed=seed, degrade=0.03, **common | options)
-
-
-def _refined(
-    stage: TrainOptions, box_share: float, interactive_share: float, encoder_rate: float = 0.0, **options: Any
-) -> TrainOptions:
-    """A stage on views at about the pictures' own scale, for what a click means; the decoder's alone, or nearly."""
-    prompting = InteractiveOptions(box_share, interior_share=0.8, rounds=3, interactive_share=interactive_share)
-    rates = (("image_encoder.*", encoder_rate),) if encoder_rate else ()
-    loop = replace(stage.loop, schedule="cosine", rates=rates)
-    common: dict[str, Any] = {"prompts": 16, "min_cells": 2, "whole": 0.1, "freeze_encoder": not encoder_rate}
-    return replace(stage, loop=loop, prompting=prompting, **common | options)
 
 
 Average = Mapping[str, float]
@@ -114,6 +103,7 @@ STAGES: dict[str, TrainOptions | Average] = {
         min_cells=2,
         **WINDOWS,
     ),
+    "clicks-kept": {"alone": 0.35, "clicks": 0.65},
     "larger": _stage(30, 260, 5e-4, 0.99, prompting=ALL_PROMPTS, **WHOLE | {"ellipses": 0.05}),
     "shrunk": _stage(
         31,
@@ -123,46 +113,12 @@ STAGES: dict[str, TrainOptions | Average] = {
         prompting=replace(ALL_PROMPTS, box_share=0.4),
         **WHOLE | {"ellipses": 0.05, "min_zoom": 0.6, "max_zoom": 1.5, "whole": 0.5},
     ),
-    "clicks-drawn": _refined(
-        _stage(60, 320, 1e-3, 0.97, window=128, batch_size=4, min_zoom=0.6, max_zoom=2.2),
-        box_share=0.25,
-        interactive_share=0.08,
-        small_first=0.2,
-        ellipses=0.05,
-    ),
-    "larger-windows": _refined(
-        _stage(70, 150, 8e-4, 0.97, window=256, batch_size=4, min_zoom=0.7, max_zoom=2.0),
-        box_share=0.3,
-        interactive_share=0.1,
-        small_first=0.2,
-        ellipses=0.05,
-    ),
-    "small-boxes": _refined(
-        _stage(92, 400, 6e-4, 0.98, window=64, batch_size=8, min_zoom=0.7, max_zoom=1.8),
-        box_share=0.75,
-        interactive_share=0.05,
-        small_first=0.3,
-        ellipses=0.4,
-    ),
-    "small-kept": {"shrunk": 0.4, "larger-windows": 0.3, "small-boxes": 0.3},
-    "pictures": _refined(
-        _stage(111, 360, 4e-4, 0.985, batch_size=1, min_zoom=0.6, max_zoom=1.6),
-        box_share=0.5,
-        interactive_share=0.1,
-        encoder_rate=0.4,
-        small_first=0.1,
-        whole=0.6,
-        copy_paste=0.1,
-    ),
-    "nano": {"small-kept": 0.4, "pictures": 0.6},
+    "nano": {"clicks-kept": 0.55, "shrunk": 0.45},
 }
-"""What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses. From
-"shrunk" on, views shrink pictures as often as they enlarge them, or a point would find things as large as before.
-Windows make small things better and large ones worse, whole pictures the reverse, so that both are averaged."""
-CANVASES = {"small-windows": 256, "larger": 384, "clicks-drawn": 512}
+"""What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses. Views of
+"shrunk" shrink pictures as often as they enlarge them, or a point would find things as large as in the others."""
+CANVASES = {"small-windows": 256, "larger": 384}
 """Image size in pixels from a stage on."""
-LAST = list(STAGES)[list(STAGES).index("shrunk") :]
-"""The stages that draw sources by `LAST_WEIGHTS`."""
 
 
 def sources(data: Path, weights: Mapping[str, float]) -> list[Source]:
@@ -186,7 +142,7 @@ def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
         else:
             model = on_canvas(model, canvas).to(device)
             if isinstance(stage, TrainOptions):
-                mixed = sources(data, LAST_WEIGHTS if name in LAST else WEIGHTS)
+                mixed = sources(data, LAST_WEIGHTS if name == "shrunk" else WEIGHTS)
                 train(model, mixed, stage, state_file=out / f"{name}.state", on_step=_log(name))
             else:
                 model = averaged(model, {part: (load_checkpoint(out / part), share) for part, share in stage.items()})
@@ -195,7 +151,7 @@ def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
 
 
 def on_canvas(model: EdgeSam, canvas: int) -> EdgeSam:
-    """The model for pictures of `canvas` pixels, all of whose weights know what a pixel is."""
+    """The model for pictures of `canvas` pixels, its prompts' positions as far apart per pixel as before."""
     return model if canvas == model.config.image_size else resized(model, canvas, same_pixels=True)
 
 

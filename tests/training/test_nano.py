@@ -15,7 +15,6 @@ def recipe(monkeypatch, tiny_config):
     monkeypatch.setattr(nano, "STAGES", stages | {"nano": {"small": 0.25, "large": 0.75}})
     monkeypatch.setattr(nano, "CANVASES", {"small": 64, "large": 128})
     monkeypatch.setattr(nano, "WEIGHTS", {nano.SYNTHETIC: 1.0})
-    monkeypatch.setattr(nano, "LAST", [])
     monkeypatch.setattr(nano, "NANO_CONFIG", tiny_config.replace(arch="slim_vit"))
 
 
