@@ -18,6 +18,7 @@ from sam_edge.evaluate.miou import evaluate_miou
 from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import resolve_device
 from sam_edge.export.to_onnx import OnnxOptions, write_encoder
+from sam_edge.export.unsigned import clips_products, unsigned_graph
 from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
@@ -88,7 +89,8 @@ def encoder_race(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Turns]:
-    """Race the encoder of a quantized checkpoint against its float parent's, exported as each runtime likes them best.
+    """Race the encoder of a quantized checkpoint against its float parent's, exported as each runtime likes them best,
+    and opened as this CPU computes it rightly.
 
     In ONNX Runtime its own static (calibrated on `pictures`) and dynamic quantization of the parent take part; in
     OpenVINO bfloat16 does, alone and for the float rest of the integer graph.
@@ -110,7 +112,11 @@ def encoder_race(
         def write(name: str, spec: str, options: OnnxOptions) -> Path:
             folder = Path(scratch) / name
             folder.mkdir()
-            return write_encoder(load_model(spec), folder, options)
+            file = write_encoder(load_model(spec), folder, options)
+            if options.precision == "int8" and clips_products():
+                # what our runtimes open on such a CPU
+                file.write_bytes(unsigned_graph(file))
+            return file
 
         graph = write("float", parent, OnnxOptions())
         contenders = {}
