@@ -152,7 +152,8 @@ def _made(step: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _weighted(source: dict[str, Any]) -> str:
-    return f"{source['name']} ({source['images']} pictures, weight {source['weight']:g})"
+    size = f"{source['images']} pictures" if "images" in source else f"{source['shards']} shards"
+    return f"{source['name']} ({size}, weight {source['weight']:g})"
 
 
 def _scores(row: dict[str, Any]) -> tuple[str, ...]:

@@ -15,6 +15,10 @@ DATA = "synthetic:3:1"
 
 @pytest.fixture
 def checkpoint(tiny_sam, tmp_path):
+    sources = [{"name": "coco128", "images": 100, "weight": 2.0}, {"name": "sa1b", "shards": 12, "weight": 1.0}]
+    trained = {"step": "train", "settings": {"loop": {"steps": 7}}, "seed": 3, "data": sources, "seconds": 720}
+    average = {"step": "average", "settings": {"shares": {"small": 0.25, "large": 0.75}}, "date": "2026-11-28T00:00:00"}
+    tiny_sam.config = tiny_sam.config.with_step(trained).with_step(average)
     return str(save_checkpoint(tiny_sam, tmp_path / "model"))
 
 
@@ -30,6 +34,8 @@ def test_a_card_holds_its_notes_the_measurements_and_the_worst_masks(checkpoint,
     assert len(row["clicks"]) == 5
     for value in (row["box"]["miou"], row["point_multimask"]["miou_best_of_three"], row["clicks"][4]):
         assert f"| {value:.3f} " in page
+    assert "| train | coco128 (100 pictures, weight 2), sa1b (12 shards, weight 1) | 7 | 3 | 0.20 |" in page
+    assert "| average of 0.25 small + 0.75 large |" in page
     picture = np.array(Image.open(tmp_path / "card" / "failures.png"))
     assert picture.shape[0] == 2 * 224
     assert picture.shape[1] % 224 == 0
