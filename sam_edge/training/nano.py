@@ -136,11 +136,10 @@ def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
     initialise(model, seed=0)
     for name, stage in STAGES.items():
         folder = out / name
-        canvas = CANVASES.get(name, model.config.image_size)
         if is_checkpoint_folder(folder):
             model = load_checkpoint(folder)
         else:
-            model = on_canvas(model, canvas).to(device)
+            model = on_canvas(model, CANVASES.get(name, model.config.image_size)).to(device)
             if isinstance(stage, TrainOptions):
                 mixed = sources(data, LAST_WEIGHTS if name == "shrunk" else WEIGHTS)
                 train(model, mixed, stage, state_file=out / f"{name}.state", on_step=_log(name))
