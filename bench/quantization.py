@@ -1,14 +1,16 @@
 """The table of quantization: bits x metric x twin scales, over calibration seeds, against the float parent."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from rich.table import Table
 
+from sam_edge.bench.repeats import Scores, repeat
 from sam_edge.files import atomic_file
 
 
@@ -21,6 +23,11 @@ class Setting:
     metric: str
     twin: bool
     """Twin scales; of `minmax` there are none."""
+
+    @property
+    def label(self) -> str:
+        """The row's name in the log of runs."""
+        return f"W{self.bits}A{self.bits} {self.metric}" + (" twin" if self.twin else "")
 
 
 @dataclass(frozen=True)
@@ -57,23 +64,39 @@ def settings(bits: Sequence[int], metrics: Sequence[str], twins: Sequence[bool])
 
 
 def compare_settings(
+    measure_parent: Callable[[], Measured],
     chosen: Sequence[Setting],
     seeds: Sequence[int],
     measure: Callable[[Setting, int], Measured],
+    log: Path,
+    shared: Mapping[str, Any],
     on_run: Callable[[int, int, str], None] | None = None,
-) -> list[QuantizationRow]:
-    """Measure every setting with every seed; `measure(setting, seed)` quantizes and evaluates."""
-    rows = []
-    done, total = 0, len(chosen) * len(seeds)
-    for setting in chosen:
-        runs = []
-        for seed in seeds:
-            if on_run is not None:
-                on_run(done, total, f"W{setting.bits}A{setting.bits} {setting.metric}")
-            runs.append(measure(setting, seed))
-            done += 1
-        rows.append(QuantizationRow(setting, tuple(runs)))
-    return rows
+) -> tuple[Measured, list[QuantizationRow]]:
+    """Measure the float parent, and every setting with every seed; `measure(setting, seed)` quantizes and evaluates.
+
+    `log` keeps what was measured under the `shared` settings, and that is not measured again.
+
+    Raises:
+        BenchError: `log` holds results under other settings.
+    """
+    arms = {setting.label: setting for setting in chosen}
+    order = [(label, seed) for seed in seeds for label in arms]
+
+    def run(label: str, seed: int) -> Scores:
+        if on_run is not None:
+            on_run(order.index((label, seed)), len(order), f"{label}, seed {seed}")
+        return asdict(measure(arms[label], seed))
+
+    if on_run is not None:
+        on_run(0, len(order), "float")
+    parent = repeat(["float"], [0], lambda *_: asdict(measure_parent()), log, shared)["float"][0]
+    found = repeat(list(arms), seeds, run, log, shared)
+    rows = [QuantizationRow(arms[label], tuple(_measured(run) for run in runs)) for label, runs in found.items()]
+    return _measured(parent), rows
+
+
+def _measured(scores: Scores) -> Measured:
+    return Measured(scores["miou_point"], scores["miou_box"], scores["agreement"], int(scores["file_bytes"]))
 
 
 def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:

@@ -14,6 +14,9 @@ from typing import Any
 
 from sam_edge.errors import BenchError
 
+LOG = "scores.jsonl"
+"""The log's name in a folder of results."""
+
 Scores = dict[str, float]
 """Of one run: measure -> value."""
 
@@ -53,6 +56,7 @@ def repeat(
         scores = done[arm, seed] = run(arm, seed)
         line = {"arm": arm, "seed": seed, "scores": scores, "settings": digest}
         seconds = round(perf_counter() - started, 1)
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, "seconds": seconds}) + "\n")
         if on_result is not None:

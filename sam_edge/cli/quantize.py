@@ -125,7 +125,10 @@ def bench_quantize(
     split: EvalSplit = "val",
     limit: Annotated[int | None, typer.Option(help="Evaluate on so many pictures, the same for all seeds.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for bench.json and a CSV of one line per run.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for bench.json and a CSV of one line per run; begun tables go on from there."
+        ),
     ] = None,
     as_json: Json = False,
     seed: Seed = 0,
@@ -136,8 +139,9 @@ def bench_quantize(
 
     from sam_edge.bench.hardware import hardware, slug
     from sam_edge.bench.quantization import rich_table, settings, write_csv
+    from sam_edge.bench.repeats import LOG
     from sam_edge.commands.integers import quantization_table
-    from sam_edge.files import atomic_folder, check_target
+    from sam_edge.files import atomic_file, check_target
 
     if out is not None:
         check_target(out)
@@ -154,6 +158,7 @@ def bench_quantize(
             split=split,
             limit=limit,
             device=device,
+            log=None if out is None else out / LOG,
             on_progress=on_progress,
         )
     machine = hardware()
@@ -174,9 +179,9 @@ def bench_quantize(
         "rows": [asdict(row) for row in rows],
     }
     if out is not None:
-        with atomic_folder(out) as work:
-            (work / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            write_csv(parent, rows, work / f"{slug(machine)}.csv")
+        with atomic_file(out / "bench.json") as part:
+            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_csv(parent, rows, out / f"{slug(machine)}.csv")
     if as_json:
         print_json(result)
     else:

@@ -10,6 +10,7 @@ import torch
 
 from sam_edge.bench.integers import Contender, Turns, quantize_by_onnxruntime, race
 from sam_edge.bench.quantization import Measured, QuantizationRow, Setting, compare_settings
+from sam_edge.bench.repeats import LOG
 from sam_edge.commands.common import OnProgress, sample_pictures
 from sam_edge.data import open_some
 from sam_edge.data.split import Split
@@ -19,7 +20,7 @@ from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import resolve_device
 from sam_edge.export.to_onnx import OnnxOptions, write_encoder
 from sam_edge.export.unsigned import clips_products, unsigned_graph
-from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint
+from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
@@ -42,11 +43,16 @@ def quantization_table(
     split: Split = "val",
     limit: int | None = None,
     device: str = "auto",
+    log: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Measured, list[QuantizationRow]]:
     """Quantize a MODEL in every chosen way, each seed with its own calibration pictures, and evaluate on `data`.
 
-    The integers are simulated in torch. `limit` draws so many pictures of the split, the same for all seeds.
+    The integers are simulated in torch. `limit` draws so many pictures of the split, the same for all seeds. With
+    `log` each run is kept there when it ends, and a table that was cut short goes on from it.
+
+    Raises:
+        BenchError: `log` holds runs of another model, other pictures or other data.
     """
     place = resolve_device(device)
     dataset = open_some(data, split, limit=limit, seed=0)
@@ -74,8 +80,17 @@ def quantization_table(
         quantize_model(model, sample_pictures(images, calibration_images, seed), options)
         return measured(model)
 
-    float_scores = measured(parent)
-    return float_scores, compare_settings(chosen, seeds, measure, on_progress)
+    shared = {
+        "model": weights_sha256(parent),
+        "images": images,
+        "data": data,
+        "calibration_images": calibration_images,
+        "split": split,
+        "limit": limit,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = log or Path(scratch) / LOG
+        return compare_settings(lambda: measured(parent), chosen, seeds, measure, kept, shared, on_progress)
 
 
 def encoder_race(

@@ -12,7 +12,7 @@ from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 from sam_edge.bench.distillation import ROWS, AblationRow, choose, table
-from sam_edge.bench.repeats import Scores, as_dict, repeat
+from sam_edge.bench.repeats import LOG, Scores, as_dict, repeat
 from sam_edge.compress.embeddings import EmbedOptions, embed_pictures
 from sam_edge.compress.full_stage import LossWeights
 from sam_edge.compress.hard_prompts import HardPromptOptions
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ablation = Ablation(teacher, open_joined(args.data), args.out, base, **limits)
     start = sha256_of(args.student) if Path(args.student).exists() else args.student
     settings = {"teacher": weights_sha256(teacher), "start": start, "data": args.data, **limits, **asdict(base)}
-    log = args.out / "scores.jsonl"
+    log = args.out / LOG
     of_teacher = repeat(["teacher"], [0], lambda *_: ablation.score(teacher), log, settings, say)["teacher"][0]
     results = repeat(list(rows), seeds, lambda name, seed: ablation.measure(rows[name], seed), log, settings, say)
     protocol = (

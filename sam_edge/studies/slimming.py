@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sam_edge.bench.repeats import Scores, repeat
+from sam_edge.bench.repeats import LOG, Scores, repeat
 from sam_edge.bench.slimming import TABLES, Variant, as_dict, as_markdown, choose, variants
 from sam_edge.compress.distil import DistilOptions, steps_per_epoch
 from sam_edge.compress.importance import ImportanceOptions
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model = load_model(args.model, ablation.device)
     settings = {"model": weights_sha256(model), "data": args.data, **asdict(options)}
-    log, wanted = args.out / "scores.jsonl", variants(tables)
+    log, wanted = args.out / LOG, variants(tables)
     unpruned = repeat(["unpruned"], [0], lambda *_: ablation.score(model), log, settings, say)["unpruned"][0]
     results = repeat(list(wanted), seeds, lambda name, seed: ablation.measure(wanted[name], seed), log, settings, say)
     protocol = (

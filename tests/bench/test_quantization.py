@@ -29,17 +29,40 @@ def test_min_max_has_no_twin_scales_and_is_listed_once():
     assert list(settings((8,), ("minmax",), (False,))) == [Setting(8, "minmax", False)]
 
 
-def test_drops_are_points_with_their_spread_over_seeds():
+def compared(folder, chosen, seeds, measure=measure, on_run=None):
+    return compare_settings(lambda: PARENT, chosen, seeds, measure, folder / "scores.jsonl", {"model": "m"}, on_run)
+
+
+def test_drops_are_points_with_their_spread_over_seeds(tmp_path):
     calls: list[tuple[int, int, str]] = []
-    rows = compare_settings([Setting(6, "mse", True)], range(3), measure, lambda *call: calls.append(call))
+    mse = Setting(6, "mse", True)
+    parent, rows = compared(tmp_path / "three", [mse], range(3), on_run=lambda *call: calls.append(call))
+    assert parent == PARENT
     assert rows[0].drop(PARENT, "point") == pytest.approx((2.1, 0.1))
     assert rows[0].drop(PARENT, "box") == pytest.approx((4.2, 0.2))
-    assert [call[:2] for call in calls] == [(0, 3), (1, 3), (2, 3)]
-    assert compare_settings([Setting(6, "mse", True)], [0], measure)[0].drop(PARENT, "point")[1] == 0
+    assert calls == [(0, 3, "float"), *((seed, 3, f"W6A6 mse twin, seed {seed}") for seed in range(3))]
+    assert compared(tmp_path / "one", [mse], [0])[1][0].drop(PARENT, "point")[1] == 0
+
+
+def test_a_table_cut_short_goes_on_from_the_runs_it_has(tmp_path):
+    chosen = list(settings((8, 6), ("hessian", "mse"), (True, False)))
+    calls: list[tuple[Setting, int]] = []
+
+    def killed(setting: Setting, seed: int) -> Measured:
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        calls.append((setting, seed))
+        return measure(setting, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        compared(tmp_path, chosen, range(2), killed)
+    again = compared(tmp_path, chosen, range(2), lambda *run: calls.append(run) or measure(*run))
+    assert len(calls) == len(set(calls)) == 2 * len(chosen)
+    assert again == compared(tmp_path / "whole", chosen, range(2))
 
 
 def test_the_table_and_the_csv_say_what_was_measured(tmp_path):
-    rows = compare_settings(list(settings((8, 6), ("hessian",), (True,))), range(2), measure)
+    _, rows = compared(tmp_path, list(settings((8, 6), ("hessian",), (True,))), range(2))
     console = Console(width=100, record=True, file=(tmp_path / "table").open("w"))
     console.print(rich_table(PARENT, rows))
     text = console.export_text()
