@@ -237,7 +237,7 @@ def decoder_example(config: ModelConfig, batch: int, sets: int, points: int) -> 
 
 
 def halve_positions(model: EdgeSam) -> None:
-    """Store a quantized encoder's position embedding in float16, in place.
+    """Store a quantized encoder's position embedding in float16, in place, which changes none of its values.
 
     It is the one large table that is added, not multiplied, so it has no integer form; in halves it no longer
     outweighs the int8 weights.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError
 from sam_edge.export.split_graphs import SplitGraphs
-from sam_edge.export.unsigned import clips_products, unsigned_graph
+from sam_edge.export.unsigned import for_this_cpu
 from sam_edge.files import sha256_of
 from sam_edge.models.config import ModelConfig
 from sam_edge.models.prompts import Prompts
@@ -71,9 +71,8 @@ class ExportedFolder:
         return self.path / self.graphs[name]["file"]
 
     def graph_for_this_cpu(self, name: str) -> Path | bytes:
-        """A graph as this machine's CPU computes it rightly: its file, or that of the same integers without sign."""
-        file = self.graph_file(name)
-        return unsigned_graph(file) if self.precision == "int8" and clips_products() else file
+        """A graph as this machine's CPU computes it rightly."""
+        return for_this_cpu(self.graph_file(name), self.precision)
 
 
 def graph_sha256(file: Path) -> str:

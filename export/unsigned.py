@@ -34,6 +34,11 @@ def clips_products() -> bool:
     return bool((session.run(None, {"left": left})[0] != left.astype(int) @ right.astype(int)).any())
 
 
+def for_this_cpu(file: Path, precision: str) -> Path | bytes:
+    """A graph as this machine's CPU computes it rightly: its file, or that of the same integers without sign."""
+    return unsigned_graph(file) if precision == "int8" and clips_products() else file
+
+
 def unsigned_graph(file: str | Path) -> bytes:
     """An ONNX file's graph with every int8 grid of a quantizer as the uint8 grid of the same values, serialised."""
     model = onnx.load(file)

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -48,6 +47,5 @@ def add_step(
             "seed": seed,
             "parent_sha256": parent_sha256,
             "data": list(data),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )

@@ -19,7 +19,7 @@ from sam_edge.evaluate.miou import evaluate_miou
 from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import resolve_device
 from sam_edge.export.to_onnx import OnnxOptions, write_encoder
-from sam_edge.export.unsigned import clips_products, unsigned_graph
+from sam_edge.export.unsigned import for_this_cpu
 from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
@@ -128,9 +128,9 @@ def encoder_race(
             folder = Path(scratch) / name
             folder.mkdir()
             file = write_encoder(load_model(spec), folder, options)
-            if options.precision == "int8" and clips_products():
-                # what our runtimes open on such a CPU
-                file.write_bytes(unsigned_graph(file))
+            graph = for_this_cpu(file, options.precision)
+            if isinstance(graph, bytes):
+                file.write_bytes(graph)
             return file
 
         graph = write("float", parent, OnnxOptions())

@@ -11,7 +11,6 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,8 +215,7 @@ class Slimming:
         self.records.append(record)
         if folder is not None and state_file is not None and rank() == 0:
             kept = self.model.config
-            date = datetime.now(UTC).isoformat(timespec="seconds")
-            step = {"step": "compress", "stage": name, "settings": dict(settings), "date": date, "result": record}
+            step = {"step": "compress", "stage": name, "settings": dict(settings), "result": record}
             self.model.config = kept.with_step(step)
             save_checkpoint(self.model, folder)
             self.model.config = kept

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,18 +13,20 @@ from torch import Tensor, nn
 from sam_edge.errors import CheckpointError, SamEdgeError
 from sam_edge.files import atomic_folder
 from sam_edge.models.config import ModelConfig
-from sam_edge.models.packing import pack, unpack
+from sam_edge.models.packing import from_bytes, pack, to_bytes, unpack
 from sam_edge.models.sam import EdgeSam
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NEVER_HALVED = ("weight_scale", "positional_encoding_gaussian_matrix")
 """Small tensors that stay float32: scales of integers, and frequencies whose phases halves cannot hold."""
+POSITIONS, EXPONENTS = "image_encoder.pos_embed", "image_encoder.pos_embed_exponents"
+"""The one large table beside the weights; a quantized model's is stored in bytes, with a power of two per channel."""
 
 
 def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -> Path:
     """Write a checkpoint folder, whole or not at all; `half` stores floats as fp16.
 
-    Of a quantized model, integers of fewer than 8 bits are packed.
+    Of a quantized model integers of fewer than 8 bits are packed, and with `half` positions are bytes.
 
     Raises:
         SamEdgeError: the folder cannot be written, or holds something else.
@@ -33,6 +36,8 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
         for name, value in model.state_dict().items()
         if name not in _shared(model)
     }
+    if half and POSITIONS in tensors and model.config.quantization is not None:
+        tensors[POSITIONS], tensors[EXPONENTS] = to_bytes(model.state_dict()[POSITIONS].cpu())
     tensors |= {name: pack(tensors[name], bits) for name, bits in _packed(model.config).items()}
     with atomic_folder(folder) as work:
         (work / CONFIG).write_text(model.config.to_json())
@@ -88,6 +93,8 @@ def load_checkpoint(folder: str | Path) -> EdgeSam:
     state, shapes = read_state_dict(folder / WEIGHTS), model.state_dict()
     for name, bits in _packed(config).items():
         state[name] = _unpacked(state.get(name), bits, shapes[name].shape, f"{folder}: {name}")
+    if EXPONENTS in state:
+        state[POSITIONS] = _positions(state.get(POSITIONS), state.pop(EXPONENTS), f"{folder}: {POSITIONS}")
     load_weights(model, state, folder)
     return model
 
@@ -98,20 +105,31 @@ def _unpacked(packed: Tensor | None, bits: int, shape: torch.Size, what: str) ->
     return unpack(packed, bits, shape)
 
 
-def holds_halves(model: nn.Module) -> bool:
+def _positions(integers: Tensor | None, exponents: Tensor, what: str) -> Tensor:
+    whole = integers is not None and {integers.dtype, exponents.dtype} == {torch.int8}
+    if integers is None or not whole or exponents.shape != integers.shape[-1:]:
+        raise CheckpointError(f"{what} and its exponents do not hold 8-bit integers of as many channels.")
+    return from_bytes(integers, exponents)
+
+
+def holds_halves(model: EdgeSam) -> bool:
     """Whether `save_checkpoint(half=True)` would change no weight: so for what was loaded from halves."""
-    return all(
-        torch.equal(value, value.half().to(value.dtype))
-        for name, value in model.state_dict().items()
-        if _is_halved(name, value)
-    )
+    return all(torch.equal(value, rounded) for value, rounded in _rounded(model))
 
 
-def round_to_halves(model: nn.Module) -> None:
-    """Round in place what `save_checkpoint(half=True)` stores in halves, so that nothing changes by saving."""
+def round_to_halves(model: EdgeSam) -> None:
+    """Round in place what `save_checkpoint(half=True)` stores in fewer bits, so that nothing changes by saving."""
+    for value, rounded in _rounded(model):
+        value.copy_(rounded)
+
+
+def _rounded(model: EdgeSam) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each float of fewer bits in a half-precision folder: as it is, and as it would be read back."""
     for name, value in model.state_dict().items():
-        if _is_halved(name, value):
-            value.copy_(value.half())
+        if name == POSITIONS and model.config.quantization is not None:
+            yield value, from_bytes(*to_bytes(value))
+        elif _is_halved(name, value):
+            yield value, value.half().to(value.dtype)
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:

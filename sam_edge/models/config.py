@@ -6,6 +6,7 @@ Widths are channels, sizes are pixels, windows are tokens per side (0 means glob
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,8 +177,9 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)
 
     def with_step(self, step: dict[str, Any]) -> "ModelConfig":
-        """A copy whose lineage ends with `step`."""
-        return self.replace(lineage=(*self.lineage, step))
+        """A copy whose lineage ends with `step`, dated now (UTC)."""
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        return self.replace(lineage=(*self.lineage, {**step, "date": date}))
 
     def to_json(self) -> str:
         """The text of `config.json`."""

@@ -1,11 +1,12 @@
-"""Weights of fewer than 8 bits without gaps between them: 6-bit ones lie 4 in 3 bytes, 4-bit ones 2 in 1.
+"""How a quantized model lies on the disk: narrow integers without gaps, and a table of positions in bytes.
 
-This is how they are stored. No runtime computes on 6 bits: in memory and in graphs every weight has a byte.
+6-bit weights lie 4 in 3 bytes, 4-bit ones 2 in 1. No runtime computes on 6 bits: in memory and in graphs every weight
+has a byte.
 """
 
 import numpy as np
 import torch
-from jaxtyping import Int8, UInt8
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 
@@ -23,3 +24,23 @@ def unpack(packed: UInt8[Tensor, "n"], bits: int, shape: torch.Size) -> Int8[Ten
     values = np.packbits(each, axis=1, bitorder="little")[:, 0].astype(np.int16)
     values -= (values >> (bits - 1)) << bits
     return torch.from_numpy(values.astype(np.int8)).reshape(shape)
+
+
+def to_bytes(table: Float[Tensor, "*n c"]) -> tuple[Int8[Tensor, "*n c"], Int8[Tensor, "c"]]:
+    """A table in 8 bits, and of each channel the power of two that is its step.
+
+    Such values are exact in halves, too, and of values that lie on their steps already nothing changes.
+    """
+    largest = table.detach().abs().flatten(0, -2).amax(0).double()
+    # from the smallest half to the largest
+    exponents = (largest / 127).log2().ceil().clamp(-24, 9).to(torch.int8)
+    return (table.detach() / _steps(exponents)).round().clamp(-127, 127).to(torch.int8), exponents
+
+
+def from_bytes(integers: Int8[Tensor, "*n c"], exponents: Int8[Tensor, "c"]) -> Float[Tensor, "*n c"]:
+    """The table that `to_bytes` stored."""
+    return integers.float() * _steps(exponents)
+
+
+def _steps(exponents: Int8[Tensor, "c"]) -> Float[Tensor, "c"]:
+    return torch.ldexp(torch.ones(exponents.shape, device=exponents.device), exponents.int())

@@ -12,7 +12,6 @@ import argparse
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +159,7 @@ def averaged(model: EdgeSam, parts: Mapping[str, tuple[EdgeSam, float]]) -> Edge
     states = [(on_canvas(part, canvas).state_dict(), share) for part, share in parts.values()]
     model.load_state_dict({name: sum(share * state[name] for state, share in states) for name in states[0][0]})
     shares = {name: share for name, (_, share) in parts.items()}
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    step = {"step": "average", "settings": {"shares": shares}, "parent_sha256": start, "date": date}
-    model.config = model.config.with_step(step)
+    model.config = model.config.with_step({"step": "average", "settings": {"shares": shares}, "parent_sha256": start})
     return model
 
 

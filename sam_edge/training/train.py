@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -155,7 +154,6 @@ def train(
             "seed": options.seed,
             "parent_sha256": start if model.config.lineage else None,
             "data": data,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(progress.seconds),
             "hardware": f"{torch.get_num_threads()} CPU threads"
             if next(model.parameters()).device.type == "cpu"

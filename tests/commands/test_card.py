@@ -17,7 +17,7 @@ DATA = "synthetic:3:1"
 def checkpoint(tiny_sam, tmp_path):
     sources = [{"name": "coco128", "images": 100, "weight": 2.0}, {"name": "sa1b", "shards": 12, "weight": 1.0}]
     trained = {"step": "train", "settings": {"loop": {"steps": 7}}, "seed": 3, "data": sources, "seconds": 720}
-    average = {"step": "average", "settings": {"shares": {"small": 0.25, "large": 0.75}}, "date": "2026-11-28T00:00:00"}
+    average = {"step": "average", "settings": {"shares": {"small": 0.25, "large": 0.75}}}
     tiny_sam.config = tiny_sam.config.with_step(trained).with_step(average)
     return str(save_checkpoint(tiny_sam, tmp_path / "model"))
 

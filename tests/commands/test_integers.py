@@ -6,6 +6,7 @@ import pytest
 from sam_edge.bench.integers import race
 from sam_edge.commands import integers
 from sam_edge.errors import BenchError
+from sam_edge.export import unsigned
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 
@@ -29,7 +30,7 @@ def test_the_integer_graph_races_as_this_cpu_computes_it_rightly(lineage, monkey
         return race(contenders, **settings)
 
     monkeypatch.setattr(integers, "race", watched)
-    monkeypatch.setattr(integers, "clips_products", lambda: clips)
+    monkeypatch.setattr(unsigned, "clips_products", lambda: clips)
     found = integers.encoder_race(*lineage, "synthetic:2", runtimes=["onnxruntime"], pictures=1, turns=1)
     assert signs["onnxruntime int8"] == (not clips)
     assert not signs["onnxruntime float"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from datetime import UTC, datetime
 
 import pytest
 
@@ -31,9 +32,11 @@ def test_everything_else_comes_back_too(tiny_config, tmp_path):
     assert ModelConfig.read(tmp_path / "config.json") == config
 
 
-def test_steps_are_added_at_the_end_of_a_copy(tiny_config):
+def test_steps_are_added_at_the_end_of_a_copy_and_dated(tiny_config):
+    before = datetime.now(UTC).replace(microsecond=0)
     config = tiny_config.with_step({"step": "prune"}).with_step({"step": "distil"})
     assert [step["step"] for step in config.lineage] == ["prune", "distil"]
+    assert all(before <= datetime.fromisoformat(step["date"]) <= datetime.now(UTC) for step in config.lineage)
     assert tiny_config.lineage == ()
 
 

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sam_edge.errors import CheckpointError
-from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.models.packing import pack, unpack
+from sam_edge.models.checkpoint import holds_halves, load_checkpoint, save_checkpoint
+from sam_edge.models.packing import from_bytes, pack, to_bytes, unpack
+from sam_edge.models.registry import load_model
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 
 
@@ -48,3 +49,46 @@ def test_a_packed_weight_of_another_size_is_refused(tiny_slim, photo, tmp_path):
     save_file(stored, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"lin1\.weight does not hold 1280 packed 6-bit integers"):
         load_checkpoint(folder)
+
+
+def test_a_table_in_bytes_is_within_half_a_step_and_stays_as_it_is():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(1, 9, 9, 6, generator=generator) * torch.tensor([3.0, 1.0, 1e-2, 1e-5, 0.0, 1e-9])
+    integers, exponents = to_bytes(table)
+    back = from_bytes(integers, exponents)
+    step = (table.abs().flatten(0, 2).amax(0) / 63.5).clamp(min=2.0**-24)
+    assert ((back - table).abs() <= step / 2).all()
+    assert back.abs().amax(dim=(0, 1, 2))[:3].gt(0).all()
+    assert torch.equal(back.half().float(), back)
+    again = to_bytes(back)
+    assert torch.equal(from_bytes(*again), back)
+
+
+def test_positions_of_a_quantized_model_are_bytes_and_come_back(tiny_slim, photo, tmp_path):
+    with torch.no_grad():
+        tiny_slim.image_encoder.pos_embed.normal_(generator=torch.Generator().manual_seed(0))
+    quantize_model(tiny_slim, [photo], QuantizeOptions(metric="minmax", prompts_per_image=1))
+    folder = save_checkpoint(tiny_slim, tmp_path / "q", half=True)
+    stored = load_file(folder / "model.safetensors")
+    assert stored["image_encoder.pos_embed"].dtype == torch.int8
+    loaded = load_checkpoint(folder)
+    assert torch.equal(loaded.image_encoder.pos_embed, tiny_slim.image_encoder.pos_embed)
+    assert loaded.image_encoder.pos_embed.abs().max() > 1
+    assert holds_halves(loaded)
+    with torch.no_grad():
+        loaded.image_encoder.pos_embed += 0.25 * 2.0**-10
+    assert not holds_halves(loaded)
+    stored["image_encoder.pos_embed_exponents"] = stored["image_encoder.pos_embed_exponents"][1:].clone()
+    save_file(stored, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="as many channels"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.28), (6, 0.22)])
+def test_nano_in_integers_is_this_share_of_its_float_file(photo, tmp_path, bits, share):
+    model = load_model("nano")
+    parent = save_checkpoint(model, tmp_path / "float")
+    quantize_model(model, [photo], QuantizeOptions(bits, bits, metric="minmax", prompts_per_image=1))
+    folder = save_checkpoint(model, tmp_path / "q", half=True)
+    sizes = [(path / "model.safetensors").stat().st_size for path in (folder, parent)]
+    assert sizes[0] <= share * sizes[1]
