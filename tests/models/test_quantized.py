@@ -371,7 +371,8 @@ def test_a_quantized_checkpoint_comes_back_bit_equal_and_is_integer(
     torch.testing.assert_close(answers[1], answers[0], rtol=0, atol=0)
     assert loaded.config == model.config
     stored = load_file(folder / "model.safetensors")
-    assert stored.keys() == model.state_dict().keys()
+    exponents = {"image_encoder.pos_embed_exponents"} if arch == "vit" else set()
+    assert stored.keys() == model.state_dict().keys() | exponents
     for name, entry in model.config.quantization.items():
         assert "heads" in entry or stored[f"{name}.weight"].dtype == torch.int8
     # what stays float: no matrix but positions, embeddings and the prompt encoder
