@@ -154,9 +154,11 @@ def test_the_table_of_quantization_counts_its_seeds_and_names_its_machine(sam_ed
     # other seed, other calibration pictures, other scales
     assert outs[0]["rows"] != outs[5]["rows"]
     wider = ("bench-quantize", checkpoint, *args, *few, "--bits", 6, "--out", tmp_path / "0", "--json")
+    (tmp_path / "0" / "bench.json").unlink()
     code, out, _ = sam_edge(*wider)
     assert code == 0
     # what the folder has is not measured again
+    assert [row["setting"]["bits"] for row in json.loads(out)["rows"]] == [8, 4, 6]
     assert [row["runs"] for row in json.loads(out)["rows"]][:2] == [row["runs"] for row in outs[0]["rows"]]
     assert len((tmp_path / "0" / "scores.jsonl").read_text().splitlines()) == 4
     code, _, err = sam_edge(*wider, "--limit", 2)

@@ -143,7 +143,7 @@ def bench_quantize(
     from sam_edge.commands.integers import quantization_table
     from sam_edge.files import atomic_file, check_target
 
-    if out is not None:
+    if out is not None and not (out / LOG).is_file():
         check_target(out)
     metrics = [name.value for name in metric or tuple(Metric)]
     chosen = list(settings(bits or (8, 6), metrics, (True, False) if twin is None else (twin,)))
