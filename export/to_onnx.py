@@ -18,7 +18,7 @@ from sam_edge.errors import ExportError
 from sam_edge.export.graphs import GraphSpec, encoder_graph, graphs, halve_positions, to_half
 from sam_edge.export.onnx_runtime import MANIFEST, OnnxRuntime, graph_sha256
 from sam_edge.export.parity import Parity, answers, compare, require
-from sam_edge.files import atomic_folder
+from sam_edge.files import atomic_folder, check_target
 from sam_edge.models.quantized import Dialect, prepare_for_quantization, set_dialect, set_products, set_twin
 from sam_edge.models.quantized_attention import QuantizedProducts
 from sam_edge.models.sam import EdgeSam
@@ -72,6 +72,7 @@ def export_onnx(
     Raises:
         ExportError: a precision that the checkpoint does not have, or masks on `images` that differ from torch's.
     """
+    check_target(Path(out))
     quantized = model.config.quantization is not None
     if quantized and options.precision != "int8":
         raise ExportError(f"a quantized checkpoint is exported with --precision int8, got {options.precision}.")

@@ -311,12 +311,18 @@ BAD = {
     "point outside": (("segment", "{model}", "{picture}", "--point", "999,1", "--out", "{out}"), "outside"),
     "no prompt": (("segment", "{model}", "{picture}", "--out", "{out}"), "--point"),
     "not a picture": (("segment", "{model}", "{text}", "--point", "1,1", "--out", "{out}"), "note.txt"),
-    "out is a file": (("quantize", "{model}", "--images", "synthetic:4", "--out", "{text}"), "note.txt"),
-    "bench's out is a file": (
-        ("bench-quantize", "{model}", "--images", "synthetic:4", "--data", "synthetic:4", "--out", "{text}"),
+    # before anything else is looked at: what follows may take hours
+    "out is a file": (("quantize", "{model}", "--images", "nowhere", "--out", "{text}"), "note.txt"),
+    "bench-quantize's out": (
+        ("bench-quantize", "{model}", "--images", "nowhere", "--data", "nowhere", "--out", "{text}"),
         "note.txt",
     ),
-    "out is not ours": (("quantize", "{model}", "--images", "synthetic:4", "--out", "{full}"), "not empty"),
+    "bench's out": (("bench", "nowhere", "--out", "{text}"), "note.txt"),
+    "calibrate's out": (("calibrate", "{model}", "--images", "nowhere", "--out", "{text}"), "note.txt"),
+    "card's out": (("card", "{model}", "--data", "nowhere", "--out", "{text}"), "note.txt"),
+    "segment's out": (("segment", "{model}", "nowhere.png", "--everything", "--out", "{text}"), "note.txt"),
+    "export's out": (("export-onnx", "{model}", "--precision", "int8", "--out", "{text}"), "note.txt"),
+    "out is not ours": (("quantize", "{model}", "--images", "nowhere", "--out", "{full}"), "not empty"),
     "no tau": (
         ("segment", "{model}", "{picture}", "--everything", "--strategy", "hierarchical", "--out", "{out}"),
         "sam-edge calibrate",

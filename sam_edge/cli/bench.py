@@ -48,8 +48,10 @@ def bench(
     from sam_edge.bench.table import as_dict, rich_table, write_csv, write_json
     from sam_edge.commands.bench import bench as bench_
     from sam_edge.data.image import read_image
-    from sam_edge.files import atomic_folder
+    from sam_edge.files import atomic_folder, check_target
 
+    if out is not None:
+        check_target(out)
     picture = None if image is None else read_image(image)
     if everything:
         _race(

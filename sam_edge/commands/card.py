@@ -17,7 +17,7 @@ from sam_edge.data.split import Split
 from sam_edge.errors import DataError
 from sam_edge.evaluate.failures import Failure, worst_masks
 from sam_edge.export.runtimes import open_runtime
-from sam_edge.files import atomic_folder
+from sam_edge.files import atomic_folder, check_target
 from sam_edge.models.config import ModelConfig
 from sam_edge.models.cost import cost
 from sam_edge.segment.overlay import overlay
@@ -48,6 +48,7 @@ def write_card(
     Raises:
         DataError: unreadable notes.
     """
+    check_target(out)
     first = f"# {spec}" if notes is None else _read(notes)
     settings: dict[str, Any] = {"split": split, "limit": limit, "seed": seed, "runtime": runtime, "device": device}
     measured = [_measure(spec, source, settings, on_progress) for source in data]

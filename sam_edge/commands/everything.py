@@ -19,6 +19,7 @@ from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
 from sam_edge.evaluate.everything import evaluate_strategies, record_ious
 from sam_edge.export.runtimes import open_runtime, resolve_device
+from sam_edge.files import check_target
 from sam_edge.models.checkpoint import holds_halves, save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.segment.calibrate import CalibrateOptions, calibrate
@@ -126,6 +127,7 @@ def calibrate_everything(
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Choose tau on photos, and write a checkpoint folder of the same weights that has it."""
+    check_target(out)
     pictures = sample_pictures(images, photos, seed, strict=strict)
     on_photo = counting(len(pictures), "photos", on_progress)
     found = calibrate(open_runtime(spec, "torch", device), pictures, options, on_photo=on_photo)

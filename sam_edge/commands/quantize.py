@@ -12,6 +12,7 @@ from sam_edge.data import open_some
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
 from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import open_runtime, resolve_device
+from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
@@ -41,6 +42,7 @@ def quantize(
     the agreement with the float model's masks, falls no further. With `runtime` the result is exported and timed
     against its float parent there.
     """
+    check_target(out)
     place = resolve_device(device)
     model = load_model(spec, place)
     parent = weights_sha256(model)

@@ -13,7 +13,7 @@ from sam_edge.data.image import read_image
 from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.errors import PromptError
 from sam_edge.export.runtimes import open_runtime
-from sam_edge.files import atomic_folder
+from sam_edge.files import atomic_folder, check_target
 from sam_edge.models.config import Coverage
 from sam_edge.segment.everything import EverythingGenerator, Strategy
 from sam_edge.segment.overlay import overlay
@@ -107,6 +107,7 @@ def segment(
         PromptError: a point or box outside the picture. DataError: an unreadable picture.
         EverythingError: options that cannot work together.
     """
+    check_target(out)
     image = read_image(image_file)
     _check_inside(prompts, image.shape[1], image.shape[0])
     opened = open_runtime(spec, runtime, device)
