@@ -80,17 +80,12 @@ def compare_settings(
         BenchError: `log` holds results under other settings.
     """
     arms = {setting.label: setting for setting in chosen}
-    order = [(label, seed) for seed in seeds for label in arms]
-
-    def run(label: str, seed: int) -> Scores:
-        if on_run is not None:
-            on_run(order.index((label, seed)), len(order), f"{label}, seed {seed}")
-        return asdict(measure(arms[label], seed))
-
     if on_run is not None:
-        on_run(0, len(order), "float")
+        on_run(0, len(arms) * len(seeds), "float")
     parent = repeat(["float"], [0], lambda *_: asdict(measure_parent()), log, shared)["float"][0]
-    found = repeat(list(arms), seeds, run, log, shared)
+    found = repeat(
+        list(arms), seeds, lambda label, seed: asdict(measure(arms[label], seed)), log, shared, on_run=on_run
+    )
     rows = [QuantizationRow(arms[label], tuple(_measured(run) for run in runs)) for label, runs in found.items()]
     return _measured(parent), rows
 

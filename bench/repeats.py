@@ -31,6 +31,7 @@ def repeat(
     log: Path,
     settings: Mapping[str, Any],
     on_result: Callable[[str], None] | None = None,
+    on_run: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, list[Scores]]:
     """Scores of every arm by every seed; `log` keeps them, and what it holds already is not run again.
 
@@ -38,6 +39,7 @@ def repeat(
 
     Args:
         settings: what the arms have in common; results under others are refused.
+        on_run: called before each run, with the runs behind it, those in all, and its name.
 
     Raises:
         BenchError: `log` holds results under other settings.
@@ -52,6 +54,9 @@ def repeat(
     for number, (seed, arm) in enumerate(((seed, arm) for seed in seeds for arm in arms), 1):
         if (arm, seed) in done:
             continue
+        name = f"{arm}, seed {seed}"
+        if on_run is not None:
+            on_run(number - 1, total, name)
         started = perf_counter()
         scores = done[arm, seed] = run(arm, seed)
         line = {"arm": arm, "seed": seed, "scores": scores, "settings": digest}
@@ -61,7 +66,7 @@ def repeat(
             file.write(json.dumps({**line, "seconds": seconds}) + "\n")
         if on_result is not None:
             found = ", ".join(f"{measure} {value:.3f}" for measure, value in scores.items())
-            on_result(f"{number}/{total} {arm}, seed {seed}, {seconds:.0f} s: {found}")
+            on_result(f"{number}/{total} {name}, {seconds:.0f} s: {found}")
     return {arm: [done[arm, seed] for seed in seeds] for arm in arms}
 
 

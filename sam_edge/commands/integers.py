@@ -128,9 +128,9 @@ def encoder_race(
             folder = Path(scratch) / name
             folder.mkdir()
             file = write_encoder(load_model(spec), folder, options)
-            graph = for_this_cpu(file, options.precision)
-            if isinstance(graph, bytes):
-                file.write_bytes(graph)
+            opened = for_this_cpu(file, options.precision)
+            if isinstance(opened, bytes):
+                file.write_bytes(opened)
             return file
 
         graph = write("float", parent, OnnxOptions())

@@ -106,8 +106,12 @@ def _unpacked(packed: Tensor | None, bits: int, shape: torch.Size, what: str) ->
 
 
 def _positions(integers: Tensor | None, exponents: Tensor, what: str) -> Tensor:
-    whole = integers is not None and {integers.dtype, exponents.dtype} == {torch.int8}
-    if integers is None or not whole or exponents.shape != integers.shape[-1:]:
+    if (
+        integers is None
+        or integers.dtype != torch.int8
+        or exponents.dtype != torch.int8
+        or exponents.shape != integers.shape[-1:]
+    ):
         raise CheckpointError(f"{what} and its exponents do not hold 8-bit integers of as many channels.")
     return from_bytes(integers, exponents)
 

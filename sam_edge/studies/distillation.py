@@ -135,7 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers=args.workers,
         bf16=args.bf16,
     )
-    args.out.mkdir(parents=True, exist_ok=True)
     rows, seeds = {row.name: row for row in choose(args.row)}, args.seed or [0, 1, 2]
     limits = {"views": args.views, "limit": args.limit, "eval_limit": args.eval_limit}
     teacher = load_model(args.teacher, resolve_device(args.device))

@@ -144,7 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = AblationOptions(**{name: getattr(args, name) for name in asdict(defaults)})
     tables, seeds = choose(args.table, args.row, args.ratio), args.seed or [0, 1, 2]
     ablation = Ablation(args.model, open_joined(args.data), args.out, options, args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
     model = load_model(args.model, ablation.device)
     settings = {"model": weights_sha256(model), "data": args.data, **asdict(options)}
     log, wanted = args.out / LOG, variants(tables)
