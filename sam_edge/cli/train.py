@@ -64,6 +64,7 @@ def train(
     bf16: Annotated[bool, typer.Option("--bf16", help=_LOOP("bf16"))] = False,
     prompts: Annotated[int, typer.Option(help=_TRAIN("prompts"))] = 16,
     box_share: Annotated[float, typer.Option(help=_PROMPTING("box_share"))] = 0.5,
+    box_jitter: Annotated[float, typer.Option(help=_PROMPTING("box_jitter"))] = 0.1,
     interior_share: Annotated[float, typer.Option(help=_PROMPTING("interior_share"))] = 0.5,
     rounds: Annotated[int, typer.Option(help=_PROMPTING("rounds"))] = 3,
     interactive_share: Annotated[float, typer.Option(help=_PROMPTING("interactive_share"))] = 0.25,
@@ -122,6 +123,7 @@ def train(
         seed=seed,
         prompting=InteractiveOptions(
             box_share=box_share,
+            box_jitter=box_jitter,
             interior_share=interior_share,
             rounds=rounds,
             interactive_share=interactive_share,

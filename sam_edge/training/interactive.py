@@ -31,6 +31,8 @@ class InteractiveOptions:
 
     box_share: float = 0.5
     """Share of first prompts that are boxes; the others are points."""
+    box_jitter: float = 0.1
+    """Standard deviation of a box's corners, as a share of its sides, for half of the boxes; the others are tight."""
     interior_share: float = 0.5
     """Share of first points that are the mask's most interior one; the others are drawn from all of it."""
     rounds: int = 3
@@ -41,7 +43,7 @@ class InteractiveOptions:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise TrainingError(f"rounds must be at least 1, got {self.rounds}.")
-        for name in ("box_share", "interior_share", "interactive_share"):
+        for name in ("box_share", "box_jitter", "interior_share", "interactive_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be in [0, 1], got {getattr(self, name)}.")
 
@@ -112,7 +114,8 @@ class InteractiveSegmentation:
         cells = random_cells(batch.masks > 127, generator)
         interior = torch.rand(shape, generator=generator) < options.interior_share
         points = torch.where(interior[..., None], batch.interior, self._to_pixels(cells, batch))
-        boxes = jitter_boxes(batch.boxes, batch.extent[:, None].expand(*shape, 2), generator)
+        extent = batch.extent[:, None].expand(*shape, 2)
+        boxes = jitter_boxes(batch.boxes, extent, generator, options.box_jitter)
         boxed = (torch.rand(shape, generator=generator) < options.box_share) | batch.boxes_only[:, None]
         as_points = torch.stack([points, torch.zeros_like(points)], 2)
         coords = torch.where(boxed[..., None, None], boxes.unflatten(-1, (2, 2)), as_points)

@@ -19,12 +19,15 @@ def random_cells(region: Bool[Tensor, "*n h w"], generator: torch.Generator) -> 
 
 
 def jitter_boxes(
-    boxes: Float[Tensor, "*n 4"], extent: Float[Tensor, "*n 2"], generator: torch.Generator
+    boxes: Float[Tensor, "*n 4"], extent: Float[Tensor, "*n 2"], generator: torch.Generator, deviation: float = 0.1
 ) -> Float[Tensor, "*n 4"]:
-    """Corners moved by a normal of a tenth of the side, at most 20 px, inside the picture; half stay tight."""
+    """Corners moved by a normal, at most 20 px, inside the picture; half stay tight.
+
+    `deviation` is the normal's, as a share of the side; SAM's is a tenth.
+    """
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1).repeat_interleave(2, -1)
     noise = torch.randn(boxes.shape, generator=generator).clamp(-2, 2)
-    moved = boxes + (noise * 0.1 * sides[..., [0, 2, 0, 2]]).clamp(-20, 20)
+    moved = boxes + (noise * deviation * sides[..., [0, 2, 0, 2]]).clamp(-20, 20)
     limit = torch.cat([extent, extent], -1)
     moved = torch.minimum(moved.clamp(min=0), limit)
     tight = torch.rand(boxes.shape[:-1], generator=generator)[..., None] < 0.5

@@ -112,7 +112,22 @@ def test_ellipses_are_asked_for_by_boxes_alone(tiny_sam, monkeypatch):
     assert torch.equal(seen[0][1][:, 0, 0] == BOX_START, mixed.boxes_only)
 
 
+def test_boxes_move_no_further_than_the_jitter_allows(tiny_sam, batch, monkeypatch):
+    seen = []
+    keep = interactive.Prompts
+    monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
+    for jitter in (0.0, 0.05):
+        seen.clear()
+        options = InteractiveOptions(box_share=1.0, rounds=1, box_jitter=jitter)
+        InteractiveSegmentation(tiny_sam, options, 1)(batch, 0)
+        boxes = seen[0][0].flatten(2)
+        sides = (batch.boxes[..., 2:] - batch.boxes[..., :2]).repeat(1, 1, 2).clamp(min=1)
+        # two standard deviations at most
+        assert ((boxes - batch.boxes).abs() <= 2 * jitter * sides + 1e-4).all()
+        assert torch.equal(boxes, batch.boxes) == (jitter == 0)
+
+
 def test_shares_outside_one_and_no_rounds_are_refused():
-    for bad in ({"box_share": 1.1}, {"interactive_share": -0.1}, {"rounds": 0}):
+    for bad in ({"box_share": 1.1}, {"box_jitter": 2.0}, {"interactive_share": -0.1}, {"rounds": 0}):
         with pytest.raises(TrainingError, match=next(iter(bad))):
             InteractiveOptions(**bad)
