@@ -10,17 +10,19 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sam_edge.commands.common import OnProgress
-from sam_edge.commands.evaluate import evaluate
-from sam_edge.data.open import open_some
+from sam_edge.commands.common import OnProgress, counting
+from sam_edge.data import Dataset, LabelledImage, open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import DataError
+from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.failures import Failure, worst_masks
+from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.runtimes import open_runtime
 from sam_edge.files import atomic_folder, check_target
 from sam_edge.models.config import ModelConfig
 from sam_edge.models.cost import cost
 from sam_edge.segment.overlay import overlay
+from sam_edge.segment.runtime import Runtime
 
 CLICKS = 5
 SHOWN_CLICKS = (1, 3, 5)
@@ -50,15 +52,13 @@ def write_card(
     """
     check_target(out)
     first = f"# {spec}" if notes is None else _read(notes)
-    settings: dict[str, Any] = {"split": split, "limit": limit, "seed": seed, "runtime": runtime, "device": device}
-    measured = [_measure(spec, source, settings, on_progress) for source in data]
     opened = open_runtime(spec, runtime, device)
-    failures = [
-        failure
-        for source in data
-        for failure in worst_masks(opened, open_some(source, split, limit=limit, seed=seed), -(-FAILURES // len(data)))
-    ]
+    pictures = {source: open_some(source, split, limit=limit, seed=seed) for source in data}
+    measured = [{"data": source, **_measure(opened, some, on_progress)} for source, some in pictures.items()]
+    share = -(-FAILURES // len(pictures))
+    failures = [failure for some in pictures.values() for failure in worst_masks(opened, some, share)]
     page = _page(first, spec, opened.config, measured, limit, bool(failures))
+    settings = {"split": split, "limit": limit, "seed": seed, "runtime": opened.name, "device": device}
     with atomic_folder(out) as work:
         (work / "CARD.md").write_text(page)
         (work / "card.json").write_text(json.dumps({"model": spec, **settings, "measured": measured}, indent=1))
@@ -74,16 +74,15 @@ def _read(notes: Path) -> str:
         raise DataError(f"{notes} cannot be read as text: {error}.") from error
 
 
-def _measure(spec: str, source: str, settings: dict[str, Any], on_progress: OnProgress | None) -> dict[str, Any]:
-    def miou(**prompt: Any) -> dict[str, Any]:
-        return evaluate(spec, source, **settings, **prompt, on_progress=on_progress)
-
+def _measure(opened: Runtime, some: Dataset[LabelledImage], on_progress: OnProgress | None) -> dict[str, Any]:
+    asked = Asked("box"), Asked("point"), Asked("point", multimask=True)
+    on_image = counting(2 * len(some), "mIoU", on_progress)
+    box, point, point_multimask = evaluate_prompts(opened, some, asked, on_image=on_image)
     return {
-        "data": source,
-        "box": miou(prompt="box"),
-        "point": miou(prompt="point"),
-        "point_multimask": miou(prompt="point", multimask=True),
-        "clicks": miou(clicks=CLICKS)["miou"],
+        "box": box.as_dict(),
+        "point": point.as_dict(),
+        "point_multimask": point_multimask.as_dict(),
+        "clicks": list(evaluate_clicks(opened, some, clicks=CLICKS, on_image=on_image).miou),
     }
 
 

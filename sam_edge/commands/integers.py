@@ -15,7 +15,7 @@ from sam_edge.commands.common import OnProgress, sample_pictures
 from sam_edge.data import open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
-from sam_edge.evaluate.miou import evaluate_miou
+from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import resolve_device
 from sam_edge.export.to_onnx import OnnxOptions, write_encoder
@@ -62,11 +62,11 @@ def quantization_table(
 
     def measured(model: EdgeSam) -> Measured:
         runtime = TorchRuntime(model, place)
-        point, box = (evaluate_miou(runtime, dataset, prompt=prompt).miou for prompt in ("point", "box"))
+        point, box = evaluate_prompts(runtime, dataset, [Asked("point"), Asked("box")])
         with tempfile.TemporaryDirectory() as scratch:
             saved = save_checkpoint(model, Path(scratch) / "model", half=model.config.quantization is not None)
             size = (saved / WEIGHTS).stat().st_size
-        return Measured(point, box, compare(wanted, answers(runtime, pictures)).mask_iou, size)
+        return Measured(point.miou, box.miou, compare(wanted, answers(runtime, pictures)).mask_iou, size)
 
     def measure(setting: Setting, seed: int) -> Measured:
         model = load_model(spec, place)

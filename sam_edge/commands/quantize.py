@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sam_edge.bench.latency import bench_runtimes
 from sam_edge.bench.memory import file_bytes
 from sam_edge.commands.common import OnProgress, Picture, add_step, sample_pictures
 from sam_edge.data import open_some
-from sam_edge.evaluate.miou import PromptKind, evaluate_miou
+from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import open_runtime, resolve_device
 from sam_edge.files import check_target
@@ -79,11 +80,10 @@ def _agreement(model: EdgeSam, images: str, count: int, seed: int) -> Callable[[
 def _labelled_score(data: str, count: int, seed: int, *, strict: bool) -> Callable[[EdgeSam], float]:
     """Mean of point and box mIoU on labelled pictures of the train split."""
     dataset = open_some(data, "train", strict, limit=count, seed=seed)
-    prompts: tuple[PromptKind, ...] = ("point", "box")
+    asked = Asked("point"), Asked("box")
 
     def score(model: EdgeSam) -> float:
-        runtime = TorchRuntime(model)
-        return sum(evaluate_miou(runtime, dataset, prompt=prompt).miou for prompt in prompts) / len(prompts)
+        return fmean(result.miou for result in evaluate_prompts(TorchRuntime(model), dataset, asked))
 
     return score
 

@@ -5,6 +5,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sam_edge.compress.full_stage import LossWeights
 from sam_edge.compress.taught import TaughtSegmentation
 from sam_edge.data import Dataset, LabelledImage, Split, open_labelled
 from sam_edge.errors import CheckpointError, DataError, TrainingError
-from sam_edge.evaluate.miou import evaluate_miou
+from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.runtimes import resolve_device
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint
@@ -190,9 +191,8 @@ def _validation(held_out: Sequence[Dataset[LabelledImage]]) -> Validate:
         assert isinstance(model, EdgeSam)
         # a copy: a runtime may put modules in place of others
         runtime = TorchRuntime(copy.deepcopy(model), str(model.device))
-        box = [evaluate_miou(runtime, dataset, prompt="box").miou for dataset in held_out]
-        point = [evaluate_miou(runtime, dataset, prompt="point", multimask=True).miou for dataset in held_out]
-        scores = {"box": float(np.mean(box)), "point": float(np.mean(point))}
+        found = [evaluate_prompts(runtime, dataset, [Asked("box"), Asked("point", True)]) for dataset in held_out]
+        scores = {name: fmean(results[at].miou for results in found) for at, name in enumerate(("box", "point"))}
         return scores | {"score": (scores["box"] + scores["point"]) / 2}
 
     return validate

@@ -1,6 +1,6 @@
 """Mean IoU by point or box prompts (the protocol of SlimSAM's table 1, for any runtime)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -59,6 +59,24 @@ class MiouResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Row:
+    iou: float
+    best: float
+    predicted: float
+    ellipse: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How each mask is asked for."""
+
+    prompt: PromptKind = "point"
+    """By its stored point, or its box."""
+    multimask: bool = False
+    """Ask for three masks and take the one of highest predicted IoU."""
+
+
 def evaluate_miou(
     runtime: Runtime,
     dataset: Dataset[LabelledImage],
@@ -73,38 +91,52 @@ def evaluate_miou(
     Raises:
         DataError: no mask at all.
     """
+    asked = [Asked(prompt, multimask)]
+    return evaluate_prompts(runtime, dataset, asked, prompts_per_batch=prompts_per_batch, on_image=on_image)[0]
+
+
+def evaluate_prompts(
+    runtime: Runtime,
+    dataset: Dataset[LabelledImage],
+    asked: Sequence[Asked],
+    *,
+    prompts_per_batch: int = 64,
+    on_image: Callable[[], None] | None = None,
+) -> list[MiouResult]:
+    """`evaluate_miou` for each of several ways to ask, which share one encoding of each image.
+
+    Raises:
+        DataError: no mask at all.
+    """
     predictor = SamPredictor(runtime)
-    rows, per_image = [], []
+    found: list[list[list[_Row]]] = [[] for _ in asked]
     for sample in dataset:
         if sample.annotations:
-            found = _image_rows(predictor, sample, prompt, multimask, prompts_per_batch)
-            per_image.append(float(np.mean([row.iou for row in found])))
-            rows.extend(found)
+            predictor.set_image(sample.image)
+            for how, images in zip(asked, found, strict=True):
+                images.append(_image_rows(predictor, sample, how, prompts_per_batch))
         if on_image is not None:
             on_image()
+    return [_summary(how, images, dataset.skipped) for how, images in zip(asked, found, strict=True)]
+
+
+def _summary(how: Asked, by_image: list[list[_Row]], skipped: int) -> MiouResult:
+    rows = [row for image in by_image for row in image]
     if not rows:
         raise DataError("the data set has no masks to evaluate on: check --data and --split.")
     return MiouResult(
-        prompt=prompt,
-        multimask=multimask,
+        prompt=how.prompt,
+        multimask=how.multimask,
         miou=float(np.mean([row.iou for row in rows])),
-        miou_per_image=float(np.mean(per_image)),
-        miou_best_of_three=float(np.mean([row.best for row in rows])) if multimask else None,
-        miou_ellipse=float(np.mean([row.ellipse for row in rows])) if prompt == "box" else None,
+        miou_per_image=float(np.mean([np.mean([row.iou for row in image]) for image in by_image])),
+        miou_best_of_three=float(np.mean([row.best for row in rows])) if how.multimask else None,
+        miou_ellipse=float(np.mean([row.ellipse for row in rows])) if how.prompt == "box" else None,
         iou_error=float(np.mean([abs(row.predicted - row.iou) for row in rows])),
         reliability=_reliability([(row.predicted, row.iou) for row in rows]),
         masks=len(rows),
-        images=len(per_image),
-        skipped=dataset.skipped,
+        images=len(by_image),
+        skipped=skipped,
     )
-
-
-@dataclass(frozen=True)
-class _Row:
-    iou: float
-    best: float
-    predicted: float
-    ellipse: float
 
 
 def _reliability(pairs: list[tuple[float, float]]) -> tuple[ReliabilityBin, ...]:
@@ -117,14 +149,13 @@ def _reliability(pairs: list[tuple[float, float]]) -> tuple[ReliabilityBin, ...]
     return tuple(bins)
 
 
-def _image_rows(
-    predictor: SamPredictor, sample: LabelledImage, prompt: PromptKind, multimask: bool, batch: int
-) -> list[_Row]:
-    predictor.set_image(sample.image)
+def _image_rows(predictor: SamPredictor, sample: LabelledImage, how: Asked, batch: int) -> list[_Row]:
+    """The rows of the picture that the predictor holds."""
     rows = []
     for start in range(0, len(sample.annotations), batch):
         chunk = sample.annotations[start : start + batch]
-        low_res, predicted = predictor.predict_low_res(**_prompts(predictor, chunk, prompt), multimask_output=multimask)
+        prompts = _prompts(predictor, chunk, how.prompt)
+        low_res, predicted = predictor.predict_low_res(**prompts, multimask_output=how.multimask)
         for annotation, logits, scores in zip(chunk, low_res, predicted, strict=True):
             # one prompt at a time at full size: a batch of 64 photos' worth of floats would not fit
             assert predictor.frame is not None
@@ -132,7 +163,7 @@ def _image_rows(
             wanted = annotation.mask()
             actual = [iou(mask, wanted) for mask in masks]
             chosen = int(scores.argmax())
-            ellipse = iou(inscribed_ellipse(annotation, *wanted.shape), wanted) if prompt == "box" else float("nan")
+            ellipse = iou(inscribed_ellipse(annotation, *wanted.shape), wanted) if how.prompt == "box" else float("nan")
             rows.append(_Row(actual[chosen], max(actual), float(scores[chosen]), ellipse))
     return rows
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from sam_edge.bench.repeats import Scores
 from sam_edge.data import Dataset, LabelledImage, is_val
 from sam_edge.data.joined import Joined
-from sam_edge.evaluate.miou import evaluate_miou
+from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.files import atomic_file
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.runtime import TorchRuntime
@@ -31,12 +31,13 @@ def held_out(data: Joined, limit: int | None) -> dict[str, Dataset[LabelledImage
 def scores_of(model: EdgeSam, measured: Mapping[str, Dataset[LabelledImage]]) -> Scores:
     """Mean IoU by one point and by box: the mean over the data sets, and of each."""
     runtime = TorchRuntime(model, str(model.device))
+    asked = Asked("point"), Asked("box")
     found = {
-        (label, prompt): evaluate_miou(runtime, pictures, prompt=prompt).miou
-        for prompt in ("point", "box")
+        (label, result.prompt): result.miou
         for label, pictures in measured.items()
+        for result in evaluate_prompts(runtime, pictures, asked)
     }
-    means = {prompt: fmean(found[label, prompt] for label in measured) for prompt in ("point", "box")}
+    means = {how.prompt: fmean(found[label, how.prompt] for label in measured) for how in asked}
     return means | {f"{label} {prompt}": value for (label, prompt), value in found.items()}
 
 

@@ -8,7 +8,7 @@ import torch
 
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
 from sam_edge.errors import DataError
-from sam_edge.evaluate.miou import evaluate_miou, inscribed_ellipse, iou
+from sam_edge.evaluate.miou import Asked, evaluate_miou, evaluate_prompts, inscribed_ellipse, iou
 from sam_edge.models.config import ModelConfig
 from sam_edge.models.prompts import Prompts
 
@@ -85,7 +85,8 @@ class Fake:
         readable = [sample for sample in self.data.samples if sample is not None and sample.annotations]
         sample, found = readable[number], []
         for _ in range(prompts.labels.shape[1]):
-            wanted = sample.annotations[self.answered].mask()
+            # asked once more, it begins at the first again
+            wanted = sample.annotations[self.answered % len(sample.annotations)].mask()
             self.answered += 1
             found.append(torch.stack([self._low_res(mask) for mask in self.masks(wanted)]))
         scores = torch.tensor(self.iou).expand(1, len(found), 4)
@@ -182,6 +183,21 @@ def test_the_batch_of_prompts_changes_nothing(tiny_config, data, batch):
     assert max(asked.labels.shape[1] for asked in runtime.asked) == min(batch, 3)
     # each picture is encoded once
     assert runtime.images == 2
+
+
+def test_several_ways_to_ask_share_one_encoding_and_score_as_each_alone(tiny_config, data):
+    def masks(wanted):
+        return [wanted & (np.arange(wanted.shape[1]) < width) for width in (24, 16, 64, 32)]
+
+    asked = [Asked("box"), Asked("point"), Asked("point", multimask=True)]
+    runtime = Fake(tiny_config, data, masks)
+    together = evaluate_prompts(runtime, data, asked)
+    assert runtime.images == 2
+    alone = [
+        evaluate_miou(Fake(tiny_config, data, masks), data, prompt=how.prompt, multimask=how.multimask) for how in asked
+    ]
+    assert together == alone
+    assert together[0].miou != together[2].miou
 
 
 def test_the_ellipse_is_counted_as_by_hand():

@@ -36,7 +36,7 @@ def test_tables_are_written_and_a_second_run_compresses_nothing(arguments, tmp_p
     stages = sorted(folder.name for folder in (tmp_path / "out" / "stages").iterdir())
     # both rows of step 2 and the aligned one of step 1 begin with the same two stages
     assert [sum(name.startswith(f"{number}-") for name in stages) for number in (1, 2, 3, 4)] == [1, 2, 1, 2]
-    monkeypatch.setattr(measuring, "evaluate_miou", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr(measuring, "evaluate_prompts", lambda *a, **k: pytest.fail("measured again"))
     study.main([*arguments, "--table", "4"])
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == first
     assert "Table 4" in capsys.readouterr().out
