@@ -163,10 +163,13 @@ class OnGrid(nn.Module):
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=container), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The nearest values on the grid; gradients pass straight through."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            return x + (self._round(x.detach()) - x.detach())
-        return self._round(x)
+        """The nearest values on the grid; gradients pass straight through, but not where values are clipped."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return self._round(x)
+        given = x.detach()
+        off = self._round(given) - given
+        # a shade more than half a step, for what rounds at the edge
+        return torch.where(off.abs() <= 0.501 * self.scale, x, given) + off
 
     def integers(self, x: Tensor) -> Tensor:
         """The nearest values' integers, in their container."""

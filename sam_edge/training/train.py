@@ -47,6 +47,9 @@ class TrainOptions:
     """Largest magnification of a view."""
     min_cells: int = 12
     """Smallest visible area of a prompted mask, in cells of the decoder's logits."""
+    target_scale: int = 1
+    """Targets are so many times finer than the decoder's logits, which are brought to their size before the loss. A
+    patch has four cells of logits to a side: of patches of 8 pixels 2 gives the view's own pixels, of 16 4."""
     small_first: float = 0.0
     """Masks are drawn by the area of their box to the power of minus this: 0 draws all alike, 0.5 draws a thing of half
     the side twice as often."""
@@ -73,6 +76,8 @@ class TrainOptions:
             raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
         if self.features is not None and self.freeze_encoder:
             raise TrainingError("features are the encoder's to learn: leave out either them or --freeze-encoder.")
+        if not 1 <= self.target_scale <= 8:
+            raise TrainingError(f"target_scale must be between 1 and 8, got {self.target_scale}.")
         if not 0 <= self.small_first <= 2:
             raise TrainingError(f"small_first must be in [0, 2], got {self.small_first}.")
         if self.largest_ellipse and self.largest_ellipse < SMALLEST_ELLIPSE:
@@ -109,11 +114,11 @@ def train(
     size = options.window or model.config.image_size
     views = ViewOptions(
         image_size=size,
-        mask_size=model.config.mask_size * size // model.config.image_size,
+        mask_size=model.config.mask_size * size // model.config.image_size * options.target_scale,
         prompts=options.prompts,
         min_zoom=options.min_zoom,
         max_zoom=options.max_zoom,
-        min_cells=options.min_cells,
+        min_cells=options.min_cells * options.target_scale**2,
         small_first=options.small_first,
         whole=options.whole,
         ellipses=options.ellipses,

@@ -80,11 +80,24 @@ def test_a_branch_keeps_its_step_in_every_dialect():
         assert branch(torch.tensor([-10.0, 5.0])).tolist() == pytest.approx([-3.84, 0.0])
 
 
-def test_gradients_pass_straight_through():
-    x = torch.linspace(-2, 2, 50).requires_grad_()
-    on_grid = OnGrid(BranchGrid(0.5, -3, 3))
+def test_gradients_pass_straight_through_and_stop_where_values_are_clipped():
+    x = torch.linspace(-2, 2, 51).requires_grad_()
+    on_grid = OnGrid(BranchGrid(0.5, -3, 2))
     y = on_grid(x)
     y.sum().backward()
-    assert torch.equal(x.grad, torch.ones(50))
+    inside = (x.detach() >= -1.75) & (x.detach() <= 1.25)
+    assert 0 < inside.sum() < 50
+    assert torch.equal(x.grad, inside.float())
     with torch.no_grad():
-        assert torch.equal(on_grid(x), y.detach()) or torch.allclose(on_grid(x), y.detach(), atol=1e-6)
+        torch.testing.assert_close(on_grid(x), y.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_of_a_twin_grid_s_branches_one_carries_the_gradient(signed):
+    x = values(signed, 501).clamp(-0.17, 1.0).requires_grad_()
+    grid = twin(signed, 8)
+    sum(OnTwinGrid(grid)(x)).sum().backward()
+    # beside the split, values round to it on either side
+    off = (x.detach() - grid.split).abs() > grid.scale
+    within = off & (x.detach() < 0.99 * grid.scale * (127 - grid.split_steps) + grid.split)
+    assert torch.equal(x.grad[within], torch.ones(int(within.sum())))

@@ -6,10 +6,13 @@ import torch
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.errors import TrainingError
 from sam_edge.models.prompts import BOX_START, FOREGROUND
+from sam_edge.segment.frame import Frame
 from sam_edge.training import interactive
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
+from sam_edge.training.loop import LoopOptions
 from sam_edge.training.stream import Source, ViewBatch, ViewStream, step_batches
 from sam_edge.training.stream import stack_views as stacked
+from sam_edge.training.train import TrainOptions
 from sam_edge.training.views import ViewOptions
 
 
@@ -110,6 +113,27 @@ def test_ellipses_are_asked_for_by_boxes_alone(tiny_sam, monkeypatch):
     monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
     InteractiveSegmentation(tiny_sam, InteractiveOptions(box_share=0.0, rounds=1), 1)(mixed, 0)
     assert torch.equal(seen[0][1][:, 0, 0] == BOX_START, mixed.boxes_only)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_targets_meet_logits_brought_to_their_size(tiny_sam, monkeypatch, scale):
+    size = tiny_sam.config.mask_size
+    views = ViewOptions(image_size=64, mask_size=scale * size, prompts=3, min_cells=4 * scale**2)
+    scenes = SyntheticScenes(6, seed=3, options=SceneOptions(size=64))
+    batch = next(iter(step_batches(ViewStream([Source(scenes)], views, 5), 2, 0, 1, workers=0, collate=stacked)))
+    method, decoded, met = InteractiveSegmentation(tiny_sam, InteractiveOptions(interactive_share=1.0), 1), [], []
+    decode, loss = method.decode, interactive.segmentation_loss
+    monkeypatch.setattr(method, "decode", lambda *given: decoded.append(decode(*given)) or decoded[-1])
+    monkeypatch.setattr(interactive, "segmentation_loss", lambda *given: met.append(given) or loss(*given))
+    method(batch, 0)
+    for (logits, *_), (finer, _, target, _) in zip(decoded, met, strict=True):
+        assert logits.shape[-1] == size
+        assert finer.shape[-1] == target.shape[-1] == scale * size
+        # 2 x: the view's own pixels, as the predictor brings masks to a picture of this size
+        wanted = logits if scale == 1 else Frame.of(64, 64, 64).to_original(logits.flatten(0, 1))
+        torch.testing.assert_close(finer.flatten(), wanted.flatten())
+    with pytest.raises(TrainingError, match="target_scale"):
+        TrainOptions(LoopOptions(steps=1), target_scale=0)
 
 
 def test_boxes_move_no_further_than_the_jitter_allows(tiny_sam, batch, monkeypatch):
