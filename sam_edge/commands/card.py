@@ -53,10 +53,12 @@ def write_card(
     check_target(out)
     first = f"# {spec}" if notes is None else _read(notes)
     opened = open_runtime(spec, runtime, device)
-    pictures = {source: open_some(source, split, limit=limit, seed=seed) for source in data}
-    measured = [{"data": source, **_measure(opened, some, on_progress)} for source, some in pictures.items()]
-    share = -(-FAILURES // len(pictures))
-    failures = [failure for some in pictures.values() for failure in worst_masks(opened, some, share)]
+    pictures = [open_some(source, split, limit=limit, seed=seed) for source in data]
+    measured = [
+        {"data": source, **_measure(opened, some, on_progress)} for source, some in zip(data, pictures, strict=True)
+    ]
+    share = -(-FAILURES // len(data))
+    failures = [failure for some in pictures for failure in worst_masks(opened, some, share)]
     page = _page(first, spec, opened.config, measured, limit, bool(failures))
     settings = {"split": split, "limit": limit, "seed": seed, "runtime": opened.name, "device": device}
     with atomic_folder(out) as work:

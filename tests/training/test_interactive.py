@@ -24,6 +24,15 @@ def batch(tiny_config) -> ViewBatch:
     return next(iter(step_batches(ViewStream([Source(scenes)], views, 5), 4, 0, 1, workers=0, collate=stacked)))
 
 
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple]:
+    """What `Prompts` are made of, as they are made."""
+    made: list[tuple] = []
+    keep = interactive.Prompts
+    monkeypatch.setattr(interactive, "Prompts", lambda *given: made.append(given) or keep(*given))
+    return made
+
+
 def half(batch: ViewBatch, number: int) -> ViewBatch:
     first, second = (batch.example(2 * number + place) for place in (0, 1))
     return ViewBatch(*(torch.cat(pair) for pair in zip(vars(first).values(), vars(second).values(), strict=True)))
@@ -51,10 +60,7 @@ def test_processes_prompt_their_share_as_one_would(tiny_sam, batch, monkeypatch)
     assert losses[0] != losses[1]
 
 
-def test_prompts_change_from_example_to_example_and_seed_to_seed(tiny_sam, batch, monkeypatch):
-    seen = []
-    keep = interactive.Prompts
-    monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
+def test_prompts_change_from_example_to_example_and_seed_to_seed(tiny_sam, batch, seen):
     same = ViewBatch(*(torch.cat([value[:1]] * 4) for value in vars(batch).values()))
     for seed, step in ((1, 0), (1, 1), (2, 0), (1, 0)):
         InteractiveSegmentation(tiny_sam, InteractiveOptions(rounds=1), seed)(same, step)
@@ -66,10 +72,7 @@ def test_prompts_change_from_example_to_example_and_seed_to_seed(tiny_sam, batch
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.0, FOREGROUND), (1.0, BOX_START)])
-def test_first_prompts_are_points_or_boxes_as_asked(tiny_sam, batch, monkeypatch, share, wanted):
-    seen = []
-    keep = interactive.Prompts
-    monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
+def test_first_prompts_are_points_or_boxes_as_asked(tiny_sam, batch, seen, share, wanted):
     InteractiveSegmentation(tiny_sam, InteractiveOptions(box_share=share, rounds=1), 1)(batch, 0)
     assert (seen[0][1][..., 0] == wanted).all()
 
@@ -103,14 +106,11 @@ def test_a_window_trains_the_canvas(tiny_slim, windows):
     assert all("point_embeddings" in name or "no_mask" in name for name in untouched)
 
 
-def test_ellipses_are_asked_for_by_boxes_alone(tiny_sam, monkeypatch):
+def test_ellipses_are_asked_for_by_boxes_alone(tiny_sam, seen):
     views = ViewOptions(image_size=64, mask_size=tiny_sam.config.mask_size, prompts=3, min_cells=4, ellipses=0.5)
     stream = ViewStream([Source(SyntheticScenes(6, seed=3, options=SceneOptions(size=64)))], views, 5)
     mixed = next(iter(step_batches(stream, 12, 0, 1, workers=0, collate=stacked)))
     assert 0 < mixed.boxes_only.sum() < 12
-    seen = []
-    keep = interactive.Prompts
-    monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
     InteractiveSegmentation(tiny_sam, InteractiveOptions(box_share=0.0, rounds=1), 1)(mixed, 0)
     assert torch.equal(seen[0][1][:, 0, 0] == BOX_START, mixed.boxes_only)
 
@@ -136,10 +136,7 @@ def test_targets_meet_logits_brought_to_their_size(tiny_sam, monkeypatch, scale)
         TrainOptions(LoopOptions(steps=1), target_scale=0)
 
 
-def test_boxes_move_no_further_than_the_jitter_allows(tiny_sam, batch, monkeypatch):
-    seen = []
-    keep = interactive.Prompts
-    monkeypatch.setattr(interactive, "Prompts", lambda *given: seen.append(given) or keep(*given))
+def test_boxes_move_no_further_than_the_jitter_allows(tiny_sam, batch, seen):
     for jitter in (0.0, 0.05):
         seen.clear()
         options = InteractiveOptions(box_share=1.0, rounds=1, box_jitter=jitter)
