@@ -13,8 +13,9 @@ DEMO_DATA := $(if $(PHOTOS),--images $(PHOTOS) --data $(PHOTOS),)
 demo: $(STAMP)
 	$(BIN)/sam-edge run --out demo $(DEMO_DATA)
 
+# tests keep to one thread each; timings, which neighbours would spoil, are among the slow ones
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow or not slow"

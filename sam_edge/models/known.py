@@ -1,6 +1,6 @@
 """The models known by name: what they are made of, and where their weights come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sam_edge.models.checkpoint import WEIGHTS
 from sam_edge.models.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
@@ -40,10 +40,10 @@ def _vit(depth: int, embed: int, heads: int, global_at: tuple[int, ...], mlp: in
 
 NANO_CONFIG = ModelConfig(
     arch="slim_vit",
-    image_size=384,
+    image_size=512,
     patch_size=8,
     blocks=uniform_blocks(8, 160, 5, (3, 7), window=8),
-    decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True),
+    decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True, draws_points=True),
 )
 """The architecture of `nano`; a test holds the packaged weights to it."""
 
@@ -55,9 +55,9 @@ NANO_T_CONFIG = ModelConfig(
         StageConfig(embed=32, depth=1, heads=0, window=0, stride=1),
         StageConfig(embed=128, depth=6, heads=4, window=16, stride=2),
     ),
-    decoder=NANO_CONFIG.decoder,
+    decoder=replace(NANO_CONFIG.decoder, draws_points=False),
 )
-"""A student of `nano`: a TinyViT at two thirds of its resolution, with half of its encoder's parameters."""
+"""A student of an earlier `nano`: a TinyViT at half of its resolution, with half of its encoder's parameters."""
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/"
@@ -117,7 +117,7 @@ _MODELS = (
     KnownModel(
         "nano",
         NANO_CONFIG,
-        "sam-edge's own small model for 384 px, needs no download",
+        "sam-edge's own small model for 512 px, needs no download",
         PACKAGED,
         WEIGHTS,
         "Apache-2.0",

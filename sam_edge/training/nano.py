@@ -3,8 +3,8 @@
     python -m sam_edge.training.nano --data DIR --out runs/nano
 
 `DIR` holds the SA-1B layout folders named in `WEIGHTS`; their train split is used, with synthetic scenes beside.
-In stages, from windows of the canvas to all of it, with the decoder alone in between, and nearly all on a smaller
-canvas; two are averaged with those before: see `STAGES`.
+In stages, from windows of the canvas to all of it, with the decoder alone in between, and most on a smaller canvas;
+several are averaged: see `STAGES`.
 A killed run continues when it is started again.
 """
 
@@ -20,6 +20,7 @@ import torch
 from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint, weights_sha256
+from sam_edge.models.config import ModelConfig
 from sam_edge.models.known import NANO_CONFIG
 from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
@@ -31,18 +32,47 @@ from sam_edge.training.train import TrainOptions, train
 SYNTHETIC = "synthetic"
 WEIGHTS = {"coco128": 2.0, "bbbc038": 1.0, "ccp": 2.0, SYNTHETIC: 1.0}
 """Folders of labelled photos, and synthetic scenes, and how often each is drawn."""
-LAST_WEIGHTS = {"coco128": 4.0, "bbbc038": 1.0, "ccp": 1.0, SYNTHETIC: 0.5}
-"""The same in the last stage: what is hardest comes most."""
+HARDEST = {"coco128": 4.0, "bbbc038": 1.0, "ccp": 1.0, SYNTHETIC: 0.5}
+"""The same where what is hardest comes most."""
+HARDEST_OF_PICTURES = {"coco128": 5.0, "bbbc038": 0.6, "ccp": 2.0, SYNTHETIC: 0.4}
+HARDEST_OF_WINDOWS = {"coco128": 5.0, "bbbc038": 0.8, "ccp": 1.0, SYNTHETIC: 0.5}
+"""The same at 512 px."""
 
 BOXES_AND_POINTS = InteractiveOptions(box_share=0.65, rounds=2, interactive_share=0.08)
 HALF_BOXES = replace(BOXES_AND_POINTS, box_share=0.5)
 CLICKS = InteractiveOptions(box_share=0.45, rounds=4, interactive_share=0.6)
 ALL_PROMPTS = InteractiveOptions(box_share=0.5, rounds=3, interactive_share=0.25)
 BOXES = InteractiveOptions(box_share=1.0, rounds=1)
+EXACT_BOXES = InteractiveOptions(box_share=0.8, box_jitter=0.05, rounds=1, interactive_share=0.0)
 WHOLE = {"batch_size": 4, "ellipses": 0.1, "max_zoom": 2.5, "whole": 0.55, "min_cells": 2}
 """Views of the whole canvas."""
 WINDOWS = {"window": 128, "freeze_encoder": True}
 """Windows of half the canvas's side, for the decoder alone."""
+PICTURES = {"batch_size": 1, "min_zoom": 0.6, "max_zoom": 1.8, "whole": 0.5, "copy_paste": 0.15}
+"""Views of the whole canvas at 512 px, as often larger than the picture as smaller."""
+FINE_WINDOWS = WINDOWS | {"batch_size": 4, "small_first": 0.2, "min_zoom": 2.0, "max_zoom": 6.0}
+"""Windows of a quarter of the canvas's side."""
+FINE_CLICKS = {
+    "window": 256,
+    "freeze_encoder": True,
+    "batch_size": 1,
+    "prompting": CLICKS,
+    "ellipses": 0.05,
+    "small_first": 0.1,
+    "min_zoom": 1.2,
+}
+"""Windows of half its side, clicked on over several rounds."""
+FINE_ELLIPSES = {
+    "window": 64,
+    "freeze_encoder": True,
+    "batch_size": 16,
+    "prompting": EXACT_BOXES,
+    "largest_ellipse": 18,
+    "target_scale": 2,
+    "min_zoom": 4.0,
+    "max_zoom": 12.0,
+}
+"""Windows of an eighth of its side, asked for masks as fine as their pixels, the smallest by small ellipses."""
 
 
 def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **options: Any) -> TrainOptions:
@@ -57,6 +87,12 @@ def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **opti
     )
     common: dict[str, Any] = {"prompting": BOXES_AND_POINTS, "prompts": 8, "min_cells": 6, "whole": 0.0}
     return TrainOptions(loop=loop, seed=seed, degrade=0.03, **common | options)
+
+
+def _branch(seed: int, steps: int, learning_rate: float, ema_decay: float, **options: Any) -> TrainOptions:
+    """A stage that is averaged with others: in bfloat16, its learning rate falls to 0."""
+    stage = _stage(seed, steps, learning_rate, ema_decay, **{"prompts": 16, "min_cells": 2} | options)
+    return replace(stage, loop=replace(stage.loop, warmup_steps=10, schedule="cosine", bf16=True))
 
 
 Average = Mapping[str, float]
@@ -112,12 +148,71 @@ STAGES: dict[str, TrainOptions | Average] = {
         prompting=replace(ALL_PROMPTS, box_share=0.4),
         **WHOLE | {"ellipses": 0.05, "min_zoom": 0.6, "max_zoom": 1.5, "whole": 0.5},
     ),
-    "nano": {"clicks-kept": 0.55, "shrunk": 0.45},
+    "at-384": {"clicks-kept": 0.55, "shrunk": 0.45},
+    "pictures": _branch(
+        201, 440, 8e-4, 0.985, prompting=InteractiveOptions(box_share=0.6, rounds=3, interactive_share=0.15), **PICTURES
+    ),
+    "fine-windows": _branch(
+        202,
+        520,
+        1e-3,
+        0.98,
+        prompting=InteractiveOptions(box_share=0.55, rounds=2, interactive_share=0.1),
+        ellipses=0.25,
+        largest_ellipse=32,
+        **FINE_WINDOWS,
+    ),
+    "fine-ellipses": _branch(203, 700, 9e-4, 0.98, ellipses=0.6, **FINE_ELLIPSES),
+    "fine-clicks": _branch(204, 450, 7e-4, 0.985, max_zoom=3.5, **FINE_CLICKS),
+    "fine": {"at-384": 0.15, "pictures": 0.15, "fine-ellipses": 0.4, "fine-clicks": 0.3},
+    "finer-ellipses": _branch(
+        223,
+        600,
+        9e-4,
+        0.98,
+        ellipses=0.5,
+        small_first=0.2,
+        **FINE_ELLIPSES | {"prompting": replace(EXACT_BOXES, box_share=0.65)},
+    ),
+    "finer-windows": _branch(
+        224,
+        360,
+        8e-4,
+        0.985,
+        window=256,
+        batch_size=2,
+        prompting=InteractiveOptions(box_share=0.6, rounds=3, interactive_share=0.2),
+        ellipses=0.1,
+        largest_ellipse=18,
+        small_first=0.2,
+        min_zoom=1.2,
+        max_zoom=3.5,
+        copy_paste=0.15,
+    ),
+    "finer": {"at-384": 0.15, "finer-ellipses": 0.45, "finer-windows": 0.4},
+    "finest-clicks": _branch(231, 360, 7e-4, 0.985, max_zoom=3.0, **FINE_CLICKS),
+    "nano": {"at-384": 0.15, "finer-ellipses": 0.35, "finer-windows": 0.1, "finest-clicks": 0.4},
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses. Views of
-"shrunk" shrink pictures as often as they enlarge them, or a point would find things as large as in the others."""
-CANVASES = {"small-windows": 256, "larger": 384}
+"shrunk" shrink pictures as often as they enlarge them, or a point would find things as large as in the others. At
+512 px the smallest things are learned in windows of 64 px, and what those forget is averaged in."""
+MIXES = {
+    "shrunk": HARDEST,
+    "pictures": HARDEST_OF_PICTURES,
+    "fine-windows": HARDEST_OF_WINDOWS,
+    "fine-ellipses": HARDEST_OF_WINDOWS,
+    "fine-clicks": HARDEST_OF_WINDOWS,
+    "finer-ellipses": HARDEST_OF_WINDOWS,
+    "finer-windows": HARDEST_OF_WINDOWS,
+    "finest-clicks": HARDEST_OF_WINDOWS,
+}
+"""Sources of the stages that do not have `WEIGHTS`."""
+STARTS = {"fine-windows": "at-384", "fine-clicks": "fine-windows", "finer-windows": "fine"}
+"""Stages that start from another one than the one before."""
+CANVASES = {"small-windows": 256, "larger": 384, "pictures": 512}
 """Image size in pixels from a stage on."""
+CLICKS_DRAWN = "pictures"
+"""The stage from which on clicks are drawn."""
 
 
 def sources(data: Path, weights: Mapping[str, float]) -> list[Source]:
@@ -131,35 +226,57 @@ def sources(data: Path, weights: Mapping[str, float]) -> list[Source]:
 
 def train_nano(data: Path, out: Path, device: str) -> EdgeSam:
     """Run all stages, leaving each as a checkpoint folder, the last as `out/nano` in float16."""
-    model = EdgeSam(NANO_CONFIG.replace(image_size=CANVASES[next(iter(STAGES))]))
+    size, draws_points = CANVASES[next(iter(STAGES))], False
+    model = EdgeSam(drawing_clicks(NANO_CONFIG, draws_points).replace(image_size=size))
     initialise(model, seed=0)
     for name, stage in STAGES.items():
         folder = out / name
+        size, draws_points = CANVASES.get(name, size), draws_points or name == CLICKS_DRAWN
         if is_checkpoint_folder(folder):
             model = load_checkpoint(folder)
+            continue
+        if isinstance(stage, TrainOptions):
+            if name in STARTS:
+                model = load_checkpoint(out / STARTS[name])
+            model = on_canvas(model, size, draws_points).to(device)
+            mixed = sources(data, MIXES.get(name, WEIGHTS))
+            train(model, mixed, stage, state_file=out / f"{name}.state", on_step=_log(name))
         else:
-            model = on_canvas(model, CANVASES.get(name, model.config.image_size)).to(device)
-            if isinstance(stage, TrainOptions):
-                mixed = sources(data, LAST_WEIGHTS if name == "shrunk" else WEIGHTS)
-                train(model, mixed, stage, state_file=out / f"{name}.state", on_step=_log(name))
-            else:
-                model = averaged(model, {part: (load_checkpoint(out / part), share) for part, share in stage.items()})
-            save_checkpoint(model, folder, half=name == "nano")
+            parts = {part: on_canvas(load_checkpoint(out / part), size, draws_points) for part in stage}
+            model = averaged(parts, stage).to(device)
+        save_checkpoint(model, folder, half=name == "nano")
     return model
 
 
-def on_canvas(model: EdgeSam, canvas: int) -> EdgeSam:
-    """The model for pictures of `canvas` pixels, its prompts' positions as far apart per pixel as before."""
-    return model if canvas == model.config.image_size else resized(model, canvas, same_pixels=True)
+def on_canvas(model: EdgeSam, canvas: int, draws_points: bool) -> EdgeSam:
+    """The model for pictures of `canvas` pixels, its prompts' positions as far apart per pixel as before, and with its
+    clicks drawn or not, which takes no weights."""
+    if canvas != model.config.image_size:
+        model = resized(model, canvas, same_pixels=True)
+    if draws_points == model.config.decoder.draws_points:
+        return model
+    other = EdgeSam(drawing_clicks(model.config, draws_points))
+    other.load_state_dict(model.state_dict())
+    return other
 
 
-def averaged(model: EdgeSam, parts: Mapping[str, tuple[EdgeSam, float]]) -> EdgeSam:
-    """`model` with the average of named models' weights, each with its share, and its lineage with that step."""
-    canvas, start = model.config.image_size, weights_sha256(model)
-    states = [(on_canvas(part, canvas).state_dict(), share) for part, share in parts.values()]
-    model.load_state_dict({name: sum(share * state[name] for state, share in states) for name in states[0][0]})
-    shares = {name: share for name, (_, share) in parts.items()}
-    model.config = model.config.with_step({"step": "average", "settings": {"shares": shares}, "parent_sha256": start})
+def drawing_clicks(config: ModelConfig, draws_points: bool) -> ModelConfig:
+    """`config` with clicks drawn or not."""
+    return config.replace(decoder=replace(config.decoder, draws_points=draws_points))
+
+
+def averaged(parts: Mapping[str, EdgeSam], shares: Mapping[str, float]) -> EdgeSam:
+    """A model with the average of named models' weights, each with its share; its lineage has the steps of all."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    model = EdgeSam(next(iter(parts.values())).config)
+    weights = {name: sum(share * states[part][name] for part, share in shares.items()) for name in model.state_dict()}
+    model.load_state_dict(weights)
+    steps: list[dict[str, Any]] = []
+    for part in parts.values():
+        steps += [step for step in part.config.lineage if step not in steps]
+    parents = {name: weights_sha256(part) for name, part in parts.items()}
+    step = {"step": "average", "settings": {"shares": dict(shares)}, "parents_sha256": parents}
+    model.config = model.config.replace(lineage=tuple(steps)).with_step(step)
     return model
 
 
