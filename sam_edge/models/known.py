@@ -57,7 +57,8 @@ NANO_T_CONFIG = ModelConfig(
     ),
     decoder=replace(NANO_CONFIG.decoder, draws_points=False),
 )
-"""A student of an earlier `nano`: a TinyViT at half of its resolution, with half of its encoder's parameters."""
+"""A student of an earlier `nano`: a TinyViT at half of today's resolution, with less than half of its encoder's
+parameters."""
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/"

@@ -48,23 +48,17 @@ WHOLE = {"batch_size": 4, "ellipses": 0.1, "max_zoom": 2.5, "whole": 0.55, "min_
 """Views of the whole canvas."""
 WINDOWS = {"window": 128, "freeze_encoder": True}
 """Windows of half the canvas's side, for the decoder alone."""
-PICTURES = {"batch_size": 1, "min_zoom": 0.6, "max_zoom": 1.8, "whole": 0.5, "copy_paste": 0.15}
-"""Views of the whole canvas at 512 px, as often larger than the picture as smaller."""
-FINE_WINDOWS = WINDOWS | {"batch_size": 4, "small_first": 0.2, "min_zoom": 2.0, "max_zoom": 6.0}
-"""Windows of a quarter of the canvas's side."""
-FINE_CLICKS = {
+FINE_CLICKS = WINDOWS | {
     "window": 256,
-    "freeze_encoder": True,
     "batch_size": 1,
     "prompting": CLICKS,
     "ellipses": 0.05,
     "small_first": 0.1,
     "min_zoom": 1.2,
 }
-"""Windows of half its side, clicked on over several rounds."""
-FINE_ELLIPSES = {
+"""The same at 512 px, clicked on over several rounds."""
+FINE_ELLIPSES = WINDOWS | {
     "window": 64,
-    "freeze_encoder": True,
     "batch_size": 16,
     "prompting": EXACT_BOXES,
     "largest_ellipse": 18,
@@ -72,7 +66,7 @@ FINE_ELLIPSES = {
     "min_zoom": 4.0,
     "max_zoom": 12.0,
 }
-"""Windows of an eighth of its side, asked for masks as fine as their pixels, the smallest by small ellipses."""
+"""Windows of an eighth of its side, asked for masks as fine as their pixels, and often for small ellipses."""
 
 
 def _stage(seed: int, steps: int, learning_rate: float, ema_decay: float, **options: Any) -> TrainOptions:
@@ -150,7 +144,16 @@ STAGES: dict[str, TrainOptions | Average] = {
     ),
     "at-384": {"clicks-kept": 0.55, "shrunk": 0.45},
     "pictures": _branch(
-        201, 440, 8e-4, 0.985, prompting=InteractiveOptions(box_share=0.6, rounds=3, interactive_share=0.15), **PICTURES
+        201,
+        440,
+        8e-4,
+        0.985,
+        batch_size=1,
+        prompting=InteractiveOptions(box_share=0.6, rounds=3, interactive_share=0.15),
+        min_zoom=0.6,
+        max_zoom=1.8,
+        whole=0.5,
+        copy_paste=0.15,
     ),
     "fine-windows": _branch(
         202,
@@ -160,7 +163,11 @@ STAGES: dict[str, TrainOptions | Average] = {
         prompting=InteractiveOptions(box_share=0.55, rounds=2, interactive_share=0.1),
         ellipses=0.25,
         largest_ellipse=32,
-        **FINE_WINDOWS,
+        small_first=0.2,
+        batch_size=4,
+        min_zoom=2.0,
+        max_zoom=6.0,
+        **WINDOWS,
     ),
     "fine-ellipses": _branch(203, 700, 9e-4, 0.98, ellipses=0.6, **FINE_ELLIPSES),
     "fine-clicks": _branch(204, 450, 7e-4, 0.985, max_zoom=3.5, **FINE_CLICKS),
