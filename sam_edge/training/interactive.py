@@ -113,12 +113,16 @@ class InteractiveSegmentation:
     def _first_prompts(self, batch: ViewBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two slots per set: a box's corners, or a point and segment-anything's "not a point"."""
         options, shape = self.options, batch.masks.shape[:2]
-        cells = random_cells(batch.masks > 127, generator)
-        interior = torch.rand(shape, generator=generator) < options.interior_share
+        inside = batch.masks > 127
+        # no box says where nothing is
+        on_nothing = ~inside.flatten(2).any(-1)
+        cells = random_cells(inside, generator)
+        interior = (torch.rand(shape, generator=generator) < options.interior_share) | on_nothing
         points = torch.where(interior[..., None], batch.interior, self._to_pixels(cells, batch))
         extent = batch.extent[:, None].expand(*shape, 2)
         boxes = jitter_boxes(batch.boxes, extent, generator, options.box_jitter)
         boxed = (torch.rand(shape, generator=generator) < options.box_share) | batch.boxes_only[:, None]
+        boxed &= ~on_nothing
         as_points = torch.stack([points, torch.zeros_like(points)], 2)
         coords = torch.where(boxed[..., None, None], boxes.unflatten(-1, (2, 2)), as_points)
         labels = torch.where(

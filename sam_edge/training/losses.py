@@ -48,23 +48,26 @@ def segmentation_loss(
     """The single mask's loss, plus the best of the three others' (SAM's ambiguity-aware minimum), plus IoU's.
 
     The three learn from `ambiguous` prompts alone (Segment Anything, appendix A): a box means one thing, and three
-    masks that all learn it grow alike.
+    masks that all learn it grow alike. Where `target` is empty a prompt is on nothing labelled: no mask is right or
+    wrong there, but whatever is found is no labelled thing, and its predicted IoU learns 0.
 
     Returns the scalar to minimise and its parts: mask, best_of_three, iou, and mean IoU, of the single mask and of the
-    best of three where prompts are ambiguous.
+    best of three where prompts are ambiguous, of prompts that are on something.
     """
     wanted = target[:, :, None].expand_as(logits)
     per_mask = mask_loss(logits, wanted)
-    single = per_mask[..., 0].mean()
-    best = (per_mask[..., 1:].amin(-1) * ambiguous).mean()
+    thing = (target > 0.5).flatten(2).any(-1)
+    single = (per_mask[..., 0] * thing).mean()
+    best = (per_mask[..., 1:].amin(-1) * ambiguous * thing).mean()
     with torch.no_grad():
-        actual = mask_iou(logits, wanted)
+        actual = mask_iou(logits, wanted) * thing[..., None]
+        things = thing.sum().clamp(min=1)
     predicted = F.mse_loss(iou, actual)
     parts = {
         "mask": single.detach(),
         "best_of_three": best.detach(),
         "iou": predicted.detach(),
-        "miou_single": actual[..., 0].mean(),
-        "miou_best": torch.where(ambiguous, actual[..., 1:].amax(-1), actual[..., 0]).mean(),
+        "miou_single": actual[..., 0].sum() / things,
+        "miou_best": torch.where(ambiguous, actual[..., 1:].amax(-1), actual[..., 0]).sum() / things,
     }
     return single + best + predicted, parts

@@ -41,10 +41,15 @@ class TrainOptions:
     quarter of the work. 0: views are as large as the model's image."""
     freeze_encoder: bool = False
     """Train the prompt encoder and the mask decoder alone."""
+    iou_alone: bool = False
+    """Train the head that predicts IoU alone: all masks stay what they are, and are scored better."""
     min_zoom: float = 1.0
     """Smallest magnification of a view."""
     max_zoom: float = 3.0
     """Largest magnification of a view."""
+    nothing: float = 0.0
+    """Share of prompts that are points on nothing labelled: masks learn nothing from them, the predicted IoU that
+    nothing there is a thing. Everything mode asks such points, and is to find nothing by them."""
     min_cells: int = 12
     """Smallest visible area of a prompted mask, in cells of the decoder's logits."""
     target_scale: int = 1
@@ -74,8 +79,8 @@ class TrainOptions:
             raise TrainingError(f"batch_size and prompts must be at least 1, got {self.batch_size} and {self.prompts}.")
         if self.workers < 0 or not 0 <= self.seed < 1 << 30:
             raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
-        if self.features is not None and self.freeze_encoder:
-            raise TrainingError("features are the encoder's to learn: leave out either them or --freeze-encoder.")
+        if self.features is not None and (self.freeze_encoder or self.iou_alone):
+            raise TrainingError("features are for encoders to learn: leave out them, or --freeze-encoder, --iou-alone.")
         if not 1 <= self.target_scale <= 8:
             raise TrainingError(f"target_scale must be between 1 and 8, got {self.target_scale}.")
         if not 0 <= self.small_first <= 2:
@@ -84,7 +89,7 @@ class TrainOptions:
             raise TrainingError(f"largest_ellipse must be at least {SMALLEST_ELLIPSE:g}, got {self.largest_ellipse}.")
         if not 0 < self.min_zoom <= self.max_zoom:
             raise TrainingError(f"need 0 < min_zoom <= max_zoom, got {self.min_zoom} and {self.max_zoom}.")
-        for name in ("whole", "colour", "degrade", "copy_paste", "ellipses"):
+        for name in ("whole", "colour", "degrade", "copy_paste", "ellipses", "nothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be in [0, 1], got {getattr(self, name)}.")
 
@@ -123,6 +128,7 @@ def train(
         whole=options.whole,
         ellipses=options.ellipses,
         largest_ellipse=options.largest_ellipse,
+        nothing=options.nothing,
         colour=options.colour,
         degrade=options.degrade,
         copy_paste=options.copy_paste,
@@ -140,8 +146,9 @@ def train(
     # how fast the same examples arrive is no part of what the run is
     run = {name: value for name, value in settings.items() if name not in ("workers", "loop")}
     with method.features.beside(model) if method.features else nullcontext():
-        model.requires_grad_(True)
-        model.image_encoder.requires_grad_(not options.freeze_encoder)
+        model.requires_grad_(not options.iou_alone)
+        model.image_encoder.requires_grad_(not (options.freeze_encoder or options.iou_alone))
+        model.mask_decoder.iou_prediction_head.requires_grad_(True)
         progress = fit(
             model,
             method,

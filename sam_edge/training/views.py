@@ -44,6 +44,8 @@ class ViewOptions:
     """Share of views whose targets are random ellipses instead of things: what a box is, before what is in it."""
     largest_ellipse: float = 0.0
     """Side in pixels of a square as large as the largest box that an ellipse is asked for by; 0: the view's own."""
+    nothing: float = 0.0
+    """Share of prompts that are points on nothing labelled, whose masks are empty."""
     min_cells: int = 12
     """Smallest visible area of a mask, in cells of `mask_size`."""
     small_first: float = 0.0
@@ -61,7 +63,7 @@ class View:
     masks: UInt8[np.ndarray, "k m m"]
     """Coverage of each cell, 0 to 255."""
     interior: Float[np.ndarray, "k 2"]
-    """Each mask's most interior point, (x, y)."""
+    """Each mask's most interior point, (x, y); of an empty mask the point that is on nothing labelled."""
     boxes: Float[np.ndarray, "k 4"]
     """Each mask's tight box, left and top edge, right and bottom edge: exact where all of the thing is in view, else
     to whole cells."""
@@ -174,13 +176,30 @@ def random_view(
     chosen = chosen[: options.prompts]
     height, width = pixels.shape[:2]
     image[:height, :width] = degrade(image[:height, :width], options.degrade, rng)
-    return View(
+    view = View(
         image=np.ascontiguousarray(image.transpose(2, 0, 1)),
         masks=np.stack(masks)[chosen],
         interior=np.stack(interior)[chosen],
         boxes=np.stack(boxes)[chosen],
         extent=extent,
     )
+    if options.nothing:
+        shown = [crop.cells(a, options.mask_size) for a in sample.annotations if crop.shows(a)]
+        _ask_about_nothing(view, np.max([*pasted, *shown], axis=0), options, rng)
+    return view
+
+
+def _ask_about_nothing(
+    view: View, covered: UInt8[np.ndarray, "m m"], options: ViewOptions, rng: np.random.Generator
+) -> None:
+    """Turn some of a view's prompts, in place, into points on cells of its picture that no thing covers."""
+    columns, rows = np.floor(view.extent * options.mask_size / options.image_size).astype(int)
+    ys, xs = np.nonzero(covered[:rows, :columns] == 0)
+    if len(ys):
+        turned = np.flatnonzero(rng.random(len(view.masks)) < options.nothing)
+        at = rng.integers(len(ys), size=len(turned))
+        view.masks[turned] = 0
+        view.interior[turned] = cell_to_pixel(np.stack([xs[at], ys[at]], 1).astype(np.float32), options)
 
 
 def _chances(candidates: Sequence[Annotation | np.ndarray], crop: Crop, options: ViewOptions) -> Float[np.ndarray, "n"]:

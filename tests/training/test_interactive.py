@@ -115,6 +115,15 @@ def test_ellipses_are_asked_for_by_boxes_alone(tiny_sam, seen):
     assert torch.equal(seen[0][1][:, 0, 0] == BOX_START, mixed.boxes_only)
 
 
+def test_nothing_is_asked_about_by_points_alone(tiny_sam, batch, seen):
+    batch.masks[1:3, 0] = 0
+    InteractiveSegmentation(tiny_sam, InteractiveOptions(box_share=1.0, interior_share=0.0, rounds=1), 1)(batch, 0)
+    coords, labels = seen[0][:2]
+    on_nothing = (batch.masks == 0).flatten(2).all(-1)
+    assert torch.equal(labels[..., 0] == FOREGROUND, on_nothing)
+    assert torch.equal(coords[..., 0, :][on_nothing], batch.interior[on_nothing])
+
+
 @pytest.mark.parametrize("scale", [1, 2])
 def test_targets_meet_logits_brought_to_their_size(tiny_sam, monkeypatch, scale):
     size = tiny_sam.config.mask_size

@@ -149,3 +149,20 @@ def test_huge_logits_stay_finite():
         (gradient,) = torch.autograd.grad(loss, logits)
         assert torch.isfinite(loss)
         assert torch.isfinite(gradient).all()
+
+
+def test_on_nothing_only_the_predicted_iou_learns_and_learns_zero():
+    logits, iou, target = case_of_four()
+    target[0, 1] = 0
+    logits[0, 2] = -1
+    target[0, 2] = 0
+    logits.requires_grad_()
+    iou.requires_grad_()
+    loss, parts = segmentation_loss(logits, iou, target, AMBIGUOUS)
+    loss.backward()
+    on_nothing = torch.tensor([[False, True, True], [False, False, False]])
+    assert torch.equal((logits.grad != 0).flatten(2).any(-1), ~on_nothing)
+    # of a mask that is there as of one that is empty, too
+    torch.testing.assert_close(iou.grad[on_nothing], 2 * iou[on_nothing].detach() / iou.numel())
+    actual = [mask_iou(logits[i][0], target[i]).item() for i in np.ndindex(2, 3) if not on_nothing[i]]
+    assert parts["miou_single"].item() == pytest.approx(np.mean(actual))

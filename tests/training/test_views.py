@@ -322,3 +322,29 @@ def test_ellipses_come_as_often_as_asked():
     sample = labelled(100, 100, np.ones((100, 100), bool))
     things = sum((view.masks == 255).all() for view in views(sample, options, 200))
     assert 70 < things < 130
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (90, 160), (160, 90)], ids=str)
+def test_points_on_nothing_are_on_the_picture_but_on_no_thing(shape):
+    options = replace(PLAIN, nothing=0.4, prompts=8)
+    found = views(one_disc(*shape), options, 60)
+    empty = np.stack([~view.masks.any((1, 2)) for view in found])
+    assert empty.mean() == pytest.approx(0.4, abs=0.08)
+    for view, on_nothing in zip(found, empty, strict=True):
+        for x, y in view.interior[on_nothing]:
+            assert x <= view.extent[0] and y <= view.extent[1]
+            pixel = view.image[:, round(y.item()), round(x.item())]
+            assert np.abs(pixel - BLUE).sum() < np.abs(pixel - ORANGE).sum()
+
+
+def test_where_all_is_labelled_no_point_is_on_nothing():
+    sample = labelled(80, 80, np.ones((80, 80), bool))
+    assert all(view.masks.any((1, 2)).all() for view in views(sample, replace(PLAIN, nothing=1.0)))
+
+
+def test_without_points_on_nothing_views_are_as_before():
+    sample = one_disc(90, 160)
+    for plain, with_them in zip(views(sample, PLAIN), views(sample, replace(PLAIN, nothing=0.5)), strict=True):
+        asked = with_them.masks.any((1, 2))
+        assert np.array_equal(plain.image, with_them.image)
+        assert np.array_equal(plain.masks[asked], with_them.masks[asked])
