@@ -38,7 +38,7 @@ class LayerQuantization:
     axis: int = 0
     """Axis of the weights' scales: output channels."""
     output: Grid | None = None
-    """Grid of the layer's output; convolutions, unless they tile, have one: only then do runtimes take integers."""
+    """Grid of the layer's output, which convolutions have that are computed as such (see `QuantizedPatches`)."""
     twin: TwinGrid | None = None
     """Twin grid of the layer's input, used in place of `input` where a form of the model takes twins."""
 
@@ -128,26 +128,44 @@ class QuantizedConv2d(QuantizedLayer):
 
 
 class QuantizedPatches(QuantizedLayer):
-    """A convolution whose kernels tile the picture, as a matrix product over patches.
+    """A convolution as a matrix product over patches; weights are [out, in, kh, kw].
 
-    Of a convolution, runtimes compute in integers only what they may also round to 8 bits behind it; here that is the
-    residual stream, which every block reads. A product's result stays in float. Weights are [out, in, k, k].
+    Of a convolution, runtimes compute in integers only what they may also round to 8 bits behind it, with one step for
+    all channels; a product's result stays in float. So are computed the convolutions whose result everything reads: the
+    patch embedding, and the neck, whose last convolution's rounding was two thirds of the error of nano's embedding.
     """
 
     def __init__(self, conv: nn.Conv2d, plan: LayerQuantization) -> None:
         super().__init__(conv.weight, conv.bias, conv.out_channels, plan)
-        self.side = conv.kernel_size
+        self.kernel, self.stride = cast(tuple[int, int], conv.kernel_size), cast(tuple[int, int], conv.stride)
+        self.padding = cast(tuple[int, int], conv.padding)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """The convolution."""
-        (kh, kw), (height, width) = self.side, (x.shape[2] // self.side[0], x.shape[3] // self.side[1])
-        whole = x[:, :, : height * kh, : width * kw]
-        patches = whole.unflatten(3, (width, kw)).unflatten(2, (height, kh)).permute(0, 2, 4, 1, 3, 5)
-        weight = dequantize(self.weight.flatten(1).t().contiguous(), self.weight_scale, self.weight_zero_point, 1)
-        tokens = patches.flatten(3).flatten(1, 2)
-        y = self.product(tokens, weight)
-        y = y if self.bias is None else y + self.bias
-        return self.output(y.transpose(1, 2).unflatten(2, (height, width)))
+        overlap = self.kernel != self.stride
+        # of TensorRT's convolutions the output may stay in float
+        if not torch.compiler.is_exporting() or (overlap and self.input.dialect == "tensorrt"):
+            weight = dequantize(self.weight, self.weight_scale, self.weight_zero_point, 0)
+            return F.conv2d(self.input(x), weight, self.bias, self.stride, self.padding)
+        pixels = x.permute(0, 2, 3, 1)
+        patches = self._overlapping(pixels) if overlap else self.input(self._tiles(pixels))
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+        y = patches @ dequantize(weight, self.weight_scale, self.weight_zero_point, 1)
+        return (y if self.bias is None else y + self.bias).permute(0, 3, 1, 2)
+
+    def _tiles(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 kkc"]:
+        (kh, kw), (height, width) = self.kernel, (x.shape[1] // self.kernel[0], x.shape[2] // self.kernel[1])
+        whole = x[:, : height * kh, : width * kw]
+        return whole.unflatten(2, (width, kw)).unflatten(1, (height, kh)).transpose(2, 3).flatten(3)
+
+    def _overlapping(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 kkc"]:
+        """Patches put together as integers: bytes to move, and runtimes want the grid next to the product."""
+        grid, (kh, kw), (down, right), (top, left) = self.input, self.kernel, self.stride, self.padding
+        padded = F.pad(grid.integers(x), (0, 0, left, left, top, top), value=self.plan.input.zero_point)
+        # the first rows and columns of patches end where a kernel no longer fits
+        height, width = (padded.shape[axis] - size + 1 for axis, size in ((1, kh), (2, kw)))
+        shifts = [padded[:, i : i + height : down, j : j + width : right] for i in range(kh) for j in range(kw)]
+        return dequantize(torch.cat(shifts, -1), grid.scale, grid.zero_point, 0)
 
 
 class QuantizedUpscale(QuantizedLayer):
@@ -182,19 +200,15 @@ _FORMS: dict[type[nn.Module], type[QuantizedLayer]] = {
 }
 
 
-def form_of(layer: nn.Module) -> type[QuantizedLayer]:
-    """The quantized form of a convolution or linear layer."""
-    return QuantizedPatches if tiles(layer) else _FORMS[type(layer)]
+def rounds_output(name: str, module: nn.Module) -> bool:
+    """Whether a layer's output needs a grid: a convolution's, but for those computed as products over patches.
 
-
-def tiles(module: nn.Module) -> bool:
-    """True for a convolution whose kernels, larger than a pixel, cover every pixel once."""
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == module.stride != (1, 1)
-        and module.padding == (0, 0)
-        and module.groups == 1
-    )
+    These are the ones whose kernels, larger than a pixel, cover every pixel once, and the image encoder's neck.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return False
+    tiles = module.kernel_size == module.stride != (1, 1) and module.padding == (0, 0)
+    return module.groups > 1 or module.dilation != (1, 1) or not (tiles or name.startswith("image_encoder.neck."))
 
 
 def quantizable(module: nn.Module) -> bool:
@@ -238,7 +252,10 @@ def form(module: nn.Module, entry: dict[str, Any]) -> nn.Module:
     """The quantized form of a float layer by its entry in config.json; the weights are yet to be set."""
     if isinstance(module, AttentionProducts):
         return QuantizedProducts(AttentionQuantization.from_dict(entry))
-    return form_of(module)(module, LayerQuantization.from_dict(entry))  # type: ignore[arg-type, call-arg]
+    plan = LayerQuantization.from_dict(entry)
+    if isinstance(module, nn.Conv2d) and plan.output is None:
+        return QuantizedPatches(module, plan)
+    return _FORMS[type(module)](module, plan)  # type: ignore[arg-type, call-arg]
 
 
 def set_dialect(model: nn.Module, dialect: Dialect) -> None:

@@ -12,7 +12,14 @@ from torch import nn
 from sam_edge.errors import QuantizationError
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.checkpoint import round_to_halves
-from sam_edge.models.quantized import QuantizedLayer, QuantizedUpscale, form, prepare_for_quantization, quantizable
+from sam_edge.models.quantized import (
+    QuantizedLayer,
+    QuantizedUpscale,
+    form,
+    prepare_for_quantization,
+    quantizable,
+    rounds_output,
+)
 from sam_edge.models.quantized_attention import QuantizedProducts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.calibrate import Observer, Walk
@@ -43,7 +50,7 @@ class QuantizeOptions:
     skip: tuple[str, ...] = ("prompt_encoder.*",)
     """Patterns of layer names left in float; the prompt encoder's are tiny."""
     prompts_per_image: int = 8
-    """Points, and as many boxes, prompted on each calibration picture."""
+    """Points prompted on each calibration picture, and boxes: of the masks that they give, and half as many random."""
     rows: int = 64
     """Rows of each layer's input kept of each picture; candidates are scored on them."""
     seed: int = 0
@@ -69,7 +76,10 @@ class Quantizer:
         metric, twin, per_layer = metric or self.options.metric, self.options.twin, self.options.per_layer
         if isinstance(module, AttentionProducts):
             return QuantizedProducts(search_attention(seen, bits=bits[1], metric=metric, twin=twin))
-        plan, scale = search_layer(module, seen, bits=bits, metric=metric, twin=twin, per_layer=per_layer)
+        rounds = rounds_output(name, module)
+        plan, scale = search_layer(
+            module, seen, bits=bits, metric=metric, twin=twin, per_layer=per_layer, rounds_output=rounds
+        )
         layer = form(module, plan.as_dict())
         assert isinstance(layer, QuantizedLayer)
         weight = module.weight.detach().cpu()  # type: ignore[operator]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sam_edge.models.grids import Grid, TwinGrid
-from sam_edge.models.quantized import LayerQuantization, QuantizedConv2d, form_of
+from sam_edge.models.quantized import LayerQuantization
 from sam_edge.quantize.samples import Seen, columns_per_channel, weight_matrix
 from sam_edge.quantize.scales import symmetric_scale
 
@@ -186,8 +186,9 @@ def search_layer(
     metric: Metric,
     twin: bool,
     per_layer: bool = False,
+    rounds_output: bool = False,
 ) -> tuple[LayerQuantization, Float[Tensor, "out"]]:
-    """Grids of a layer's input (and output, for convolutions) and scales of its weights.
+    """Grids of a layer's input (and of its output, where asked to) and scales of its weights.
 
     `bits` of weights and activations.
     """
@@ -211,7 +212,7 @@ def search_layer(
         input=plain,
         bits=bits[0],
         axis=1 if isinstance(module, nn.ConvTranspose2d) else 0,
-        output=search.output_grid() if form_of(module) is QuantizedConv2d else None,
+        output=search.output_grid() if rounds_output else None,
         twin=twin_grid,
     )
     return plan, search.scale

@@ -1,9 +1,11 @@
 """The search for the scales of attention's products: as of a layer, with a scale per head (TinySAM, sec. 4.1).
 
 First q and k, alternating, by the error of q k^T; then v and the grid of the attention weights by the error of the
-output. Under `hessian` k and v are searched by their own gradients instead: every row reads the same k and v, so that
-their errors add up over rows, which the errors of a few rows, squared one by one, do not show. A twin grid of the
-weights is searched over every shift, that is over every power-of-two split point.
+output. Of q, whose longest rows are rare and look most sharply, many rows are searched by: the error of one that is off
+by e is e K^T K e^T in the product with all keys. Under `hessian` q, k and v are searched by their own gradients: every
+row reads the same k and v, so that their errors add up over rows, which the errors of a few rows, squared one by one, do
+not show. Relative positions reach as far as any seen. A twin grid of the weights is searched over every shift, that is
+over every power-of-two split point.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,7 @@ class HeadSearch:
     """One attention's samples, and the errors of candidates on them."""
 
     def __init__(self, seen: Seen, bits: int, metric: Metric) -> None:
-        self.samples, self.bits, self.metric = seen.attention, bits, metric
+        self.samples, self.queries, self.bits, self.metric = seen.attention, seen.queries, bits, metric
         self.peaks = {name: peak.clamp(min=1e-12) for name, peak in seen.heads.items()}
         self.ends = dict(self.peaks)
         rows = [shares_of_peak(sample.weights) for sample in self.samples]
@@ -54,6 +56,22 @@ class HeadSearch:
 
         shares, _ = best_shares(error, len(self.peaks[name]))
         self.ends[name] = self.peaks[name] * shares
+
+    def search_queries(self, keys: list[Float[Tensor, "b heads m d"]]) -> None:
+        """Choose the ends of q, which is to be multiplied by `keys`."""
+        moments = torch.stack([(k.mT @ k).sum(0) for k in keys]).sum(0)
+
+        def error(shares: Tensor) -> Tensor:
+            total = torch.zeros(len(self.peaks["q"]))
+            for rows in self.queries:
+                off = self.rounded(rows.q, self.peaks["q"] * shares).sub_(rows.q)
+                gradient = self.weighing(rows.grad)
+                squared = (off @ moments).mul_(off).sum(3) if gradient is None else off.mul_(gradient).sum(3).square_()
+                total += squared.sum((0, 2))
+            return total
+
+        shares, _ = best_shares(error, len(self.peaks["q"]))
+        self.ends["q"] = self.peaks["q"] * shares
 
     def search_grid(
         self, candidate: Callable[[float], Grid | TwinGrid], values: list[Tensor], wanted: list, *, refine: bool = True
@@ -100,15 +118,11 @@ def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> At
         logits = [(s.q @ s.k.mT, search.weighing(s.product_grad())) for s in search.samples]
         for _ in range(ROUNDS):
             before = search.ends["q"]
-            keys = [search.rounded(s.k, search.ends["k"]).mT for s in search.samples]
-            search.search_ends("q", lambda s, i, q, keys=keys: q @ keys[i], logits)  # type: ignore[misc]
+            search.search_queries([search.rounded(s.k, search.ends["k"]) for s in search.samples])
             queries = [search.rounded(s.q, search.ends["q"]) for s in search.samples]
             search.search_ends("k", lambda s, i, k, queries=queries: queries[i] @ k.mT, logits)  # type: ignore[misc]
             if torch.equal(before, search.ends["q"]):
                 break
-        if "positions" in search.ends:
-            added = [(s.added(s.positions), grad) for s, (_, grad) in zip(search.samples, logits, strict=True)]
-            search.search_ends("positions", lambda s, i, positions: s.added(positions), added)
         plain, twin_grid = _search_weights(search, bits, twin)
     ends = {name: tuple(end.tolist()) for name, end in search.ends.items()}
     return AttentionQuantization(**ends, weights=plain, twin=twin_grid, bits=bits)

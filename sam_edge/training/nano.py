@@ -57,6 +57,12 @@ FINE_CLICKS = WINDOWS | {
     "min_zoom": 1.2,
 }
 """The same at 512 px, clicked on over several rounds."""
+WIDE_CLICKS = FINE_CLICKS | {
+    "prompting": InteractiveOptions(box_share=0.4, rounds=4, interactive_share=0.5),
+    "min_zoom": 1.0,
+    "max_zoom": 3.0,
+}
+"""The same, of larger parts of pictures."""
 FINE_ELLIPSES = WINDOWS | {
     "window": 64,
     "batch_size": 16,
@@ -198,11 +204,46 @@ STAGES: dict[str, TrainOptions | Average] = {
     ),
     "finer": {"at-384": 0.15, "finer-ellipses": 0.45, "finer-windows": 0.4},
     "finest-clicks": _branch(231, 360, 7e-4, 0.985, max_zoom=3.0, **FINE_CLICKS),
-    "nano": {"at-384": 0.15, "finer-ellipses": 0.35, "finer-windows": 0.1, "finest-clicks": 0.4},
+    "finest": {"at-384": 0.15, "finer-ellipses": 0.35, "finer-windows": 0.1, "finest-clicks": 0.4},
+    "last-windows": _branch(
+        301,
+        560,
+        8e-4,
+        0.985,
+        window=256,
+        batch_size=2,
+        prompting=InteractiveOptions(box_share=0.5, rounds=3, interactive_share=0.3),
+        whole=0.05,
+        ellipses=0.05,
+        largest_ellipse=18,
+        small_first=0.15,
+        copy_paste=0.15,
+    ),
+    "last-clicks": _branch(302, 600, 7e-4, 0.985, **WIDE_CLICKS),
+    "last": {"finest": 0.4, "last-clicks": 0.45, "last-windows": 0.15},
+    "nothing-windows": _branch(321, 520, 7e-4, 0.985, prompts=20, nothing=0.2, whole=0.1, **WIDE_CLICKS),
+    "nothing-pictures": _branch(
+        322,
+        300,
+        7e-4,
+        0.98,
+        batch_size=1,
+        prompts=20,
+        prompting=InteractiveOptions(box_share=0.4, rounds=2, interactive_share=0.25),
+        freeze_encoder=True,
+        whole=0.5,
+        ellipses=0.03,
+        nothing=0.25,
+        small_first=0.1,
+        min_zoom=0.8,
+        max_zoom=1.8,
+    ),
+    "nano": {"last": 0.55, "nothing-windows": 0.2, "nothing-pictures": 0.1, "finer-ellipses": 0.15},
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap; what a box is, on ellipses. Views of
 "shrunk" shrink pictures as often as they enlarge them, or a point would find things as large as in the others. At
-512 px the smallest things are learned in windows of 64 px, and what those forget is averaged in."""
+512 px the smallest things are learned in windows of 64 px, and what those forget is averaged in. Last come points on
+nothing labelled, by which the predicted IoU learns to tell things from ground."""
 MIXES = {
     "shrunk": HARDEST,
     "pictures": HARDEST_OF_PICTURES,
@@ -212,9 +253,19 @@ MIXES = {
     "finer-ellipses": HARDEST_OF_WINDOWS,
     "finer-windows": HARDEST_OF_WINDOWS,
     "finest-clicks": HARDEST_OF_WINDOWS,
+    "last-windows": HARDEST_OF_WINDOWS | {"ccp": 1.2},
+    "last-clicks": HARDEST_OF_WINDOWS | {"ccp": 1.2},
+    "nothing-windows": HARDEST_OF_WINDOWS | {"ccp": 1.5},
+    "nothing-pictures": HARDEST_OF_WINDOWS | {"ccp": 1.5},
 }
 """Sources of the stages that do not have `WEIGHTS`."""
-STARTS = {"fine-windows": "at-384", "fine-clicks": "fine-windows", "finer-windows": "fine"}
+STARTS = {
+    "fine-windows": "at-384",
+    "fine-clicks": "fine-windows",
+    "finer-windows": "fine",
+    "last-clicks": "finest",
+    "nothing-pictures": "last",
+}
 """Stages that start from another one than the one before."""
 CANVASES = {"small-windows": 256, "larger": 384, "pictures": 512}
 """Image size in pixels from a stage on."""

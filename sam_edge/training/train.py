@@ -41,8 +41,6 @@ class TrainOptions:
     quarter of the work. 0: views are as large as the model's image."""
     freeze_encoder: bool = False
     """Train the prompt encoder and the mask decoder alone."""
-    iou_alone: bool = False
-    """Train the head that predicts IoU alone: all masks stay what they are, and are scored better."""
     min_zoom: float = 1.0
     """Smallest magnification of a view."""
     max_zoom: float = 3.0
@@ -79,8 +77,8 @@ class TrainOptions:
             raise TrainingError(f"batch_size and prompts must be at least 1, got {self.batch_size} and {self.prompts}.")
         if self.workers < 0 or not 0 <= self.seed < 1 << 30:
             raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
-        if self.features is not None and (self.freeze_encoder or self.iou_alone):
-            raise TrainingError("features are for encoders to learn: leave out them, or --freeze-encoder, --iou-alone.")
+        if self.features is not None and self.freeze_encoder:
+            raise TrainingError("features are the encoder's to learn: leave out either them or --freeze-encoder.")
         if not 1 <= self.target_scale <= 8:
             raise TrainingError(f"target_scale must be between 1 and 8, got {self.target_scale}.")
         if not 0 <= self.small_first <= 2:
@@ -146,9 +144,8 @@ def train(
     # how fast the same examples arrive is no part of what the run is
     run = {name: value for name, value in settings.items() if name not in ("workers", "loop")}
     with method.features.beside(model) if method.features else nullcontext():
-        model.requires_grad_(not options.iou_alone)
-        model.image_encoder.requires_grad_(not (options.freeze_encoder or options.iou_alone))
-        model.mask_decoder.iou_prediction_head.requires_grad_(True)
+        model.requires_grad_(True)
+        model.image_encoder.requires_grad_(not options.freeze_encoder)
         progress = fit(
             model,
             method,

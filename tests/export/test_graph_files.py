@@ -232,8 +232,8 @@ def test_twins_and_products_are_integers_where_asked_for_and_labelled(
     ort.InferenceSession(out / "encoder.onnx", options, providers=["CPUExecutionProvider"])
     nodes = every_node(onnx.load(tmp_path / "optimised.onnx").graph)
     integers = [node for node in nodes if node.op_type in ("MatMulIntegerToFloat", "QLinearMatMul")]
-    # patches, q, k, v, proj, lin1; two of lin2; q k^T and two of the twin attention weights
-    assert len(integers) == 11
+    # patches, q, k, v, proj, lin1; two of lin2; q k^T and two of the twin attention weights; two of the neck
+    assert len(integers) == 13
 
 
 def test_what_stays_float_by_default_is_labelled(int8):

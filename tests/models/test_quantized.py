@@ -28,9 +28,9 @@ from sam_edge.models.quantized import (
     prepare_for_quantization,
     quantizable,
     quantize,
+    rounds_output,
     set_dialect,
     set_twin,
-    tiles,
 )
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.scales import quantize_weight
@@ -225,7 +225,7 @@ def test_a_linear_layer_is_integer_arithmetic(dialect, bias):
 )
 def test_a_convolution_is_integer_arithmetic(dialect, geometry):
     conv = seeded(nn.Conv2d(4, 6, **geometry))
-    kind = QuantizedPatches if tiles(conv) else QuantizedConv2d
+    kind = QuantizedConv2d if rounds_output("neck.2", conv) else QuantizedPatches
     layer = quantized(kind, conv, Grid.of_range(-1.5, 2.0), dialect)
     x = random(2, 4, 9, 8, seed=9)
     pad, stride, dilation, groups = conv.padding[0], conv.stride[0], conv.dilation[0], conv.groups
@@ -390,12 +390,35 @@ def test_what_can_be_quantized_is_what_has_a_form():
     assert not quantizable(nn.LayerNorm(2))
 
 
-def test_patches_are_what_kernels_tile():
-    assert tiles(nn.Conv2d(3, 2, 4, 4))
+def test_outputs_are_rounded_of_convolutions_that_neither_tile_nor_are_the_neck():
+    assert not rounds_output("patch_embed.proj", nn.Conv2d(3, 2, 4, 4))
+    assert not rounds_output("image_encoder.neck.2", nn.Conv2d(3, 2, 3, padding=1))
+    assert not rounds_output("image_encoder.neck.2", nn.Linear(3, 2))
     for geometry in (
         {"kernel_size": 1},
         {"kernel_size": 4, "stride": 2},
         {"kernel_size": 2, "stride": 2, "padding": 1},
     ):
-        assert not tiles(nn.Conv2d(3, 2, **geometry))
+        assert rounds_output("image_encoder.layers.0.conv", nn.Conv2d(3, 2, **geometry))
+    assert rounds_output("image_encoder.neck.2", nn.Conv2d(4, 2, 3, groups=2))
     assert isinstance(form(nn.Conv2d(3, 2, 4, 4), LayerQuantization(Grid(1.0, 0)).as_dict()), QuantizedPatches)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 4, "stride": 4},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (3, 2), "padding": (1, 0)},
+    ],
+    ids=str,
+)
+def test_the_products_that_graphs_take_are_the_convolution(dialect, geometry, monkeypatch):
+    layer = quantized(QuantizedPatches, seeded(nn.Conv2d(4, 6, **geometry)), Grid.of_range(-1.5, 2.0), dialect)
+    x = random(2, 4, 9, 8, seed=9)
+    convolved = layer(x)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(layer(x), convolved, rtol=1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ from torch import nn
 
 from sam_edge.models.grids import Grid, TwinGrid
 from sam_edge.models.quantized_attention import unit_grid
-from sam_edge.quantize.samples import AttentionRows, Chance, Seen, watch_layer
+from sam_edge.quantize.samples import AttentionRows, Chance, Queries, Seen, watch_layer
 from sam_edge.quantize.search import LayerSearch, best_shares, on_grid, search_layer
 from sam_edge.quantize.search_attention import HeadSearch, search_attention
 
@@ -132,10 +132,11 @@ def test_a_twin_grid_is_taken_where_it_errs_less_and_only_for_gelu(linear):
 def test_convolutions_have_a_scale_per_channel_and_output_grids(module, shape):
     x = random(*shape, seed=4)
     seen = seen_by(module, x)
-    plan, scale = search_layer(module, seen, bits=BITS, metric="mse", twin=True)
-    plain = search_layer(module, seen, bits=BITS, metric="minmax", twin=False)
+    rounds = isinstance(module, nn.Conv2d)
+    plan, scale = search_layer(module, seen, bits=BITS, metric="mse", twin=True, rounds_output=rounds)
+    plain = search_layer(module, seen, bits=BITS, metric="minmax", twin=False, rounds_output=rounds)
     assert scale.shape == (module.out_channels,)
-    assert (plan.output is not None) == isinstance(module, nn.Conv2d)
+    assert (plan.output is not None) == rounds
     assert plan.axis == int(isinstance(module, nn.ConvTranspose2d))
     assert error(module, seen, plan, scale, "mse") < error(module, seen, *plain, "mse")
 
@@ -166,6 +167,7 @@ def attention_seen(outlier: float) -> Seen:
     k[0, 1, 0] *= outlier
     seen = Seen()
     seen.attention.append(AttentionRows(q, k, v, None, random(1, 3, 16, 8, seed=3)))
+    seen.queries.append(Queries(q, random(1, 3, 16, 8, seed=4)))
     seen.heads = {name: x.abs().amax((0, 2, 3)) for name, x in zip("qkv", (q, k, v), strict=True)}
     return seen
 
@@ -208,6 +210,30 @@ def test_keys_and_values_are_searched_by_their_own_gradients():
     assert ends[False] < 0.5
 
 
+@pytest.mark.parametrize("metric", ["mse", "hessian"])
+def test_long_queries_are_clipped_only_where_nothing_hangs_on_them(metric):
+    """One row in 400 is long, along one column, which keys or the task look at or not."""
+    ends = {}
+    for matters in (True, False):
+        seen = attention_seen(outlier=1.0)
+        q = random(1, 3, 400, 8, seed=5)
+        q[0, 1, 7, 0] = 12.0
+        queries = Queries(q, torch.ones_like(q))
+        if not matters:
+            seen.attention[0].k[..., 0] = 0.0
+            queries.grad[..., 0] = 0.0
+        seen.queries, seen.heads["q"] = [queries], q.abs().amax((0, 2, 3))
+        ends[matters] = search_attention(seen, bits=6, metric=metric, twin=False).q[1]
+    assert ends[True] > 2 * ends[False]
+
+
+def test_a_plan_s_relative_positions_reach_as_far_as_any_seen():
+    seen = attention_seen(outlier=1.0)
+    seen.heads["positions"] = torch.tensor([1.0, 5.0, 0.2])
+    plan = search_attention(seen, bits=6, metric="mse", twin=False)
+    assert plan.positions == pytest.approx((1.0, 5.0, 0.2))
+
+
 def test_crowded_attention_weights_take_a_twin_grid():
     seen = attention_seen(outlier=1.0)
     # one key takes nearly everything, and what the others say is large
@@ -220,5 +246,6 @@ def test_crowded_attention_weights_take_a_twin_grid():
 
 def test_a_convolutions_output_fills_its_container_whatever_the_bits_of_inputs():
     convolution = nn.Conv2d(3, 4, 3)
-    plan, _ = search_layer(convolution, seen_by(convolution, random(2, 3, 8, 8)), bits=(4, 6), metric="mse", twin=False)
+    seen = seen_by(convolution, random(2, 3, 8, 8))
+    plan, _ = search_layer(convolution, seen, bits=(4, 6), metric="mse", twin=False, rounds_output=True)
     assert (plan.bits, plan.input.bits, plan.output.bits) == (4, 6, 8)

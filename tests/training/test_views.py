@@ -332,7 +332,8 @@ def test_points_on_nothing_are_on_the_picture_but_on_no_thing(shape):
     assert empty.mean() == pytest.approx(0.4, abs=0.08)
     for view, on_nothing in zip(found, empty, strict=True):
         for x, y in view.interior[on_nothing]:
-            assert x <= view.extent[0] and y <= view.extent[1]
+            assert x <= view.extent[0]
+            assert y <= view.extent[1]
             pixel = view.image[:, round(y.item()), round(x.item())]
             assert np.abs(pixel - BLUE).sum() < np.abs(pixel - ORANGE).sum()
 
