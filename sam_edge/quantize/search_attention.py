@@ -3,9 +3,9 @@
 First q and k, alternating, by the error of q k^T; then v and the grid of the attention weights by the error of the
 output. Of q, whose longest rows are rare and look most sharply, many rows are searched by: the error of one that is off
 by e is e K^T K e^T in the product with all keys. Under `hessian` q, k and v are searched by their own gradients: every
-row reads the same k and v, so that their errors add up over rows, which the errors of a few rows, squared one by one, do
-not show. Relative positions reach as far as any seen. A twin grid of the weights is searched over every shift, that is
-over every power-of-two split point.
+row reads the same k and v, so that their errors add up over rows, which the errors of a few rows, squared one by one,
+do not show. Relative positions reach as far as any seen. A twin grid of the weights is searched over every shift, that
+is over every power-of-two split point.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_edge.models.grids import Grid, TwinGrid
-from sam_edge.models.quantized_attention import POSITION_BITS, AttentionQuantization, shares_of_peak, unit_grid
+from sam_edge.models.quantized_attention import AttentionQuantization, shares_of_peak, unit_grid
 from sam_edge.quantize.samples import AttentionRows, Seen
 from sam_edge.quantize.search import ROUNDS, Metric, best_shares, on_grid, on_steps
 
@@ -46,10 +46,9 @@ class HeadSearch:
         gradients = [self.weighing(getattr(sample, f"{name}_grad", None)) for sample in self.samples]
         own = list(zip(operands, gradients, strict=True))
         shared = all(gradient is not None for gradient in gradients)
-        bits = POSITION_BITS if name == "positions" else self.bits
 
         def error(shares: Tensor) -> Tensor:
-            rounded = [self.rounded(x, self.peaks[name] * shares, bits) for x in operands]
+            rounded = [self.rounded(x, self.peaks[name] * shares) for x in operands]
             if shared:
                 return self.error(rounded, own)
             return self.error([product(s, i, rounded[i]) for i, s in enumerate(self.samples)], wanted)
