@@ -50,7 +50,7 @@ class QuantizeOptions:
     skip: tuple[str, ...] = ("prompt_encoder.*",)
     """Patterns of layer names left in float; the prompt encoder's are tiny."""
     prompts_per_image: int = 8
-    """Points prompted on each calibration picture, and boxes: of the masks that they give, and half as many random."""
+    """Points, and as many boxes, prompted on each calibration picture."""
     rows: int = 64
     """Rows of each layer's input kept of each picture; candidates are scored on them."""
     seed: int = 0

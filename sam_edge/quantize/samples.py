@@ -24,8 +24,8 @@ LARGEST_ROWS = 2**16
 """Attention weights kept of a call."""
 QUERIES = 8
 """Rows of q kept of a call, for each row that a layer keeps: without their keys they are small, and the few that are
-long, which look most sharply, must be among them: of nano's last attention 4 rows of a picture's 4096 had q clipped to
-0.7 of its range, which was most of the encoder's error in 8 bits."""
+long, which look most sharply, must be among them: 4 rows of a picture's 4096 had q of nano's last attention clipped to
+0.7 of its range, by which alone the embedding was off by 0.008 of its norm (0.001 without)."""
 
 
 @dataclass
