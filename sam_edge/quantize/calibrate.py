@@ -31,7 +31,7 @@ FEWEST_ROWS = 8
 SMALLEST_SIDE = 1 / 128
 """Shortest side of a random box, as a share of the picture's. Boxes of a few pixels take the mask tokens farthest:
 without any, from 1 / 32 on, the last layers of nano's hypernetworks were given ranges of half of what boxes in photos
-need, and logits by boxes were off by 0.10 of their norm in 8 bits (0.01 with them)."""
+need, and logits by boxes were off by 0.07 of their norm in 8 bits (0.01 with them)."""
 
 
 @dataclass(frozen=True)
