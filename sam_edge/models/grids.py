@@ -150,12 +150,11 @@ class OnGrid(nn.Module):
     def __init__(self, grid: Grid | BranchGrid) -> None:
         super().__init__()
         self.grid = grid
-        self.dialect: Dialect = "cpu"
         self.set_dialect("cpu")
 
     def set_dialect(self, dialect: Dialect) -> None:
         """Use the grid's form in `dialect`."""
-        self.dialect = dialect
+        self.dialect: Dialect = dialect
         scale, zero_point, low, high, container = self.grid.in_dialect(dialect)
         limits = torch.iinfo(container)
         # narrower grids than their container saturate early

@@ -63,6 +63,8 @@ WIDE_CLICKS = FINE_CLICKS | {
     "max_zoom": 3.0,
 }
 """The same, of larger parts of pictures."""
+HALF_WINDOWS = {"window": 256, "batch_size": 2, "largest_ellipse": 18, "copy_paste": 0.15}
+"""Windows of half the side of 512 px, for all weights."""
 FINE_ELLIPSES = WINDOWS | {
     "window": 64,
     "batch_size": 16,
@@ -192,15 +194,12 @@ STAGES: dict[str, TrainOptions | Average] = {
         360,
         8e-4,
         0.985,
-        window=256,
-        batch_size=2,
         prompting=InteractiveOptions(box_share=0.6, rounds=3, interactive_share=0.2),
         ellipses=0.1,
-        largest_ellipse=18,
         small_first=0.2,
         min_zoom=1.2,
         max_zoom=3.5,
-        copy_paste=0.15,
+        **HALF_WINDOWS,
     ),
     "finer": {"at-384": 0.15, "finer-ellipses": 0.45, "finer-windows": 0.4},
     "finest-clicks": _branch(231, 360, 7e-4, 0.985, max_zoom=3.0, **FINE_CLICKS),
@@ -210,14 +209,11 @@ STAGES: dict[str, TrainOptions | Average] = {
         560,
         8e-4,
         0.985,
-        window=256,
-        batch_size=2,
         prompting=InteractiveOptions(box_share=0.5, rounds=3, interactive_share=0.3),
         whole=0.05,
         ellipses=0.05,
-        largest_ellipse=18,
         small_first=0.15,
-        copy_paste=0.15,
+        **HALF_WINDOWS,
     ),
     "last-clicks": _branch(302, 600, 7e-4, 0.985, **WIDE_CLICKS),
     "last": {"finest": 0.4, "last-clicks": 0.45, "last-windows": 0.15},
