@@ -141,8 +141,9 @@ class Ours:
     def __init__(self, runtime: Runtime, strategy: Strategy, options: RaceOptions) -> None:
         self._runtime = ObservedRuntime(runtime, synchroniser(runtime))
         thresholds = options.thresholds
-        skipping = {"strategy": strategy, "tau": thresholds.tau, "coverage": thresholds.coverage}
-        shared = {**options.generator_options(), **skipping}
+        # segment-anything keeps what is nested
+        own = {"strategy": strategy, "tau": thresholds.tau, "coverage": thresholds.coverage, "nested_thresh": 1.0}
+        shared = {**options.generator_options(), **own}
         self._warm_up = EverythingGenerator(self._runtime, WARM_UP_POINTS, **shared)
         self._generator = EverythingGenerator(self._runtime, options.points_per_side, **shared)
 

@@ -42,6 +42,7 @@ def segment(
     stability: Annotated[float | None, typer.Option(help=_EVERYTHING("stability"))] = None,
     tau: Annotated[float | None, typer.Option(help=_EVERYTHING("tau"))] = None,
     coverage: Annotated[Coverage | None, typer.Option(help=_EVERYTHING("coverage"))] = None,
+    nested: Annotated[float | None, typer.Option(help=_EVERYTHING("nested"))] = None,
     crops: Annotated[int, typer.Option(help=_EVERYTHING("crops"))] = 0,
     min_area: Annotated[int, typer.Option(help=_EVERYTHING("min_area"))] = 0,
     max_memory_gb: Annotated[float, typer.Option(help=_EVERYTHING("max_memory_gb"))] = 2.0,
@@ -55,7 +56,7 @@ def segment(
 
     prompts = command.parse_prompts(point or [], box, everything)
     options = command.EverythingOptions(
-        strategy, points_per_side, pred_iou, stability, tau, coverage, crops, min_area, max_memory_gb
+        strategy, points_per_side, pred_iou, stability, tau, coverage, nested, crops, min_area, max_memory_gb
     )
     with progress("segment") as on_progress:
         result = command.segment(
@@ -81,6 +82,7 @@ def calibrate(
     max_loss: Annotated[float, typer.Option(help=_CALIBRATE("max_loss"))] = 0.01,
     covered: Annotated[float | None, typer.Option(help=_CALIBRATE("covered"))] = None,
     survivors: Annotated[float | None, typer.Option(help=_CALIBRATE("survivors"))] = None,
+    nested: Annotated[float | None, typer.Option(help=_CALIBRATE("nested"))] = None,
     coverage: Annotated[Coverage, typer.Option(help=_CALIBRATE("coverage"))] = "contrast",
     strict: Strict = False,
     as_json: Json = False,
@@ -94,7 +96,7 @@ def calibrate(
     from sam_edge.commands.everything import calibrate_everything
     from sam_edge.segment.calibrate import CalibrateOptions
 
-    options = CalibrateOptions(points_per_side, max_loss, covered, survivors, coverage)
+    options = CalibrateOptions(points_per_side, max_loss, covered, survivors, nested, coverage)
     with progress("calibrate") as on_progress:
         result = calibrate_everything(
             model,

@@ -47,6 +47,9 @@ class EverythingOptions:
     """Confidence above which a point is answered, instead of the model's own: lower skips more points."""
     coverage: Coverage | None = None
     """What tau is compared with, instead of the model's own choice: logit, as in TinySAM, or contrast."""
+    nested: float | None = None
+    """Largest share of a mask that may lie in a larger one of no smaller predicted IoU, instead of the model's own:
+    lower leaves out more parts of what was found whole, 1 none."""
     crops: int = 0
     """Layers of crops to look at besides the picture, for small objects: layer i takes 4^i times as long."""
     min_area: int = 0
@@ -187,6 +190,7 @@ def _everything(
         strategy=options.strategy,
         tau=options.tau,
         coverage=options.coverage,
+        nested_thresh=options.nested,
         max_memory_bytes=int(options.max_memory_gb * 2**30),
     )
     if on_progress is None:

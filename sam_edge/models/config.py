@@ -114,6 +114,8 @@ class Thresholds:
     """Confidence above which hierarchical everything mode takes a point as answered; None until calibrated."""
     coverage: Coverage = "logit"
     """What tau is compared with: a mask's `logit`, or that of a large mask less its surroundings' `contrast`."""
+    nested: float = 1.0
+    """Largest share of a mask that may lie in a larger one of no smaller predicted IoU; at 1, any may."""
 
 
 @dataclass(frozen=True)

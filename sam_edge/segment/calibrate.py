@@ -41,12 +41,17 @@ class CalibrateOptions:
     """Choose tau so that this share of the points lies in confident areas, whatever it costs; needs no whole grid."""
     survivors: float | None = None
     """Choose both thresholds first, at one quantile of their scores, so that this share of prompts keeps a mask."""
+    nested: float | None = None
+    """Largest share of a mask that may lie in a larger, no less certain one, instead of the model's own: 0.8 leaves out
+    parts where the whole was found, 1 nothing. Tau's losses are counted before."""
     coverage: Coverage = "contrast"
     """What tau is compared with: logit, as in TinySAM, or contrast, which spares small things on large ones."""
     steps: int = 64
     """Values of tau tried."""
 
     def __post_init__(self) -> None:
+        if self.nested is not None and not 0 < self.nested <= 1:
+            raise EverythingError(f"nested must be in (0, 1], got {self.nested}.")
         for name in ("covered", "survivors"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
@@ -125,7 +130,13 @@ def calibrate(
     else:
         tau, loss = _at_cover(confidence, options.covered), None
     return Calibration(
-        thresholds=Thresholds(thresholds.pred_iou, thresholds.stability, tau, options.coverage),
+        thresholds=Thresholds(
+            thresholds.pred_iou,
+            thresholds.stability,
+            tau,
+            options.coverage,
+            runtime.config.thresholds.nested if options.nested is None else options.nested,
+        ),
         skipped=float(np.mean([photo.skips(tau).mean() for photo in seen])),
         loss=loss,
         survivors=float(np.mean([photo.survivors for photo in seen])),

@@ -21,7 +21,7 @@ from sam_edge.segment.budget import Budget
 from sam_edge.segment.crop_walk import Candidates, CropWalk, Filters
 from sam_edge.segment.frame import require_picture
 from sam_edge.segment.grid import first_pass, layer_grids
-from sam_edge.segment.records import OUTPUT_MODES, Found, OutputMode, suppress, without_small_regions
+from sam_edge.segment.records import OUTPUT_MODES, Found, OutputMode, suppress, without_nested, without_small_regions
 from sam_edge.segment.runtime import Runtime, as_runtime
 
 Strategy = Literal["grid", "hierarchical"]
@@ -55,6 +55,8 @@ class EverythingGenerator:
         coverage: what tau is compared with: `logit`, as in the paper, or `contrast`, which loses fewer small things
             for as many points skipped (`sam_edge.segment.coverage`). The one that the model's tau was chosen for by
             default.
+        nested_thresh: largest share of a mask that may lie in a larger one of no smaller predicted IoU; 1.0 keeps parts
+            beside wholes, as segment-anything does. The model's own by default.
         max_memory_bytes: bound on memory beyond the model, what its encoder takes for one picture, and the records. A
             lower one makes for smaller batches, and for more masks that are decoded a second time once duplicates are
             suppressed.
@@ -83,6 +85,7 @@ class EverythingGenerator:
         strategy: Strategy = "grid",
         tau: float | None = None,
         coverage: Coverage | None = None,
+        nested_thresh: float | None = None,
         max_memory_bytes: int = MAX_MEMORY_BYTES,
     ) -> None:
         self.runtime = as_runtime(model)
@@ -111,6 +114,9 @@ class EverythingGenerator:
             stability_score_offset,
             box_nms_thresh,
         )
+        self.nested_thresh = thresholds.nested if nested_thresh is None else nested_thresh
+        if not 0 < self.nested_thresh <= 1:
+            raise EverythingError(f"nested_thresh must be in (0, 1], got {self.nested_thresh}.")
         self.points_per_batch = points_per_batch
         self.crop_n_layers, self.crop_nms_thresh = crop_n_layers, crop_nms_thresh
         self.crop_overlap_ratio = crop_overlap_ratio
@@ -147,6 +153,7 @@ class EverythingGenerator:
         if self.min_mask_region_area:
             threshold = max(self.filters.box_nms, self.crop_nms_thresh)
             found = without_small_regions(found, self.min_mask_region_area, threshold)
+        found = without_nested(found, self.nested_thresh)
         return [one.record(self.output_mode) for one in found]
 
     def _crops(self, image: np.ndarray) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:

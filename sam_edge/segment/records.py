@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from pycocotools import mask as coco_mask
 from segment_anything.utils.amg import coco_encode_rle, remove_small_regions
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -51,8 +52,14 @@ class Found:
     def _segmentation(self, mode: OutputMode) -> np.ndarray | dict[str, Any]:
         if mode == "binary_mask":
             return self.mask()
-        rle = {"size": list(self.size), "counts": self.runs.tolist()}
-        return coco_encode_rle(rle) if mode == "coco_rle" else rle
+        return self.rle() if mode == "coco_rle" else self._uncompressed()
+
+    def rle(self) -> dict[str, Any]:
+        """COCO's compressed run lengths."""
+        return coco_encode_rle(self._uncompressed())
+
+    def _uncompressed(self) -> dict[str, Any]:
+        return {"size": list(self.size), "counts": self.runs.tolist()}
 
 
 def run_lengths(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "runs"]:
@@ -79,6 +86,23 @@ def without_small_regions(found: list[Found], min_area: int, threshold: float) -
     boxes = torch.tensor([one.box for one in cleaned])
     unchanged = torch.tensor([float(new is old) for new, old in zip(cleaned, found, strict=True)])
     return [cleaned[index] for index in suppress(boxes, unchanged, threshold)]
+
+
+def without_nested(found: list[Found], threshold: float) -> list[Found]:
+    """Leave out masks of which more than the share `threshold` lies in a larger one of no smaller predicted IoU.
+
+    Box non-maximum suppression keeps every part of a thing beside the whole, and a small model finds many of them.
+    """
+    if threshold >= 1 or not found:
+        return found
+    rles = [one.rle() for one in found]
+    # with a crowd, COCO's IoU is the share of the first mask that lies in the second
+    inside = np.asarray(coco_mask.iou(rles, rles, [1] * len(rles)))
+    area = np.asarray(coco_mask.area(rles)).astype(np.int64)
+    score = np.array([one.predicted_iou for one in found])
+    over = (area[None] > area[:, None]) & (score[None] >= score[:, None])
+    nested = (over & (inside > threshold)).any(1)
+    return [one for one, leave in zip(found, nested, strict=True) if not leave]
 
 
 def _cleaned(found: Found, min_area: int) -> Found:

@@ -25,7 +25,7 @@ def test_known_configs_come_back_from_their_file(name, tmp_path):
 def test_everything_else_comes_back_too(tiny_config, tmp_path):
     config = tiny_config.replace(
         pixel_mean=(1.0, 2.0, 3.0),
-        thresholds=Thresholds(0.5, 0.6, 7.0),
+        thresholds=Thresholds(0.5, 0.6, 7.0, nested=0.8),
         quantization={"image_encoder.neck.0": {"bits": 8, "axis": None}},
     ).with_step({"step": "prune", "settings": {"ratio": 0.5}, "seed": 1})
     (tmp_path / "config.json").write_text(config.to_json())

@@ -48,6 +48,14 @@ def test_tau_by_cover_covers_that_share(runtime, pictures, coverage):
     assert (found.loss, found.photos, found.survivors) == (None, 3, 1.0)
 
 
+def test_nested_is_the_model_s_own_unless_given(tiny_config, make_sam, pictures):
+    model = make_sam(tiny_config.replace(thresholds=Thresholds(pred_iou=-1.0, stability=0.0, nested=0.7)))
+    options = (CalibrateOptions(8, covered=0.5), CalibrateOptions(8, covered=0.5, nested=0.9))
+    own, given = (calibrate(model, pictures, one).thresholds for one in options)
+    assert (own.nested, given.nested) == (0.7, 0.9)
+    assert own.tau == given.tau
+
+
 @pytest.mark.parametrize("coverage", COVERAGES)
 def test_tau_within_a_loss_does_what_it_says(runtime, pictures, coverage):
     options = [CalibrateOptions(8, max_loss=loss, coverage=coverage) for loss in (0.0, 0.9)]
@@ -85,7 +93,16 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(tiny_config, make_sam,
 
 
 @pytest.mark.parametrize(
-    "options", [{"covered": 0.0}, {"covered": 1.0}, {"survivors": 1.5}, {"max_loss": -0.1}, {"points_per_side": 0}]
+    "options",
+    [
+        {"covered": 0.0},
+        {"covered": 1.0},
+        {"survivors": 1.5},
+        {"nested": 0.0},
+        {"nested": 1.5},
+        {"max_loss": -0.1},
+        {"points_per_side": 0},
+    ],
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(EverythingError, match="must be"):

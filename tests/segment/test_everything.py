@@ -137,10 +137,35 @@ def test_thresholds_default_to_the_model_s_own(tiny_config, make_sam, photo):
     assert (generator.filters.pred_iou, generator.filters.stability) == (0.123, 0.456)
     given = EverythingGenerator(model, pred_iou_thresh=0.0, stability_score_thresh=0.7)
     assert (given.filters.pred_iou, given.filters.stability) == (0.0, 0.7)
+    assert (generator.nested_thresh, EverythingGenerator(model, nested_thresh=0.6).nested_thresh) == (1.0, 0.6)
     # as positional arguments, like segment-anything's
     placed = EverythingGenerator(model, 8, 16, 0.5, 0.6)
     assert (placed.points_per_batch, placed.filters.pred_iou, placed.filters.stability) == (16, 0.5, 0.6)
     assert len(placed.point_grids[0]) == 64
+
+
+def test_nested_masks_stay_unless_asked_otherwise(tiny_config, make_sam, photo):
+    def records(thresholds: Thresholds, **more) -> list[dict]:
+        model = make_sam(tiny_config.replace(thresholds=thresholds))
+        return EverythingGenerator(model, **{**LOW, "box_nms_thresh": 1.0, "min_mask_region_area": 4}, **more).generate(
+            photo
+        )
+
+    def same(first: list[dict], second: list[dict]) -> bool:
+        return [r["bbox"] for r in first] == [r["bbox"] for r in second]
+
+    everything, own = records(Thresholds()), records(Thresholds(nested=0.5))
+    assert 0 < len(own) < len(everything)
+    assert same(own, records(Thresholds(), nested_thresh=0.5))
+    assert same(everything, records(Thresholds(nested=0.5), nested_thresh=1.0))
+    for record in own:
+        mask = record["segmentation"]
+        above = [
+            r["segmentation"]
+            for r in own
+            if r["area"] > record["area"] and r["predicted_iou"] >= record["predicted_iou"]
+        ]
+        assert all((mask & other).sum() <= 0.5 * record["area"] for other in above)
 
 
 def test_a_threshold_that_nothing_reaches_leaves_no_record(tiny_config, make_sam, photo):
@@ -234,6 +259,8 @@ def test_progress_counts_every_point_once(tiny_config, make_sam, photo):
         ({"min_mask_region_area": -1}, "min_mask_region_area"),
         ({"stability_score_offset": -1.0}, "stability_score_offset"),
         ({"crop_overlap_ratio": 1.0}, "crop_overlap_ratio"),
+        ({"nested_thresh": 0.0}, "nested_thresh"),
+        ({"nested_thresh": 1.5}, "nested_thresh"),
         ({"points_per_side": 0}, "points_per_side"),
         ({"max_memory_bytes": 1000}, "max_memory_bytes must be at least"),
     ],

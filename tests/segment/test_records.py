@@ -7,7 +7,7 @@ from pycocotools import mask as coco_mask
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import MaskData, mask_to_rle_pytorch
 
-from sam_edge.segment.records import Found, box_of, run_lengths, without_small_regions
+from sam_edge.segment.records import Found, box_of, run_lengths, without_nested, without_small_regions
 
 
 def picture(seed: int, shape: tuple[int, int] = (40, 30)) -> np.ndarray:
@@ -59,3 +59,44 @@ def test_small_regions_go_as_in_segment_anything():
     assert [one.runs.tolist() for one in got] == [rle["counts"] for rle in wanted["rles"]]
     assert [list(one.box) for one in got] == wanted["boxes"].tolist()
     assert without_small_regions([], 9, 0.7) == []
+
+
+def rectangle(x0: int, x1: int, score: float) -> Found:
+    mask = np.zeros((20, 40), bool)
+    mask[2:12, x0:x1] = True
+    return found(mask, score)
+
+
+def test_parts_of_what_was_found_whole_go():
+    whole, part, surer, sticking_out = (
+        rectangle(0, 20, 0.6),
+        rectangle(2, 9, 0.6),
+        rectangle(12, 18, 0.7),
+        rectangle(15, 25, 0.5),
+    )
+    masks = [surer, whole, part, sticking_out]
+    assert without_nested(masks, 0.8) == [surer, whole, sticking_out]
+    # half of it lies in the whole, and no more
+    assert without_nested(masks, 0.5) == [surer, whole, sticking_out]
+    assert without_nested(masks, 0.4) == [surer, whole]
+    assert without_nested(masks, 1.0) == masks
+    # a part of a part lies in the whole, too; equals are duplicates, which others suppress
+    equal = rectangle(0, 20, 0.6)
+    left = without_nested([rectangle(3, 6, 0.1), part, whole, equal], 0.8)
+    assert [id(one) for one in left] == [id(whole), id(equal)]
+    assert without_nested([], 0.5) == []
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_nested_masks_are_those_of_a_plain_loop(threshold):
+    rng = np.random.default_rng(5)
+    masks = [found(picture(seed), float(rng.integers(1, 5)) / 4) for seed in range(30)]
+    pixels = [one.mask() for one in masks]
+
+    def inside(one: int, other: int) -> bool:
+        larger = pixels[other].sum() > pixels[one].sum() and masks[other].predicted_iou >= masks[one].predicted_iou
+        return larger and (pixels[one] & pixels[other]).sum() > threshold * pixels[one].sum()
+
+    wanted = [masks[one] for one in range(30) if not any(inside(one, other) for other in range(30))]
+    assert 0 < len(wanted) < 30
+    assert [id(one) for one in without_nested(masks, threshold)] == [id(one) for one in wanted]
