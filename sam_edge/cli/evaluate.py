@@ -54,8 +54,9 @@ def evaluate(
             )
         for row in found["strategies"]:
             text = f"{row['strategy']}: everything-mode mIoU {row['miou']:.4f} over {row['masks']} masks, "
-            text += f"{row['records']:.0f} masks found, {row['asked']:.0%} of the points asked, "
-            text += f"agreement with the grid {row['agreement']:.3f}, {row['seconds']:.2f} s"
+            text += f"{row['records']:.0f} masks found, which match labels by {row['found_miou']:.3f}, "
+            text += f"{row['asked']:.0%} of the points asked, agreement with the grid {row['agreement']:.3f}, "
+            text += f"{row['seconds']:.2f} s"
             if not as_json:
                 typer.echo(text, err=True)
         if as_json:

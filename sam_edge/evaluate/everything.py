@@ -12,7 +12,7 @@ from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import LabelledImage
 from sam_edge.errors import DataError
 from sam_edge.segment.everything import STRATEGIES, EverythingGenerator, Strategy
-from sam_edge.segment.matching import agreement, best_ious
+from sam_edge.segment.matching import agreement, as_rle, best_ious
 from sam_edge.segment.observed import ObservedRuntime
 from sam_edge.segment.runtime import Runtime
 
@@ -26,6 +26,9 @@ class StrategyMiou:
     """Mean over labelled masks."""
     miou_per_image: float
     """Mean over images of the mean over an image's masks."""
+    found_miou: float
+    """The same from the other side: mean over masks found of the IoU with the labelled mask that matches best. A good
+    mask of what has no label counts as none, so that it says something of data sets alone that label everything."""
     records: float
     """Masks found, mean over images."""
     asked: float
@@ -47,6 +50,12 @@ class StrategyMiou:
 def record_ious(sample: LabelledImage, records: Sequence[dict[str, Any]]) -> Float[np.ndarray, "masks"]:
     """IoU of each labelled mask with the record that matches it best."""
     return best_ious([annotation.rle for annotation in sample.annotations], records)
+
+
+def found_ious(sample: LabelledImage, records: Sequence[dict[str, Any]]) -> Float[np.ndarray, "records"]:
+    """IoU of each record with the labelled mask that matches it best."""
+    labelled = [{"segmentation": annotation.rle} for annotation in sample.annotations]
+    return best_ious([as_rle(record) for record in records], labelled)
 
 
 def evaluate_strategies(
@@ -78,7 +87,9 @@ def evaluate_strategies(
             seconds = perf_counter() - start
             reference = records if strategy == "grid" else reference
             same = 1.0 if strategy == "grid" else agreement(reference, records)
-            rows[strategy].append(_Row(record_ious(sample, records), len(records), observed.points, same, seconds))
+            rows[strategy].append(
+                _Row(record_ious(sample, records), found_ious(sample, records), observed.points, same, seconds)
+            )
         on_image()
     if not rows["grid"]:
         raise DataError("the data set has no masks to evaluate on: check --data and --split.")
@@ -89,7 +100,7 @@ def evaluate_strategies(
 @dataclass(frozen=True)
 class _Row:
     ious: Float[np.ndarray, "masks"]
-    records: int
+    found: Float[np.ndarray, "records"]
     points: int
     agreement: float
     seconds: float
@@ -101,7 +112,10 @@ def _summary(strategy: Strategy, rows: list[_Row], points: int, skipped: int) ->
         strategy=strategy,
         miou=float(ious.mean()),
         miou_per_image=float(np.mean([row.ious.mean() for row in rows])),
-        records=float(np.mean([row.records for row in rows])),
+        found_miou=float(np.concatenate([row.found for row in rows]).mean())
+        if any(len(row.found) for row in rows)
+        else 0.0,
+        records=float(np.mean([len(row.found) for row in rows])),
         asked=float(np.mean([row.points for row in rows])) / points,
         agreement=float(np.mean([row.agreement for row in rows])),
         seconds=float(np.median([row.seconds for row in rows])),

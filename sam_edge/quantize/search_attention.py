@@ -17,14 +17,15 @@ from torch import Tensor
 from sam_edge.models.grids import Grid, TwinGrid
 from sam_edge.models.quantized_attention import AttentionQuantization, shares_of_peak, unit_grid
 from sam_edge.quantize.samples import AttentionRows, Seen
-from sam_edge.quantize.search import ROUNDS, Metric, best_shares, on_grid, on_steps
+from sam_edge.quantize.search import DAMPING, ROUNDS, Curvature, Metric, best_shares, on_grid, on_steps
 
 
 class HeadSearch:
     """One attention's samples, and the errors of candidates on them."""
 
-    def __init__(self, seen: Seen, bits: int, metric: Metric) -> None:
-        self.samples, self.queries, self.bits, self.metric = seen.attention, seen.queries, bits, metric
+    def __init__(self, seen: Seen, bits: int, metric: Metric, damping: float = DAMPING) -> None:
+        self.samples, self.queries, self.bits = seen.attention, seen.queries, bits
+        self.metric, self.damping = metric, damping
         self.peaks = {name: peak.clamp(min=1e-12) for name, peak in seen.heads.items()}
         self.ends = dict(self.peaks)
         rows = [shares_of_peak(sample.weights) for sample in self.samples]
@@ -40,12 +41,12 @@ class HeadSearch:
     def search_ends(self, name: str, product: Callable[[AttentionRows, int, Tensor], Tensor], wanted: list) -> None:
         """Choose the ends of `name`: `product(sample, index, rounded)` is what the rounded operand gives.
 
-        `wanted` holds, per sample, the float product and its gradient.
+        `wanted` holds, per sample, the float product and its curvature.
         """
         operands = [getattr(sample, name) for sample in self.samples]
-        gradients = [self.weighing(getattr(sample, f"{name}_grad", None)) for sample in self.samples]
-        own = list(zip(operands, gradients, strict=True))
-        shared = all(gradient is not None for gradient in gradients)
+        curvatures = [self.curvature(getattr(sample, f"{name}_grad", None)) for sample in self.samples]
+        own = list(zip(operands, curvatures, strict=True))
+        shared = all(curvature is not None for curvature in curvatures)
 
         def error(shares: Tensor) -> Tensor:
             rounded = [self.rounded(x, self.peaks[name] * shares) for x in operands]
@@ -59,13 +60,13 @@ class HeadSearch:
     def search_queries(self, keys: list[Float[Tensor, "b heads m d"]]) -> None:
         """Choose the ends of q, which is to be multiplied by `keys`."""
         moments = torch.stack([(k.mT @ k).sum(0) for k in keys]).sum(0)
+        curvatures = [self.curvature(rows.grad) for rows in self.queries]
 
         def error(shares: Tensor) -> Tensor:
             total = torch.zeros(len(self.peaks["q"]))
-            for rows in self.queries:
+            for rows, curvature in zip(self.queries, curvatures, strict=True):
                 off = self.rounded(rows.q, self.peaks["q"] * shares).sub_(rows.q)
-                gradient = self.weighing(rows.grad)
-                squared = (off @ moments).mul_(off).sum(3) if gradient is None else off.mul_(gradient).sum(3).square_()
+                squared = (off @ moments).mul_(off).sum(3) if curvature is None else curvature.of_rows(off)
                 total += squared.sum((0, 2))
             return total
 
@@ -89,24 +90,22 @@ class HeadSearch:
         """The output of a sample's rows, whose weights are given as shares of the row's largest."""
         return (shares @ v).mul_(self.row_peaks[sample])
 
-    def outputs(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Of each sample the float output of its rows, and what weighs its error."""
-        return [(self.output(i, self.shares[i], s.v), self.weighing(s.grad)) for i, s in enumerate(self.samples)]
+    def outputs(self) -> list[tuple[Tensor, Curvature | None]]:
+        """Of each sample the float output of its rows, and the curvature there."""
+        return [(self.output(i, self.shares[i], s.v), self.curvature(s.grad)) for i, s in enumerate(self.samples)]
 
     @staticmethod
-    def error(found: list[Tensor], wanted: list[tuple[Tensor, Tensor | None]]) -> Float[Tensor, "heads"]:
-        """Squared error per head, of rows weighted by their gradients (see `search`); `found` is overwritten."""
+    def error(found: list[Tensor], wanted: list[tuple[Tensor, Curvature | None]]) -> Float[Tensor, "heads"]:
+        """Squared error per head, of rows weighted by their curvature (see `search`); `found` is overwritten."""
         total = torch.zeros(found[0].shape[1])
-        for got, (right, gradient) in zip(found, wanted, strict=True):
+        for got, (right, curvature) in zip(found, wanted, strict=True):
             off = got.sub_(right)
-            if gradient is not None:
-                off = off.mul_(gradient).sum(3, keepdim=True)
-            total += off.square_().sum((0, 2, 3))
+            total += (off.square_().sum(3) if curvature is None else curvature.of_rows(off)).sum((0, 2))
         return total
 
-    def weighing(self, grad: Tensor | None) -> Tensor | None:
-        """The gradient that weighs an output's error, if any."""
-        return grad if self.metric == "hessian" else None
+    def curvature(self, grad: Tensor | None) -> Curvature | None:
+        """What weighs an error, under `hessian`; a head's damping is its own."""
+        return Curvature(grad, (0, 2, 3), self.damping) if self.metric == "hessian" and grad is not None else None
 
 
 def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> AttentionQuantization:
@@ -114,7 +113,7 @@ def search_attention(seen: Seen, *, bits: int, metric: Metric, twin: bool) -> At
     search = HeadSearch(seen, bits, metric)
     plain, twin_grid = Grid.of_range(0.0, 1.0, bits), None
     if metric != "minmax":
-        logits = [(s.q @ s.k.mT, search.weighing(s.product_grad())) for s in search.samples]
+        logits = [(s.q @ s.k.mT, search.curvature(s.product_grad())) for s in search.samples]
         for _ in range(ROUNDS):
             before = search.ends["q"]
             search.search_queries([search.rounded(s.k, search.ends["k"]) for s in search.samples])

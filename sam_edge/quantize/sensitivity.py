@@ -25,12 +25,13 @@ def sensitivity(quantizer: Quantizer, name: str) -> float:
         raise QuantizationError(f"{name} was calibrated without gradients: --metric hessian takes them.")
     if isinstance(module, QuantizedLayer):
         plan = module.plan
-        search = LayerSearch(quantizer.layers[name], seen, (plan.bits, plan.input.bits), "hessian", False)
+        bits = plan.bits, plan.input.bits
+        search = LayerSearch(quantizer.layers[name], seen, bits, "hessian", False, damping=0.0)
         b_hat = search.rounded_weight(module.weight_scale.cpu())
         error = search.row_error(on_grid(search.a, plan.twin or plan.input), b_hat).item()
         kept = search.a.shape[1]
     elif isinstance(module, QuantizedProducts):
-        error, kept = _attention_error(HeadSearch(seen, module.plan.bits, "hessian"), module)
+        error, kept = _attention_error(HeadSearch(seen, module.plan.bits, "hessian", damping=0.0), module)
     else:
         return 0.0
     return 0.5 * error * seen.total / kept / quantizer.pictures
@@ -56,7 +57,7 @@ def _attention_error(search: HeadSearch, module: QuantizedProducts) -> tuple[flo
             off = search.rounded(s.positions, ends, POSITION_BITS) - s.positions
             product += s.added(off) * s.q.shape[-1] ** 0.5
     outputs = [search.output(i, on_grid(rows, grid), rounded["v"][i]) for i, rows in enumerate(search.shares)]
-    wanted = [(s.q @ s.k.mT, search.weighing(s.product_grad())) for s in search.samples]
+    wanted = [(s.q @ s.k.mT, search.curvature(s.product_grad())) for s in search.samples]
     error = search.error(logits, wanted).sum()
     error = error + search.error(outputs, search.outputs()).sum()
     return error.item(), sum(s.q.shape[0] * s.q.shape[2] for s in search.samples)

@@ -6,7 +6,7 @@ import pytest
 from sam_edge.data import SyntheticScenes
 from sam_edge.data.rle import decode_mask
 from sam_edge.errors import DataError, EverythingError
-from sam_edge.evaluate.everything import evaluate_strategies, record_ious
+from sam_edge.evaluate.everything import evaluate_strategies, found_ious, record_ious
 from sam_edge.evaluate.miou import iou
 from sam_edge.models.config import Thresholds
 from sam_edge.segment.everything import EverythingGenerator
@@ -27,6 +27,15 @@ def test_a_labelled_mask_counts_with_its_best_record(runtime):
     assert (record_ious(sample, []) == 0).all()
 
 
+def test_a_record_counts_with_its_best_labelled_mask(runtime):
+    sample = SyntheticScenes(1, 5)[0]
+    records = EverythingGenerator(runtime, 5, output_mode="coco_rle").generate(sample.image)
+    masks = [decode_mask(record["segmentation"]) for record in records]
+    wanted = [max(iou(mask, decode_mask(a.rle)) for a in sample.annotations) for mask in masks]
+    assert found_ious(sample, records) == pytest.approx(wanted)
+    assert found_ious(sample, []).size == 0
+
+
 def test_strategies_are_compared_on_the_same_pictures(runtime):
     scenes, heard = SyntheticScenes(3, 1), []
     grid, hierarchical = evaluate_strategies(runtime, scenes, points_per_side=6, on_image=lambda: heard.append(1))
@@ -34,6 +43,10 @@ def test_strategies_are_compared_on_the_same_pictures(runtime):
     ious = [record_ious(s, EverythingGenerator(runtime, 6).generate(s.image)) for s in samples]
     assert grid.miou == pytest.approx(np.concatenate(ious).mean())
     assert grid.miou_per_image == pytest.approx(np.mean([part.mean() for part in ious]))
+    records = [EverythingGenerator(runtime, 6, output_mode="coco_rle").generate(s.image) for s in samples]
+    found = [found_ious(s, part) for s, part in zip(samples, records, strict=True)]
+    assert grid.found_miou == pytest.approx(np.concatenate(found).mean())
+    assert grid.records == pytest.approx(np.mean([len(part) for part in found]))
     assert (grid.strategy, grid.asked, grid.agreement, grid.images) == ("grid", 1.0, 1.0, 3)
     assert grid.masks == hierarchical.masks == sum(map(len, ious))
     assert 4 / 36 <= hierarchical.asked < 1
