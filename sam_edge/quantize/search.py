@@ -120,8 +120,8 @@ class LayerSearch:
         rows = seen.joined()
         self.a, self.b = rows.a, weight_matrix(module)
         self.y = self.a @ self.b
-        curved = metric == "hessian" and rows.grad is not None
-        self.curvature = Curvature(rows.grad, (0, 1, 2), damping) if curved else None
+        gradient = rows.grad if metric == "hessian" else None
+        self.curvature = None if gradient is None else Curvature(gradient, (0, 1, 2), damping)
         self.columns = columns_per_channel(module)
         by_channel = self.b.transpose(1, 2).reshape(-1, self.columns * self.b.shape[1])
         self.peak_scale = symmetric_scale(by_channel, self.weight_bits)

@@ -101,7 +101,7 @@ def without_nested(found: list[Found], threshold: float) -> list[Found]:
     area = np.asarray(coco_mask.area(rles)).astype(np.int64)
     score = np.array([one.predicted_iou for one in found])
     over = (area[None] > area[:, None]) & (score[None] >= score[:, None])
-    nested = (over & (inside > threshold)).any(1)
+    nested = np.asarray((over & (inside > threshold)).any(1)).tolist()
     return [one for one, leave in zip(found, nested, strict=True) if not leave]
 
 

@@ -88,7 +88,7 @@ def test_the_hessian_metric_spends_its_steps_where_the_task_looks():
         importance[20:] = float(not large)
         seen = seen_by(layer, x, importance)
         ends[large] = search_layer(layer, seen, bits=(8, 4), metric="hessian", twin=False)[0].input.range[1]
-    assert ends[True] > 1.5 * ends[False]
+    assert ends[True] > 2 * ends[False]
 
 
 def test_an_activation_s_grid_counts_what_clipping_does_to_a_whole_row():
@@ -250,7 +250,7 @@ def test_long_queries_are_clipped_only_where_nothing_hangs_on_them(metric):
             queries.grad[..., 0] = 0.0
         seen.queries, seen.heads["q"] = [queries], q.abs().amax((0, 2, 3))
         ends[matters] = search_attention(seen, bits=6, metric=metric, twin=False).q[1]
-    assert ends[True] > 2 * ends[False]
+    assert ends[True] > 1.5 * ends[False]
 
 
 def test_a_plan_s_relative_positions_reach_as_far_as_any_seen():
