@@ -107,15 +107,13 @@ class _Row:
 
 
 def _summary(strategy: Strategy, rows: list[_Row], points: int, skipped: int) -> StrategyMiou:
-    ious = np.concatenate([row.ious for row in rows])
+    ious, found = (np.concatenate([getattr(row, side) for row in rows]) for side in ("ious", "found"))
     return StrategyMiou(
         strategy=strategy,
         miou=float(ious.mean()),
         miou_per_image=float(np.mean([row.ious.mean() for row in rows])),
-        found_miou=float(np.concatenate([row.found for row in rows]).mean())
-        if any(len(row.found) for row in rows)
-        else 0.0,
-        records=float(np.mean([len(row.found) for row in rows])),
+        found_miou=float(found.mean()) if len(found) else 0.0,
+        records=len(found) / len(rows),
         asked=float(np.mean([row.points for row in rows])) / points,
         agreement=float(np.mean([row.agreement for row in rows])),
         seconds=float(np.median([row.seconds for row in rows])),

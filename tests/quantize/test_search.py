@@ -245,12 +245,13 @@ def test_long_queries_are_clipped_only_where_nothing_hangs_on_them(metric):
         q = random(1, 3, 400, 8, seed=5)
         q[0, 1, 7, 0] = 12.0
         queries = Queries(q, torch.ones_like(q))
+        # the damping alone keeps a part of a row that the task does not look at
+        queries.grad[..., 0] = 4.0 if matters else 0.0
         if not matters:
             seen.attention[0].k[..., 0] = 0.0
-            queries.grad[..., 0] = 0.0
         seen.queries, seen.heads["q"] = [queries], q.abs().amax((0, 2, 3))
         ends[matters] = search_attention(seen, bits=6, metric=metric, twin=False).q[1]
-    assert ends[True] > 1.5 * ends[False]
+    assert ends[True] > 2 * ends[False]
 
 
 def test_a_plan_s_relative_positions_reach_as_far_as_any_seen():
