@@ -174,7 +174,7 @@ def encoder_graph(model: EdgeSam, dtype: torch.dtype) -> GraphSpec:
 def split_graphs(model: EdgeSam, dtype: torch.dtype) -> tuple[GraphSpec, GraphSpec, GraphSpec]:
     """The decoder in three graphs, for one image and many prompts.
 
-    Of float32 layers the image tokens stay factors; quantized layers and halves keep the plain walk's arithmetic.
+    Of layers in float32 the image tokens stay factors; integers and halves keep the plain walk's arithmetic.
     """
     decoder = model.decoder
     factored = can_factor(decoder)

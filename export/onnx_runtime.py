@@ -31,7 +31,7 @@ class ExportedFolder:
     precision: str
     dialect: str | None
     graphs: dict[str, dict[str, Any]]
-    """Per graph: file, sha256, inputs, outputs."""
+    """Per graph: file, sha256, inputs, outputs, and whether it rounds any activation to integers."""
     integer_products: tuple[str, ...] = ()
     """Attention products that the graphs compute in integers."""
 
@@ -117,18 +117,13 @@ class OnnxRuntime(SplitGraphs):
         self.name = "onnxruntime"
         self.folder = ExportedFolder.read(folder)
         self.config = self.folder.config
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # torch resizes and up-scales on the same cores: spinning threads would keep them from it (measured: twice the
-        # time from picture to mask)
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
         if provider not in ort.get_available_providers():
             raise BackendUnavailableError(f"ONNX Runtime has no {provider} here: use --device cpu.")
         load = self.folder.graph_for_this_cpu if device == "cpu" else self.folder.graph_file
         self._sessions = {
-            name: ort.InferenceSession(load(name), options, providers=[provider]) for name in self.folder.graphs
+            name: ort.InferenceSession(load(name), session_options(graph, threads), providers=[provider])
+            for name, graph in self.folder.graphs.items()
         }
         for session in self._sessions.values():
             # without its libraries ONNX Runtime falls back to the CPU and says nothing
@@ -151,3 +146,20 @@ class OnnxRuntime(SplitGraphs):
     def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = list(self.folder.graphs[graph]["outputs"])
         return dict(zip(names, self._sessions[graph].run(names, dict(inputs)), strict=True))
+
+
+def session_options(graph: Mapping[str, Any], threads: int = 0) -> Any:
+    """ONNX Runtime's options for a graph by its entry in `model.json`."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # torch resizes and up-scales on the same cores: spinning threads would keep them from it (measured: twice the
+    # time from picture to mask)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not graph.get("integers", True):
+        # weights of float layers are dequantized when they are loaded: left to itself ONNX Runtime makes MatMulNBits of
+        # some, which rounds activations its own way, and dequantizes the others in every call
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options

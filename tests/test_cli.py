@@ -124,11 +124,13 @@ def test_the_exported_lineage_answers_eval(sam_edge, checkpoint, tmp_path):
             "--twin",
             "--products",
             "all",
+            "--decoder",
+            "integers",
         ),
     ):
         assert sam_edge(*command)[0] == 0
     form = json.loads((tmp_path / "onnx" / "model.json").read_text())["integer_form"]
-    assert form["float_products"] == form["twins_as_plain"] == []
+    assert form["float_products"] == form["float_layers"] == form["twins_as_plain"] == []
     assert form["twins_as_two_products"]
     for model in (checkpoint, tmp_path / "q", tmp_path / "onnx"):
         code, out, _ = sam_edge("eval", model, "--data", "synthetic:40:2", "--limit", 2, "--json")

@@ -7,6 +7,7 @@ import typer
 
 from sam_edge.cli.options import (
     DEFAULT_IMAGES,
+    DecoderArithmetic,
     Dialect,
     Flavor,
     Images,
@@ -32,6 +33,7 @@ def export_onnx(
     dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",
     twin: Annotated[bool, typer.Option("--twin", help=_ONNX("twin"))] = False,
     products: Annotated[Products, typer.Option(help=_ONNX("products"))] = "auto",
+    decoder: Annotated[DecoderArithmetic, typer.Option(help=_ONNX("decoder"))] = "float",
     images: Images = DEFAULT_IMAGES,
     as_json: Json = False,
     seed: Seed = 0,
@@ -42,7 +44,7 @@ def export_onnx(
     from sam_edge.commands import export
     from sam_edge.export.to_onnx import OnnxOptions
 
-    options = OnnxOptions(precision, dialect, twin, products)
+    options = OnnxOptions(precision, dialect, twin, products, decoder)
     with progress("export"):
         result = export.to_onnx(model, images, out, options, seed=seed, device=device)
     files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())

@@ -25,10 +25,10 @@ from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 
-from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.decoder import PromptableDecoder, attend_self
 from sam_edge.models.drawn_prompts import drawn_clicks
 from sam_edge.models.folded_attention import by_heads
+from sam_edge.models.quantized import float_weight, in_float
 from sam_edge.models.split import Parts
 
 At = int | slice
@@ -82,9 +82,9 @@ class FactoredDecoder(nn.Module):
         for index, layer in enumerate(self.transformer.layers):
             reader, writer, norm = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token, layer.norm4
             parts |= _readable(f"read{index}", reader, z, positions, merge=index == 0)
-            query = writer.q_proj
-            fixed = query.weight @ (positions + bias) + query.bias[:, None]
-            parts |= _products(f"write{index}", writer, query.weight @ z, fixed, merge=index == 0)
+            query = float_weight(writer.q_proj)
+            fixed = query @ (positions + bias) + writer.q_proj.bias[:, None]
+            parts |= _products(f"write{index}", writer, query @ z, fixed, merge=index == 0)
             z = centred(z, 0)
             outputs = [centred(rows) for rows in (*outputs, output_rows(writer, bias[:, 0]))]
             parts[f"norm{index}_square"] = z.square().sum(0, keepdim=True)
@@ -163,8 +163,9 @@ class FactoredDecoder(nn.Module):
         """Attention from tokens to the image; a bias of the keys shifts all scores alike, so softmax drops it."""
         query = by_heads(attention, attention.q_proj(queries))
         query = query / math.sqrt(query.shape[-1])
-        mixes = [(query @ by_heads(attention, u @ attention.k_proj.weight.T).mT).flatten(1, 2) for u in factors.u]
-        values = [by_heads(attention, u @ attention.v_proj.weight.T) for u in factors.u]
+        for_keys, for_values = (float_weight(part).T for part in (attention.k_proj, attention.v_proj))
+        mixes = [(query @ by_heads(attention, u @ for_keys).mT).flatten(1, 2) for u in factors.u]
+        values = [by_heads(attention, u @ for_values) for u in factors.u]
         heads = query.shape[1:3]
 
         def read(at: At) -> Tensor:
@@ -177,7 +178,7 @@ class FactoredDecoder(nn.Module):
             return out + weights @ image[f"{name}_values"].mT
 
         out = self._over_sets(query.shape[0], read).transpose(1, 2).flatten(2)
-        return attention.out_proj(out + attention.v_proj(bias))
+        return attention.out_proj(out + bias @ for_values + attention.v_proj.bias)
 
     def _write(
         self,
@@ -191,7 +192,8 @@ class FactoredDecoder(nn.Module):
         """A layer's attention weights from the image to tokens."""
         key = by_heads(attention, attention.k_proj(tokens))
         key = key / math.sqrt(key.shape[-1])
-        mixes = [(key @ by_heads(attention, u @ attention.q_proj.weight.T).mT).flatten(1, 2) for u in factors.u]
+        for_queries = float_weight(attention.q_proj).T
+        mixes = [(key @ by_heads(attention, u @ for_queries).mT).flatten(1, 2) for u in factors.u]
         silence = torch.zeros_like(present, dtype=key.dtype).masked_fill(~present, -math.inf).mT
 
         def weigh(at: At) -> Tensor:
@@ -271,7 +273,7 @@ def centred(x: Tensor, dim: int = -1) -> Tensor:
 
 def output_rows(attention: Attention, bias: Float[Tensor, "c"]) -> Float[Tensor, "h dv c"]:
     """The output projection by heads, each with one more row: its own bias and that of the tokens it is added to."""
-    rows = attention.out_proj.weight.T.unflatten(0, (attention.num_heads, -1))
+    rows = float_weight(attention.out_proj).T.unflatten(0, (attention.num_heads, -1))
     last = (attention.out_proj.bias + bias).expand(attention.num_heads, 1, -1)
     return torch.cat([rows, last], 1)
 
@@ -288,7 +290,7 @@ def _readable(
     name: str, attention: Attention, z: Float[Tensor, "c l"], positions: Float[Tensor, "c l"], merge: bool = False
 ) -> Parts:
     """An image's keys and values for tokens to read."""
-    key, value = attention.k_proj.weight, attention.v_proj.weight
+    key, value = float_weight(attention.k_proj), float_weight(attention.v_proj)
     values = (value @ z).unflatten(0, (attention.num_heads, -1))
     return {**_products(name, attention, key @ z, key @ positions, merge), f"{name}_values": values}
 
@@ -299,7 +301,7 @@ def first_upscaling(decoder: PromptableDecoder) -> tuple[Float[Tensor, "4 c1 c"]
     Output channels are centred, as the LayerNorm that follows would make them.
     """
     convolution = decoder.mask_decoder.output_upscaling[0]
-    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 1)
+    weight = float_weight(convolution).permute(2, 3, 1, 0).flatten(0, 1)
     return centred(weight, 1), centred(convolution.bias).expand(4, -1)
 
 
@@ -313,7 +315,7 @@ def finish_upscaling(
     _, norm, activation, second, last_activation = decoder.mask_decoder.output_upscaling
     x = x.mul_((x.square().mean(-2, keepdim=True) + norm.eps).rsqrt())
     x = activation(x.mul_(norm.weight[:, None]).add_(norm.bias[:, None]))
-    weight = second.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    weight = float_weight(second).permute(2, 3, 1, 0).flatten(0, 2)
     features = last_activation((weight @ x).add_(second.bias.repeat(4)[:, None]))
     return masks.unsqueeze(-3) @ features.unflatten(-2, (4, -1))
 
@@ -327,7 +329,7 @@ def in_order(logits: Float[Tensor, "*n 4 4 m l"], grid: tuple[int, int]) -> Floa
 
 
 def can_factor(decoder: PromptableDecoder) -> bool:
-    """True for a decoder of float32 layers that are segment-anything's own."""
+    """True for a decoder whose layers are segment-anything's own, or quantized ones, and compute in float32."""
     modules = decoder.mask_decoder
     transformer, upscaling = modules.transformer, modules.output_upscaling
     attentions = [
@@ -336,8 +338,8 @@ def can_factor(decoder: PromptableDecoder) -> bool:
         *(layer.cross_attn_image_to_token for layer in transformer.layers),
     ]
     return (
-        all(type(part) in (nn.Linear, AttentionProducts) for attention in attentions for part in attention.children())
-        and [type(layer) for layer in upscaling[:4:3]] == [nn.ConvTranspose2d] * 2
+        all(in_float(part) for attention in attentions for part in attention.children())
+        and all(in_float(layer) for layer in upscaling[:4:3])
         and type(upscaling[1]) is LayerNorm2d
         and modules.iou_token.weight.dtype == torch.float32
     )

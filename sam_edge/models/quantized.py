@@ -80,11 +80,22 @@ class QuantizedLayer(nn.Module):
         self.input = OnGrid(plan.input)
         self.twin = OnTwinGrid(plan.twin) if plan.twin else None
         self.use_twin = True
+        self.use_grids = True
         self.output = OnGrid(plan.output) if plan.output else nn.Identity()
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """The input on its grid; on a twin grid the two parts that sum to it."""
+        if not self.use_grids:
+            return (x,)
         return self.twin(x) if self.twin is not None and self.use_twin else (self.input(x),)
+
+    def result(self, y: Tensor) -> Tensor:
+        """The output, on its grid where it has one."""
+        return self.output(y) if self.use_grids else y
+
+    def dequantized(self) -> Float[Tensor, "*shape"]:
+        """The weights in float, in the float layer's own layout."""
+        return dequantize(self.weight, self.weight_scale, self.weight_zero_point, self.plan.axis)
 
     def product(self, x: Float[Tensor, "*n k"], weight: Float[Tensor, "k m"]) -> Float[Tensor, "*n m"]:
         """The input on its grid times dequantized weights: of a twin grid the sum of two products."""
@@ -109,7 +120,7 @@ class QuantizedLinear(QuantizedLayer):
         # transposed before it is dequantized: runtimes see an integer product only in DQ -> MatMul
         weight = dequantize(self.weight.t().contiguous(), self.weight_scale, self.weight_zero_point, 1)
         y = self.product(x, weight)
-        return self.output(y if self.bias is None else y + self.bias)
+        return self.result(y if self.bias is None else y + self.bias)
 
 
 class QuantizedConv2d(QuantizedLayer):
@@ -122,9 +133,8 @@ class QuantizedConv2d(QuantizedLayer):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """The convolution."""
-        weight = dequantize(self.weight, self.weight_scale, self.weight_zero_point, 0)
-        y = F.conv2d(self.input(x), weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        return self.output(y)
+        (given,), weight = self.parts(x), self.dequantized()
+        return self.result(F.conv2d(given, weight, self.bias, self.stride, self.padding, self.dilation, self.groups))
 
 
 class QuantizedPatches(QuantizedLayer):
@@ -144,9 +154,10 @@ class QuantizedPatches(QuantizedLayer):
         """The convolution."""
         overlap = self.kernel != self.stride
         # of TensorRT's convolutions the output may stay in float
-        if not torch.compiler.is_exporting() or (overlap and self.input.dialect == "tensorrt"):
-            weight = dequantize(self.weight, self.weight_scale, self.weight_zero_point, 0)
-            return F.conv2d(self.input(x), weight, self.bias, self.stride, self.padding)
+        as_convolution = not self.use_grids or (overlap and self.input.dialect == "tensorrt")
+        if as_convolution or not torch.compiler.is_exporting():
+            (given,) = self.parts(x)
+            return F.conv2d(given, self.dequantized(), self.bias, self.stride, self.padding)
         pixels = x.permute(0, 2, 3, 1)
         patches = self._overlapping(pixels) if overlap else self.input(self._tiles(pixels))
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
@@ -190,7 +201,7 @@ class QuantizedUpscale(QuantizedLayer):
         cells = self.product(tokens, weight)
         patches = cells.unflatten(2, (out, 2, 2)).unflatten(1, (height, width))
         y = patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        return self.output(y if self.bias is None else y + self.bias[:, None, None])
+        return self.result(y if self.bias is None else y + self.bias[:, None, None])
 
 
 _FORMS: dict[type[nn.Module], type[QuantizedLayer]] = {
@@ -272,8 +283,21 @@ def set_twin(model: nn.Module, on: bool) -> None:
             module.use_twin = on
 
 
-def set_products(model: nn.Module, integer: Container[str]) -> None:
-    """Compute the named attention products of a quantized model on their integer grids, and all others in float."""
+def set_integers(model: nn.Module, integer: Container[str]) -> None:
+    """Compute the named layers and attention products of a quantized model on their integer grids, and all others in
+    float, of integer weights."""
     for name, module in model.named_modules():
-        if isinstance(module, QuantizedProducts):
+        if isinstance(module, QuantizedLayer | QuantizedProducts):
             module.use_grids = name in integer
+
+
+def in_float(module: nn.Module) -> bool:
+    """Whether a layer, or an attention's products, computes in float."""
+    if isinstance(module, QuantizedLayer | QuantizedProducts):
+        return not module.use_grids
+    return type(module) in (*_FORMS, AttentionProducts)
+
+
+def float_weight(layer: nn.Module) -> Float[Tensor, "*shape"]:
+    """The weights of a layer that computes in float."""
+    return layer.dequantized() if isinstance(layer, QuantizedLayer) else cast(Tensor, layer.weight)

@@ -15,7 +15,7 @@ from sam_edge.export.parity import Parity
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.models.prompts import Prompts
-from sam_edge.models.quantized import set_dialect, set_products
+from sam_edge.models.quantized import QuantizedLayer, set_dialect, set_integers
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.segment.runtime import TorchRuntime
@@ -69,8 +69,8 @@ def export(make_sam, photo, tmp_path_factory) -> Export:
             quantize_model(model, [photo, photo[::-1].copy()], QuantizeOptions(metric="minmax", prompts_per_image=4))
         return model
 
-    def write(config: ModelConfig, precision: str, dialect: str = "cpu") -> Exported:
-        options = OnnxOptions(precision, dialect)
+    def write(config: ModelConfig, precision: str, dialect: str = "cpu", decoder: str = "float") -> Exported:
+        options = OnnxOptions(precision, dialect, decoder=decoder)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(to_onnx, "LARGEST_FOLDED", LARGEST_FOLDED)
             out = tmp_path_factory.mktemp("export") / "model"
@@ -79,7 +79,8 @@ def export(make_sam, photo, tmp_path_factory) -> Export:
         model = build(config, options)
         if precision == "int8":
             set_dialect(model, options.dialect)
-            set_products(model, ())
+            layers = {name for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+            set_integers(model, {name for name in layers if decoder == "integers" or "image_encoder" in name})
             halve_positions(model)
         return Exported(path, parity, OnnxRuntime(path, threads=1), model, TorchRuntime(model))
 
@@ -112,14 +113,14 @@ def fp32_small(export, small_config) -> Exported:
 
 @pytest.fixture(scope="session")
 def int8_tensorrt(export, small_config) -> Exported:
-    """A quantized ViT in TensorRT's dialect."""
-    return export(small_config, "int8", "tensorrt")
+    """A quantized ViT in TensorRT's dialect, decoder and all."""
+    return export(small_config, "int8", "tensorrt", "integers")
 
 
 @pytest.fixture(scope="session")
 def int8_whole(export, tiny_config) -> Exported:
-    """A quantized ViT of two blocks and two decoder layers."""
-    return export(tiny_config, "int8")
+    """A quantized ViT of two blocks and two decoder layers, in integers too."""
+    return export(tiny_config, "int8", decoder="integers")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from sam_edge.errors import QuantizationError
 from sam_edge.models import quantized_attention
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.grids import Grid, TwinGrid
-from sam_edge.models.quantized import set_dialect, set_products, set_twin
+from sam_edge.models.quantized import set_dialect, set_integers, set_twin
 from sam_edge.models.quantized_attention import AttentionQuantization, Fold, QuantizedProducts
 
 SIZES = torch.tensor([0.01, 1.0, 30.0])
@@ -132,7 +132,7 @@ def test_twin_weights_and_float_products_can_be_switched():
     with_twin = error()
     set_twin(quantized, False)
     assert error() != with_twin
-    set_products(quantized, ())
+    set_integers(quantized, ())
     assert error() == 0
 
 

@@ -9,10 +9,11 @@ from sam_edge.models.decoder_cost import decoder_costs
 from sam_edge.models.factored import TINY, FactoredDecoder, can_factor, pays
 from sam_edge.models.known import KNOWN
 from sam_edge.models.prompts import ABSENT, NOT_A_POINT
-from sam_edge.models.quantized import Grid, LayerQuantization, insert_quantized_layers
+from sam_edge.models.quantized import Grid, LayerQuantization, insert_quantized_layers, set_integers
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.models.split import PlainSplit, SplitDecoder, cut, wanted_masks
+from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 
 SETS = 5
 
@@ -142,6 +143,14 @@ def test_the_first_layer_s_share_changes_nothing_of_quantized_layers(tiny_sam):
         layer.set_weight(integers.to(torch.int8), torch.full_like(layer.weight_scale, 0.01))
     assert not can_factor(tiny_sam.decoder)
     assert_same_as_whole(tiny_sam, PlainSplit(tiny_sam.decoder), tolerance=1e-6)
+
+
+def test_quantized_layers_that_compute_in_float_are_factored(tiny_sam, photo):
+    quantize_model(tiny_sam, [photo], QuantizeOptions(metric="minmax", prompts_per_image=4))
+    assert not can_factor(tiny_sam.decoder)
+    set_integers(tiny_sam, {name for name in tiny_sam.config.quantization if name.startswith("image_encoder.")})
+    assert can_factor(tiny_sam.decoder)
+    assert_same_as_whole(tiny_sam, FactoredDecoder(tiny_sam.decoder))
 
 
 def test_halves_are_not_factored(tiny_sam):
