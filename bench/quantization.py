@@ -23,11 +23,14 @@ class Setting:
     metric: str
     twin: bool
     """Twin scales; of `minmax` there are none."""
+    rounding: str = "auto"
+    """Of weights."""
 
     @property
     def label(self) -> str:
         """The row's name in the log of runs."""
-        return f"W{self.bits}A{self.bits} {self.metric}" + (" twin" if self.twin else "")
+        twin, rounding = " twin" if self.twin else "", "" if self.rounding == "auto" else f" {self.rounding}"
+        return f"W{self.bits}A{self.bits} {self.metric}{twin}{rounding}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Measured:
     miou_box: float
     agreement: float
     """Mean mask IoU with the float parent."""
+    agreement_float_decoder: float
+    """The same where the decoder computes in float, as exported graphs do."""
     file_bytes: int
     """Of `model.safetensors`."""
 
@@ -56,11 +61,13 @@ class QuantizationRow:
         return mean(lost), stdev(lost) if len(lost) > 1 else 0.0
 
 
-def settings(bits: Sequence[int], metrics: Sequence[str], twins: Sequence[bool]) -> Iterator[Setting]:
+def settings(
+    bits: Sequence[int], metrics: Sequence[str], twins: Sequence[bool], rounding: str = "auto"
+) -> Iterator[Setting]:
     """Every setting that differs from the others."""
     for width, metric, twin in product(bits, metrics, twins):
         if metric != "minmax" or twin == twins[0]:
-            yield Setting(width, metric, twin and metric != "minmax")
+            yield Setting(width, metric, twin and metric != "minmax", rounding)
 
 
 def compare_settings(
@@ -91,15 +98,17 @@ def compare_settings(
 
 
 def _measured(scores: Scores) -> Measured:
-    return Measured(scores["miou_point"], scores["miou_box"], scores["agreement"], int(scores["file_bytes"]))
+    return Measured(**{**scores, "file_bytes": int(scores["file_bytes"])})
 
 
 def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
     """The rows for a terminal: points lost, mean and spread over seeds."""
     caption = f"float: mIoU {parent.miou_point:.4f} by point, {parent.miou_box:.4f} by box; mean ± deviation over seeds"
     table = Table(title="mIoU points lost to quantization", caption=caption)
-    for heading in ("bits", "metric", "twin", "point", "box", "agreement", "file"):
-        table.add_column(heading, justify="right" if heading not in ("bits", "metric", "twin") else "left")
+    for heading in ("bits", "metric", "twin", "rounding"):
+        table.add_column(heading)
+    for heading in ("point", "box", "agreement", "with a float decoder", "file"):
+        table.add_column(heading, justify="right")
     for row in rows:
         lost = [row.drop(parent, prompt) for prompt in ("point", "box")]
         bits = row.setting.bits
@@ -107,8 +116,10 @@ def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
             f"W{bits}A{bits}",
             row.setting.metric,
             "on" if row.setting.twin else "off",
+            row.setting.rounding,
             *(f"{average:.2f} ± {spread:.2f}" for average, spread in lost),
             f"{mean(run.agreement for run in row.runs):.4f}",
+            f"{mean(run.agreement_float_decoder for run in row.runs):.4f}",
             f"{mean(run.file_bytes for run in row.runs) / parent.file_bytes:.3f} x",
         )
     return table

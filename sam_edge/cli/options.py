@@ -54,6 +54,10 @@ Curvature = Literal["fisher", "quantized"]
 """Where the hessian metric takes second derivatives."""
 
 
+Rounding = Literal["auto", "nearest", "compensated"]
+"""How weights are rounded."""
+
+
 # Typer takes no list of Literal, and these two are options that repeat
 
 

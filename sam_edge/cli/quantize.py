@@ -19,6 +19,7 @@ from sam_edge.cli.options import (
     Model,
     OnDevice,
     Out,
+    Rounding,
     RuntimeName,
     Seed,
     Strict,
@@ -38,6 +39,7 @@ def quantize(
     metric: Annotated[Metric, typer.Option(help=_QUANTIZE("metric"))] = Metric.hessian,
     curvature: Annotated[Curvature, typer.Option(help=_QUANTIZE("curvature"))] = "fisher",
     twin: Annotated[bool, typer.Option(help=_QUANTIZE("twin"))] = True,
+    rounding: Annotated[Rounding, typer.Option(help=_QUANTIZE("rounding"))] = "auto",
     per_layer: Annotated[bool, typer.Option("--per-layer", help=_QUANTIZE("per_layer"))] = False,
     calibration_images: CalibrationImages = 8,
     skip: Annotated[
@@ -80,6 +82,7 @@ def quantize(
         metric=metric.value,
         curvature=curvature,
         twin=twin,
+        rounding=rounding,
         per_layer=per_layer,
         skip=(*defaults.skip, *(skip or ())),
         seed=seed,
@@ -120,6 +123,7 @@ def bench_quantize(
     bits: Annotated[list[int] | None, typer.Option(help="Bits of weights and activations; repeat for more.")] = None,
     metric: Annotated[list[Metric] | None, typer.Option(help="Metric to compare; repeat for more.")] = None,
     twin: Annotated[bool | None, typer.Option(help="Twin scales on or off only; both by default.")] = None,
+    rounding: Annotated[Rounding, typer.Option(help=_QUANTIZE("rounding"))] = "auto",
     seeds: Annotated[int, typer.Option(help="Calibration seeds from --seed on, each with pictures of its own.")] = 3,
     calibration_images: CalibrationImages = 8,
     split: EvalSplit = "val",
@@ -146,7 +150,7 @@ def bench_quantize(
     if out is not None and not (out / LOG).is_file():
         check_target(out)
     metrics = [name.value for name in metric or tuple(Metric)]
-    chosen = list(settings(bits or (8, 6), metrics, (True, False) if twin is None else (twin,)))
+    chosen = list(settings(bits or (8, 6), metrics, (True, False) if twin is None else (twin,), rounding))
     with progress("bench") as on_progress:
         parent, rows = quantization_table(
             model,

@@ -21,14 +21,15 @@ from sam_edge.export.runtimes import resolve_device
 from sam_edge.export.to_onnx import OnnxOptions, write_encoder
 from sam_edge.export.unsigned import for_this_cpu
 from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint, weights_sha256
+from sam_edge.models.quantized import set_integers
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
-from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.quantize.ptq import QuantizeOptions, Rounding, quantize_model
 from sam_edge.quantize.search import Metric
 from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.runtime import TorchRuntime
 
-AGREEMENT_IMAGES = 4
+AGREEMENT_IMAGES = 8
 """Pictures on which masks are compared with the float parent's."""
 
 
@@ -60,13 +61,18 @@ def quantization_table(
     parent = load_model(spec, place)
     wanted = answers(TorchRuntime(parent, place), pictures)
 
+    def agreement(model: EdgeSam) -> float:
+        return compare(wanted, answers(TorchRuntime(model, place), pictures)).mask_iou
+
     def measured(model: EdgeSam) -> Measured:
         runtime = TorchRuntime(model, place)
         point, box = evaluate_prompts(runtime, dataset, [Asked("point"), Asked("box")])
         with tempfile.TemporaryDirectory() as scratch:
             saved = save_checkpoint(model, Path(scratch) / "model", half=model.config.quantization is not None)
             size = (saved / WEIGHTS).stat().st_size
-        return Measured(point.miou, box.miou, compare(wanted, answers(runtime, pictures)).mask_iou, size)
+        whole = agreement(model)
+        set_integers(model, [name for name in model.config.quantization or () if name.startswith("image_encoder.")])
+        return Measured(point.miou, box.miou, whole, agreement(model), size)
 
     def measure(setting: Setting, seed: int) -> Measured:
         model = load_model(spec, place)
@@ -75,6 +81,7 @@ def quantization_table(
             activations=setting.bits,
             metric=cast(Metric, setting.metric),
             twin=setting.twin,
+            rounding=cast(Rounding, setting.rounding),
             seed=seed,
         )
         quantize_model(model, sample_pictures(images, calibration_images, seed), options)

@@ -23,12 +23,14 @@ from sam_edge.models.quantized import (
 from sam_edge.models.quantized_attention import QuantizedProducts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.calibrate import Observer, Walk
+from sam_edge.quantize.rounding import compensated_weight
 from sam_edge.quantize.samples import Seen
 from sam_edge.quantize.scales import check_bits, quantize_weight
 from sam_edge.quantize.search import Metric, search_layer
 from sam_edge.quantize.search_attention import search_attention
 
 OnStep = Callable[[int, int, str], None]
+Rounding = Literal["auto", "nearest", "compensated"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,19 @@ class QuantizeOptions:
     """One weight scale per linear layer, as the paper has it, in place of one per output channel."""
     skip: tuple[str, ...] = ("prompt_encoder.*",)
     """Patterns of layer names left in float; the prompt encoder's are tiny."""
+    rounding: Rounding = "auto"
+    """How weights are rounded: to the `nearest`, or `compensated`, so that weights yet to be rounded make up for the
+    error (GPTQ); `auto` compensates under `hessian`, whose curvature weighs the rows."""
     prompts_per_image: int = 8
     """Points, and as many boxes, prompted on each calibration picture."""
     rows: int = 64
     """Rows of each layer's input kept of each picture; candidates are scored on them."""
     seed: int = 0
     """Seed of prompts, rows and outcomes."""
+
+    def rounds_in_turn(self, metric: Metric) -> bool:
+        """Whether weights are rounded one after the other where scales are chosen by `metric`."""
+        return self.rounding == "compensated" or (self.rounding == "auto" and metric == "hessian")
 
 
 class Quantizer:
@@ -83,7 +92,9 @@ class Quantizer:
         layer = form(module, plan.as_dict())
         assert isinstance(layer, QuantizedLayer)
         weight = module.weight.detach().cpu()  # type: ignore[operator]
-        if isinstance(layer, QuantizedUpscale):
+        if self.options.rounds_in_turn(metric):
+            layer.set_weight(compensated_weight(module, seen, plan, scale, metric), scale)
+        elif isinstance(layer, QuantizedUpscale):
             integers, scale = quantize_weight(weight.transpose(0, 1), bits[0], scale)
             layer.set_weight(integers.transpose(0, 1), scale)
         else:

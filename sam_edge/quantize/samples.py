@@ -197,13 +197,19 @@ def _unravel(at: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
     return at // (height * width), at // width % height, at % width
 
 
-def weight_matrix(module: nn.Module) -> Float[Tensor, "g k n"]:
-    """A layer's weights as the right-hand matrix of its product."""
-    weight = cast(Tensor, module.weight).detach().cpu()
+def weight_matrix(module: nn.Module, weight: Tensor | None = None) -> Float[Tensor, "g k n"]:
+    """A layer's weights, or others in their place, as the right-hand matrix of its product."""
+    weight = (cast(Tensor, module.weight) if weight is None else weight).detach().cpu()
     if isinstance(module, nn.ConvTranspose2d):
         return weight.flatten(1)[None]
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
     return weight.flatten(1).unflatten(0, (groups, -1)).transpose(1, 2)
+
+
+def from_matrix(module: nn.Module, matrix: Tensor) -> Tensor:
+    """`weight_matrix` undone: in the layout of the layer's weights."""
+    rows = matrix if isinstance(module, nn.ConvTranspose2d) else matrix.transpose(1, 2)
+    return rows.reshape(cast(Tensor, module.weight).shape)
 
 
 def columns_per_channel(module: nn.Module) -> int:

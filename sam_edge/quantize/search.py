@@ -97,6 +97,10 @@ class Curvature:
         squares = off.square().sum(-1, keepdim=True)
         return ((off * self.gradient).sum(-1, keepdim=True).square_() + squares.mul_(self.damping)).squeeze(-1)
 
+    def of_places(self) -> Float[Tensor, "g *t 1"]:
+        """What a place counts: the mean of its diagonal."""
+        return self.gradient.square().mean(-1, keepdim=True) + self.damping
+
     def of_values(self, off: Float[Tensor, "g *t n"]) -> Float[Tensor, "g *t n"]:
         """The diagonal's share alone: C_nn e_n^2."""
         return off.square().mul_(self.gradient.square() + self.damping)
@@ -139,8 +143,11 @@ class LayerSearch:
 
     def rounded_weight(self, scale: Float[Tensor, "out"]) -> Float[Tensor, "g k n"]:
         """The weight matrix with these scales per channel."""
-        per_column = scale.repeat_interleave(self.columns).view(len(self.b), 1, -1)
-        return on_steps(self.b, per_column, self.weight_bits)
+        return on_steps(self.b, self.by_column(scale), self.weight_bits)
+
+    def by_column(self, scale: Float[Tensor, "out"]) -> Float[Tensor, "g 1 n"]:
+        """Scales per channel as those of the matrix's columns."""
+        return scale.repeat_interleave(self.columns).view(len(self.b), 1, -1)
 
     def error(self, a: Tensor, b: Tensor) -> Float[Tensor, "out"]:
         """Weighted squared error of a product, per channel."""

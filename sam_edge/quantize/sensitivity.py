@@ -6,6 +6,7 @@ from sam_edge.errors import QuantizationError
 from sam_edge.models.quantized import QuantizedLayer
 from sam_edge.models.quantized_attention import POSITION_BITS, QuantizedProducts
 from sam_edge.quantize.ptq import Quantizer
+from sam_edge.quantize.samples import weight_matrix
 from sam_edge.quantize.search import LayerSearch, on_grid
 from sam_edge.quantize.search_attention import HeadSearch
 
@@ -27,7 +28,7 @@ def sensitivity(quantizer: Quantizer, name: str) -> float:
         plan = module.plan
         bits = plan.bits, plan.input.bits
         search = LayerSearch(quantizer.layers[name], seen, bits, "hessian", False, damping=0.0)
-        b_hat = search.rounded_weight(module.weight_scale.cpu())
+        b_hat = weight_matrix(quantizer.layers[name], module.dequantized())
         error = search.row_error(on_grid(search.a, plan.twin or plan.input), b_hat).item()
         kept = search.a.shape[1]
     elif isinstance(module, QuantizedProducts):

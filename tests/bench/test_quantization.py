@@ -7,13 +7,13 @@ from rich.console import Console
 
 from sam_edge.bench.quantization import Measured, Setting, compare_settings, rich_table, settings, write_csv
 
-PARENT = Measured(0.70, 0.80, 1.0, 1000)
+PARENT = Measured(0.70, 0.80, 1.0, 1.0, 1000)
 
 
 def measure(setting: Setting, seed: int) -> Measured:
     """Loses a point per missing bit, and a tenth per seed."""
     lost = 0.01 * (8 - setting.bits) + 0.001 * seed
-    return Measured(0.70 - lost, 0.80 - 2 * lost, 0.9, 250)
+    return Measured(0.70 - lost, 0.80 - 2 * lost, 0.9, 0.95, 250)
 
 
 def test_min_max_has_no_twin_scales_and_is_listed_once():
@@ -27,6 +27,11 @@ def test_min_max_has_no_twin_scales_and_is_listed_once():
         Setting(6, "minmax", False),
     ]
     assert list(settings((8,), ("minmax",), (False,))) == [Setting(8, "minmax", False)]
+
+
+def test_a_rounding_that_was_asked_for_is_another_row():
+    (named,), (plain,) = (list(settings((8,), ("mse",), (True,), rounding)) for rounding in ("nearest", "auto"))
+    assert named.label == f"{plain.label} nearest"
 
 
 def compared(folder, chosen, seeds, measure=measure, on_run=None):
@@ -69,6 +74,7 @@ def test_the_table_and_the_csv_say_what_was_measured(tmp_path):
     assert "W6A6" in text
     assert "2.05 ± 0.07" in text
     assert "0.250 x" in text
+    assert "0.9500" in text
     write_csv(PARENT, rows, tmp_path / "table.csv")
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [line["bits"] for line in lines] == ["0", "8", "8", "6", "6"]

@@ -6,7 +6,7 @@ from torch import nn
 
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.quantize import samples
-from sam_edge.quantize.samples import Chance, Seen, watch_attention, watch_layer, weight_matrix
+from sam_edge.quantize.samples import Chance, Seen, from_matrix, watch_attention, watch_layer, weight_matrix
 
 LAYERS = {
     "linear": (nn.Linear(6, 5, bias=False), (2, 7, 6)),
@@ -37,6 +37,7 @@ def test_rows_times_weights_are_outputs_and_gradients_belong_to_them(name):
     assert product.numel() == y.numel()
     torch.testing.assert_close(product.flatten().sort().values, y.detach().flatten().sort().values)
     assert seen.total == rows.a.shape[1]
+    assert torch.equal(from_matrix(module, weight_matrix(module)), module.weight)
 
 
 def test_few_rows_are_taken_by_chance():
