@@ -98,7 +98,13 @@ def compare_settings(
 
 
 def _measured(scores: Scores) -> Measured:
-    return Measured(**{**scores, "file_bytes": int(scores["file_bytes"])})
+    return Measured(
+        scores["miou_point"],
+        scores["miou_box"],
+        scores["agreement"],
+        scores["agreement_float_decoder"],
+        int(scores["file_bytes"]),
+    )
 
 
 def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
