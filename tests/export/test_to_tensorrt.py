@@ -14,7 +14,7 @@ from sam_edge.data import SyntheticScenes
 from sam_edge.errors import BackendUnavailableError, ExportError
 from sam_edge.export.onnx_runtime import ExportedFolder, OnnxRuntime
 from sam_edge.export.tensorrt_runtime import Engine, choose_engines, read_engines
-from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
+from sam_edge.export.to_onnx import DecoderArithmetic, OnnxOptions, Precision, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, profile_shapes
 from sam_edge.files import sha256_of
 from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
@@ -38,12 +38,12 @@ def _images() -> list[np.ndarray]:
     return [scenes[0].image, scenes[1].image]
 
 
-def _export(out: Path, precision: Precision) -> ExportedFolder:
+def _export(out: Path, precision: Precision, decoder: DecoderArithmetic = "float") -> ExportedFolder:
     model = EdgeSam(CONFIG)
     initialise(model, 0)
     if precision == "int8":
         quantize_model(model, _images(), QuantizeOptions(prompts_per_image=2))
-    export_onnx(model, out, _images(), OnnxOptions(precision, "tensorrt"))
+    export_onnx(model, out, _images(), OnnxOptions(precision, "tensorrt", decoder=decoder))
     return ExportedFolder.read(out)
 
 
@@ -112,9 +112,9 @@ def test_int8_graphs_build_for_each_target_and_the_folder_still_runs_everywhere(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_float_graphs_build(precision: Precision, tmp_path: Path) -> None:
-    exported = _export(tmp_path / "graphs", precision)
+@pytest.mark.parametrize(("precision", "decoder"), [("fp32", "float"), ("fp16", "float"), ("int8", "integers")])
+def test_other_graphs_build(precision: Precision, decoder: DecoderArithmetic, tmp_path: Path) -> None:
+    exported = _export(tmp_path / "graphs", precision, decoder)
     engines = build_engines(exported, tmp_path / "engines", TrtOptions(targets=("sm89",), max_sets=8, max_points=4))
     assert [engine.precision for engine in engines] == [precision] * len(GRAPHS)
 
