@@ -237,8 +237,10 @@ def _translations() -> dict[Any, Any]:
         return opset18.DequantizeLinear(q, scale, zero_point, axis=axis)
 
     def gelu(x, approximate: str = "none"):
-        error = opset18.Erf(opset18.Div(x, 2**0.5))
-        return opset18.Mul(opset18.Mul(x, opset18.Add(error, 1.0)), 0.5)
+        # of the type of x: of what Erf gives the exporter knows no type, and takes float32
+        root, one, half = (opset18.Constant(value=ir.tensor(value, x.dtype)) for value in (2**0.5, 1.0, 0.5))
+        error = opset18.Erf(opset18.Div(x, root))
+        return opset18.Mul(opset18.Mul(x, opset18.Add(error, one)), half)
 
     ops = torch.ops.sam_edge
     own = {ops.quantize.default: quantize, ops.dequantize.default: dequantize}

@@ -39,6 +39,26 @@ def lies_in(graph: str, layer: str) -> bool:
     return layer.startswith("image_encoder.") == (graph == "encoder")
 
 
+def optimised(folder: Path, graph: str, scratch: Path) -> onnx.GraphProto:
+    """What ONNX Runtime makes of a graph."""
+    options = session_options(ExportedFolder.read(folder).graphs[graph], threads=1)
+    options.optimized_model_filepath = str(scratch / "optimised.onnx")
+    ort.InferenceSession(folder / f"{graph}.onnx", options, providers=["CPUExecutionProvider"])
+    return onnx.load(scratch / "optimised.onnx").graph
+
+
+def behind_dequantizers(graph: onnx.GraphProto) -> list[str]:
+    """Float products of integer weights."""
+    makers = {output: node for node in graph.node for output in node.output}
+    return [
+        next((given for given in node.input if given.endswith(".bias")), node.name)
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv")
+        and makers.get(node.input[1]) is not None
+        and makers[node.input[1]].op_type == "DequantizeLinear"
+    ]
+
+
 def weighted(exported, graph: str) -> tuple[list[str], list[str]]:
     """Quantized layers with weights that a graph computes in integers, and those in float, as the manifest says.
 
@@ -137,22 +157,11 @@ def test_activations_have_their_dialect_s_containers(request, name, graph):
 @pytest.mark.parametrize("name", CPU_INTEGER)
 def test_onnx_runtime_multiplies_integers_in_every_layer_that_is_not_labelled_float(request, tmp_path, name, graph):
     exported = request.getfixturevalue(name)
-    options = session_options(ExportedFolder.read(exported.path).graphs[graph], threads=1)
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    ort.InferenceSession(exported.path / f"{graph}.onnx", options, providers=["CPUExecutionProvider"])
-    model = onnx.load(tmp_path / "optimised.onnx").graph
-    makers = {output: node for node in model.node for output in node.output}
+    model = optimised(exported.path, graph, tmp_path)
     integers = [n for n in model.node if n.op_type in ("MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "QGemm")]
-    left = [
-        next((given for given in node.input if given.endswith(".bias")), node.name)
-        for node in model.node
-        if node.op_type in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv")
-        and makers.get(node.input[1]) is not None
-        and makers[node.input[1]].op_type == "DequantizeLinear"
-    ]
     in_integers, in_float = weighted(exported, graph)
     assert len(integers) == len(in_integers)
-    assert left == []
+    assert behind_dequantizers(model) == []
     # of what is labelled float the weights are dequantized when they are loaded, and products are plain ones
     assert not in_float or {"DequantizeLinear", "MatMulNBits"}.isdisjoint(node.op_type for node in model.node)
 
@@ -233,14 +242,11 @@ def test_twins_and_products_are_integers_where_asked_for_and_labelled(
     form = json.loads((out / "model.json").read_text())["integer_form"]
     assert form["twins_as_two_products"] == sorted(twins)
     assert form["float_products"] == form["float_layers"] == form["twins_as_plain"] == []
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
-    ort.InferenceSession(out / "encoder.onnx", options, providers=["CPUExecutionProvider"])
-    nodes = every_node(onnx.load(tmp_path / "optimised.onnx").graph)
+    nodes = every_node(optimised(out, "encoder", tmp_path))
     integers = [node for node in nodes if node.op_type in ("MatMulIntegerToFloat", "QLinearMatMul")]
     # patches, q, k, v, proj, lin1; two of lin2; q k^T and two of the twin attention weights; two of the neck
     assert len(integers) == 13
+    assert behind_dequantizers(optimised(out, "decoder", tmp_path)) == []
 
 
 def test_what_stays_float_by_default_is_labelled(int8):
@@ -255,11 +261,7 @@ def test_what_stays_float_by_default_is_labelled(int8):
 
 
 def test_onnx_runtime_fuses_every_gelu(int8, tmp_path):
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
-    ort.InferenceSession(int8.path / "encoder.onnx", options, providers=["CPUExecutionProvider"])
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    kinds = [node.op_type for node in optimised(int8.path, "encoder", tmp_path).node]
     assert "Erf" not in kinds
     assert any("Gelu" in kind for kind in kinds)
 

@@ -10,6 +10,7 @@ import torch
 
 from sam_edge.errors import ExportError
 from sam_edge.export import to_onnx
+from sam_edge.export.graphs import encoder_graph, to_half
 from sam_edge.export.onnx_runtime import ExportedFolder, decoder_inputs, is_exported_folder
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.models.prompts import ABSENT, Prompts
@@ -45,6 +46,15 @@ def assert_agree(name: str, wanted: np.ndarray, got: np.ndarray, float_tolerance
 
 
 # --- What the graphs compute
+
+
+def test_an_encoder_in_halves_is_torch_s_in_float(small_config, make_sam, tmp_path):
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        wanted = make_sam(small_config).image_encoder(pixels).numpy()
+    described = to_onnx._write(encoder_graph(to_half(make_sam(small_config)), torch.float16), tmp_path)
+    (found,) = ort.InferenceSession(tmp_path / described["file"]).run(None, {"pixels": pixels.numpy()})
+    assert_agree("fp16", wanted, found, 0.0)
 
 
 @pytest.mark.parametrize("name", ALL)
