@@ -62,8 +62,8 @@ class OnnxOptions:
     Measured on SAM-B's MLP: 1.6 x as slow in ONNX Runtime and OpenVINO, hence not the default.
     """
     products: Products = "auto"
-    """Attention products that become integers, of the encoder and of a decoder in integers: `all`, `none`, or those that
-    pay in ONNX Runtime; `model.json` lists the others.
+    """Attention products that become integers, of the encoder and of a decoder in integers: `all`, `none`, or those
+    that pay in ONNX Runtime; `model.json` lists the others.
 
     Measured on SAM-B at 1024 px: global attention takes half of its float time, and a tenth of its memory; windows take
     as long as in float. OpenVINO is faster with `none`.
@@ -141,13 +141,13 @@ def _take_form(model: EdgeSam, options: OnnxOptions) -> None:
 
 def integer_parts(model: EdgeSam, options: OnnxOptions) -> set[str]:
     """Names of the layers and attention products that a quantized model's graphs compute in integers."""
-    parts = {
-        name: isinstance(module, QuantizedProducts)
+    return {
+        name
         for name, module in model.named_modules()
-        if isinstance(module, QuantizedLayer | QuantizedProducts)
         if options.decoder == "integers" or name.startswith("image_encoder.")
+        if isinstance(module, QuantizedLayer)
+        or (isinstance(module, QuantizedProducts) and _multiplies_integers(name, model.config, options))
     }
-    return {name for name, products in parts.items() if not products or _multiplies_integers(name, model.config, options)}
 
 
 def _multiplies_integers(products: str, config: ModelConfig, options: OnnxOptions) -> bool:
