@@ -238,7 +238,7 @@ def _translations() -> dict[Any, Any]:
 
     def gelu(x, approximate: str = "none"):
         # of the type of x: of what Erf gives the exporter knows no type, and takes float32
-        root, one, half = (opset18.Constant(value=ir.tensor(value, x.dtype)) for value in (2**0.5, 1.0, 0.5))
+        root, one, half = (opset18.Constant(value=ir.to_proto(ir.tensor(v, x.dtype))) for v in (2**0.5, 1.0, 0.5))
         error = opset18.Erf(opset18.Div(x, root))
         return opset18.Mul(opset18.Mul(x, opset18.Add(error, one)), half)
 
