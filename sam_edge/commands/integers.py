@@ -18,7 +18,7 @@ from sam_edge.errors import BenchError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.parity import answers, compare
 from sam_edge.export.runtimes import resolve_device
-from sam_edge.export.to_onnx import OnnxOptions, write_encoder
+from sam_edge.export.to_onnx import OnnxOptions, integer_parts, write_encoder
 from sam_edge.export.unsigned import for_this_cpu
 from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint, weights_sha256
 from sam_edge.models.quantized import set_integers
@@ -71,7 +71,7 @@ def quantization_table(
             saved = save_checkpoint(model, Path(scratch) / "model", half=model.config.quantization is not None)
             size = (saved / WEIGHTS).stat().st_size
         whole = agreement(model)
-        set_integers(model, [name for name in model.config.quantization or () if name.startswith("image_encoder.")])
+        set_integers(model, integer_parts(model, OnnxOptions("int8", products="all")))
         return Measured(point.miou, box.miou, whole, agreement(model), size)
 
     def measure(setting: Setting, seed: int) -> Measured:

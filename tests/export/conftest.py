@@ -100,6 +100,12 @@ def int8(export, small_config) -> Exported:
 
 
 @pytest.fixture(scope="session")
+def int8_decoder(export, small_config) -> Exported:
+    """The same, its decoder in integers too."""
+    return export(small_config, "int8", decoder="integers")
+
+
+@pytest.fixture(scope="session")
 def fp16(export, small_config) -> Exported:
     """A ViT in halves."""
     return export(small_config, "fp16")

@@ -24,7 +24,12 @@ from sam_edge.segment.runtime import TorchRuntime
 
 SLOW = pytest.mark.slow
 FLOAT = ["fp32", pytest.param("tiny_vit_fp32", marks=SLOW)]
-CPU_INTEGER = ["int8", pytest.param("int8_whole", marks=SLOW), pytest.param("tiny_vit_int8", marks=SLOW)]
+CPU_INTEGER = [
+    "int8",
+    "int8_decoder",
+    pytest.param("int8_whole", marks=SLOW),
+    pytest.param("tiny_vit_int8", marks=SLOW),
+]
 INTEGER = [*CPU_INTEGER, pytest.param("int8_tensorrt", marks=SLOW)]
 ALL = [*FLOAT, *INTEGER, pytest.param("fp16", marks=SLOW)]
 
