@@ -43,6 +43,10 @@ class Measured:
     """Mean mask IoU with the float parent."""
     agreement_float_decoder: float
     """The same where the decoder computes in float, as exported graphs do."""
+    loss: float
+    """Task loss of quantization against the float parent (TinySAM, eq. 9), in nats a prompt."""
+    loss_float_decoder: float
+    """The same where the decoder computes in float."""
     file_bytes: int
     """Of `model.safetensors`."""
 
@@ -57,8 +61,13 @@ class QuantizationRow:
 
     def drop(self, parent: Measured, prompt: str) -> tuple[float, float]:
         """Mean and standard deviation over seeds of the mIoU lost, in points (0.01)."""
-        lost = [100 * (getattr(parent, f"miou_{prompt}") - getattr(run, f"miou_{prompt}")) for run in self.runs]
-        return mean(lost), stdev(lost) if len(lost) > 1 else 0.0
+        found, spread = self.spread(f"miou_{prompt}")
+        return 100 * (getattr(parent, f"miou_{prompt}") - found), 100 * spread
+
+    def spread(self, measure: str) -> tuple[float, float]:
+        """Mean and standard deviation over seeds of what was measured, by its name."""
+        values = [getattr(run, measure) for run in self.runs]
+        return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def settings(
@@ -98,13 +107,7 @@ def compare_settings(
 
 
 def _measured(scores: Scores) -> Measured:
-    return Measured(
-        scores["miou_point"],
-        scores["miou_box"],
-        scores["agreement"],
-        scores["agreement_float_decoder"],
-        int(scores["file_bytes"]),
-    )
+    return Measured(**{**scores, "file_bytes": int(scores["file_bytes"])})  # type: ignore[arg-type]
 
 
 def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
@@ -113,7 +116,7 @@ def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
     table = Table(title="mIoU points lost to quantization", caption=caption)
     for heading in ("bits", "metric", "twin", "rounding"):
         table.add_column(heading)
-    for heading in ("point", "box", "agreement", "with a float decoder", "file"):
+    for heading in ("point", "box", "agreement", "loss", "agreement, float decoder", "loss, float decoder", "file"):
         table.add_column(heading, justify="right")
     for row in rows:
         lost = [row.drop(parent, prompt) for prompt in ("point", "box")]
@@ -124,8 +127,10 @@ def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
             "on" if row.setting.twin else "off",
             row.setting.rounding,
             *(f"{average:.2f} ± {spread:.2f}" for average, spread in lost),
-            f"{mean(run.agreement for run in row.runs):.4f}",
-            f"{mean(run.agreement_float_decoder for run in row.runs):.4f}",
+            *(
+                "{:.4f} ± {:.4f}".format(*row.spread(measure))
+                for measure in ("agreement", "loss", "agreement_float_decoder", "loss_float_decoder")
+            ),
             f"{mean(run.file_bytes for run in row.runs) / parent.file_bytes:.3f} x",
         )
     return table

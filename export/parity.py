@@ -47,21 +47,23 @@ class Answers:
 
     embeddings: Float[Tensor, "1 c g g"]
     logits: Float[Tensor, "1 n 4 h w"]
+    iou: Float[Tensor, "1 n 4"]
+    """Predicted IoU."""
     split: Float[Tensor, "1 n 4 h w"] | None = None
     """The logits as the split decoder's parts give them, where they were asked for."""
 
 
 def answers(runtime: Runtime, images: Sequence[np.ndarray], split: bool = False) -> list[Answers]:
-    """Embeddings and mask logits for a fixed set of points and boxes on each picture."""
+    """Embeddings, mask logits and predicted IoU for a fixed set of points and boxes on each picture."""
     found = []
     for image in images:
         pixels, frame = to_pixels(image, runtime.config)
         embeddings, prompts = runtime.encode(pixels), parity_prompts(frame)
-        logits, _ = runtime.decode(embeddings, prompts)
+        logits, iou = runtime.decode(embeddings, prompts)
         # boxes may take another way through the parts, and would take points with them
         kinds = prompts.part(slice(GRID)), prompts.part(slice(GRID, None))
         parts = torch.cat([split_logits(runtime, embeddings, kind) for kind in kinds])[None] if split else None
-        found.append(Answers(torch.as_tensor(embeddings).float().cpu(), logits.float().cpu(), parts))
+        found.append(Answers(torch.as_tensor(embeddings).float().cpu(), logits.float().cpu(), iou.float().cpu(), parts))
     return found
 
 

@@ -119,7 +119,9 @@ def quantize(
 def bench_quantize(
     model: Model,
     images: Images,
-    data: Annotated[str, typer.Option(metavar="DIR", help="Labelled pictures to evaluate on.")],
+    data: Annotated[
+        list[str], typer.Option(metavar="DIR", help="Labelled pictures to evaluate on; repeat for the mean of several.")
+    ],
     bits: Annotated[list[int] | None, typer.Option(help="Bits of weights and activations; repeat for more.")] = None,
     metric: Annotated[list[Metric] | None, typer.Option(help="Metric to compare; repeat for more.")] = None,
     twin: Annotated[bool | None, typer.Option(help="Twin scales on or off only; both by default.")] = None,
@@ -127,7 +129,9 @@ def bench_quantize(
     seeds: Annotated[int, typer.Option(help="Calibration seeds from --seed on, each with pictures of its own.")] = 3,
     calibration_images: CalibrationImages = 8,
     split: EvalSplit = "val",
-    limit: Annotated[int | None, typer.Option(help="Evaluate on so many pictures, the same for all seeds.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Evaluate on so many pictures of each, the same for all seeds.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -138,7 +142,7 @@ def bench_quantize(
     seed: Seed = 0,
     device: OnDevice = "auto",
 ) -> None:
-    """Compare bits, metrics and twin scales: mIoU lost against the float model, over calibration seeds."""
+    """Compare bits, metrics and twin scales: mIoU lost, agreement and task loss against the float model, over seeds."""
     from dataclasses import asdict
 
     from sam_edge.bench.hardware import hardware, slug

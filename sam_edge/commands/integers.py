@@ -2,11 +2,15 @@
 
 import tempfile
 from collections.abc import Sequence
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
 from typing import cast
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sam_edge.bench.integers import Contender, Turns, quantize_by_onnxruntime, race
 from sam_edge.bench.quantization import Measured, QuantizationRow, Setting, compare_settings
@@ -16,7 +20,7 @@ from sam_edge.data import open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
-from sam_edge.export.parity import answers, compare
+from sam_edge.export.parity import Answers, answers, compare
 from sam_edge.export.runtimes import resolve_device
 from sam_edge.export.to_onnx import OnnxOptions, integer_parts, write_encoder
 from sam_edge.export.unsigned import for_this_cpu
@@ -26,17 +30,36 @@ from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, Rounding, quantize_model
 from sam_edge.quantize.search import Metric
+from sam_edge.quantize.task_loss import task_loss
 from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.runtime import TorchRuntime
 
-AGREEMENT_IMAGES = 8
-"""Pictures on which masks are compared with the float parent's."""
+COMPARED = 16
+"""Pictures of each data set on which answers are compared with the float parent's: as many as are kept in memory."""
+
+
+class _EncodesOnce(TorchRuntime):
+    """Keeps what the encoder makes of the first pictures: in simulated integers each takes seconds."""
+
+    def __init__(self, model: EdgeSam, device: str, kept: dict[bytes, Tensor], most: int) -> None:
+        super().__init__(model, device)
+        self._kept, self._most = kept, most
+
+    def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
+        """Image embeddings, of a picture seen before the same tensor."""
+        key = sha256(pixels.numpy().tobytes()).digest()
+        found = self._kept.get(key)
+        if found is None:
+            found = super().encode(pixels)
+            if len(self._kept) < self._most:
+                self._kept[key] = found
+        return found
 
 
 def quantization_table(
     spec: str,
     images: str,
-    data: str,
+    data: Sequence[str],
     chosen: Sequence[Setting],
     seeds: Sequence[int],
     *,
@@ -49,30 +72,35 @@ def quantization_table(
 ) -> tuple[Measured, list[QuantizationRow]]:
     """Quantize a MODEL in every chosen way, each seed with its own calibration pictures, and evaluate on `data`.
 
-    The integers are simulated in torch. `limit` draws so many pictures of the split, the same for all seeds. With
-    `log` each run is kept there when it ends, and a table that was cut short goes on from it.
+    The integers are simulated in torch. Scores are means over the data sets; `limit` draws so many pictures of each
+    one's split, the same for all seeds. With `log` each run is kept there when it ends, and a table that was cut short
+    goes on from it.
 
     Raises:
         BenchError: `log` holds runs of another model, other pictures or other data.
     """
     place = resolve_device(device)
-    dataset = open_some(data, split, limit=limit, seed=0)
-    pictures = sample_pictures(images, AGREEMENT_IMAGES, seed=-1)
+    datasets = [open_some(spec, split, limit=limit, seed=0) for spec in data]
+    pictures = [dataset[index].image for dataset in datasets for index in range(min(COMPARED, len(dataset)))]
     parent = load_model(spec, place)
     wanted = answers(TorchRuntime(parent, place), pictures)
 
-    def agreement(model: EdgeSam) -> float:
-        return compare(wanted, answers(TorchRuntime(model, place), pictures)).mask_iou
-
     def measured(model: EdgeSam) -> Measured:
-        runtime = TorchRuntime(model, place)
-        point, box = evaluate_prompts(runtime, dataset, [Asked("point"), Asked("box")])
+        kept: dict[bytes, Tensor] = {}
+
+        def runtime() -> TorchRuntime:
+            return _EncodesOnce(model, place, kept, len(pictures))
+
+        whole = answers(runtime(), pictures)
+        scores = [evaluate_prompts(runtime(), dataset, [Asked("point"), Asked("box")]) for dataset in datasets]
+        point, box = (mean(found.miou for found in by_set) for by_set in zip(*scores, strict=True))
         with tempfile.TemporaryDirectory() as scratch:
             saved = save_checkpoint(model, Path(scratch) / "model", half=model.config.quantization is not None)
             size = (saved / WEIGHTS).stat().st_size
-        whole = agreement(model)
         set_integers(model, integer_parts(model, OnnxOptions("int8", products="all")))
-        return Measured(point.miou, box.miou, whole, agreement(model), size)
+        forms = whole, answers(runtime(), pictures)
+        agreements = [compare(wanted, got).mask_iou for got in forms]
+        return Measured(point, box, *agreements, *(divergence(wanted, got) for got in forms), size)
 
     def measure(setting: Setting, seed: int) -> Measured:
         model = load_model(spec, place)
@@ -90,7 +118,7 @@ def quantization_table(
     shared = {
         "model": weights_sha256(parent),
         "images": images,
-        "data": data,
+        "data": list(data),
         "calibration_images": calibration_images,
         "split": split,
         "limit": limit,
@@ -98,6 +126,12 @@ def quantization_table(
     with tempfile.TemporaryDirectory() as scratch:
         kept = log or Path(scratch) / LOG
         return compare_settings(lambda: measured(parent), chosen, seeds, measure, kept, shared, on_progress)
+
+
+def divergence(wanted: Sequence[Answers], got: Sequence[Answers]) -> float:
+    """What `hessian` makes small, the task loss of answers, in nats: its mean over pictures and prompts."""
+    pairs = zip(wanted, got, strict=True)
+    return mean(float(task_loss(b.logits, b.iou, a.logits, a.iou)) / a.logits.shape[1] for a, b in pairs)
 
 
 def encoder_race(

@@ -3,14 +3,17 @@
 A candidate is a share of the min-max range, one of 100 from 0.01 to 1.2; what it costs is the error it makes in the
 product e = a^ b^ - a b: the sum of e^2 for `mse`. For `hessian` g, the task's gradient there, weighs it: g g^T is the
 second derivative of the task loss (see `task_loss.draw`), of one draw a noisy estimate, which is damped (`Curvature`).
-A weight's scale is searched by (g e)^2 of its own channel, as in PTQ4ViT. Of an activation's grid the sum over rows of
-(g . e)^2 is taken, with the terms between channels, which count here: one clipped value shifts a whole row along one
-column of weights, often the direction that matters.
+A weight's scale is searched by (g e)^2 of its own channel, as in PTQ4ViT. Of an activation's grid the terms between
+channels count, for one clipped value shifts a whole row along one column of weights, often the direction that matters:
+the sum over rows of e^T G e is taken, with the mean of g g^T over all rows as G. By a row's own g, one direction of
+chance, nano's exported masks in 8 bits agreed with float's by 0.973, now by 0.978; by 0.975 with half of each, and by
+0.977 under `mse` (one seed, 93 pictures).
 
 Candidates are visited coarse to fine: every fifth, then the neighbours of the best; min-max itself is always one.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -97,6 +100,18 @@ class Curvature:
         squares = off.square().sum(-1, keepdim=True)
         return ((off * self.gradient).sum(-1, keepdim=True).square_() + squares.mul_(self.damping)).squeeze(-1)
 
+    def pooled(self, off: Float[Tensor, "g t n"]) -> Float[Tensor, "g t"]:
+        """The same with the mean of g g^T over all rows in place of a row's own: K-FAC's factor (ibid., sec. 3)."""
+        moment = self._moment
+        along = (off @ moment).mul_(off) if moment.shape[-2] == moment.shape[-1] else (off @ moment).square_()
+        return along.sum(-1).add_(off.square().sum(-1).mul_(self.damping.squeeze(-1)))
+
+    @cached_property
+    def _moment(self) -> Float[Tensor, "g n m"]:
+        """The mean of g g^T; or where rows are fewer than channels, and it would be larger, a root of it."""
+        rows = self.gradient * self.gradient.shape[-2] ** -0.5
+        return rows.mT if rows.shape[-2] < rows.shape[-1] else rows.mT @ rows
+
     def of_places(self) -> Float[Tensor, "g *t 1"]:
         """What a place counts: the mean of its diagonal."""
         return self.gradient.square().mean(-1, keepdim=True) + self.damping
@@ -156,7 +171,7 @@ class LayerSearch:
     def row_error(self, a: Tensor, b: Tensor) -> Float[Tensor, "1"]:
         """Error of a product with the terms between its channels."""
         off = torch.matmul(a, b).sub_(self.y)
-        return (off.square_() if self.curvature is None else self.curvature.of_rows(off)).sum()[None]
+        return (off.square_() if self.curvature is None else self.curvature.pooled(off)).sum()[None]
 
     def _by_value(self, off: Float[Tensor, "g t n"]) -> Float[Tensor, "g t n"]:
         return off.square_() if self.curvature is None else self.curvature.of_values(off)

@@ -29,7 +29,9 @@ def sensitivity(quantizer: Quantizer, name: str) -> float:
         bits = plan.bits, plan.input.bits
         search = LayerSearch(quantizer.layers[name], seen, bits, "hessian", False, damping=0.0)
         b_hat = weight_matrix(quantizer.layers[name], module.dequantized())
-        error = search.row_error(on_grid(search.a, plan.twin or plan.input), b_hat).item()
+        assert search.curvature is not None
+        off = on_grid(search.a, plan.twin or plan.input) @ b_hat - search.y
+        error = search.curvature.of_rows(off).sum().item()
         kept = search.a.shape[1]
     elif isinstance(module, QuantizedProducts):
         error, kept = _attention_error(HeadSearch(seen, module.plan.bits, "hessian", damping=0.0), module)

@@ -7,13 +7,13 @@ from rich.console import Console
 
 from sam_edge.bench.quantization import Measured, Setting, compare_settings, rich_table, settings, write_csv
 
-PARENT = Measured(0.70, 0.80, 1.0, 1.0, 1000)
+PARENT = Measured(0.70, 0.80, 1.0, 1.0, 0.0, 0.0, 1000)
 
 
 def measure(setting: Setting, seed: int) -> Measured:
     """Loses a point per missing bit, and a tenth per seed."""
     lost = 0.01 * (8 - setting.bits) + 0.001 * seed
-    return Measured(0.70 - lost, 0.80 - 2 * lost, 0.9, 0.95, 250)
+    return Measured(0.70 - lost, 0.80 - 2 * lost, 0.9, 0.95, 0.02 + lost, 0.01, 250)
 
 
 def test_min_max_has_no_twin_scales_and_is_listed_once():
@@ -68,13 +68,14 @@ def test_a_table_cut_short_goes_on_from_the_runs_it_has(tmp_path):
 
 def test_the_table_and_the_csv_say_what_was_measured(tmp_path):
     _, rows = compared(tmp_path, list(settings((8, 6), ("hessian",), (True,))), range(2))
-    console = Console(width=100, record=True, file=(tmp_path / "table").open("w"))
+    console = Console(width=200, record=True, file=(tmp_path / "table").open("w"))
     console.print(rich_table(PARENT, rows))
     text = console.export_text()
     assert "W6A6" in text
     assert "2.05 ± 0.07" in text
     assert "0.250 x" in text
-    assert "0.9500" in text
+    assert "0.9500 ± 0.0000" in text
+    assert "0.0405 ± 0.0007" in text
     write_csv(PARENT, rows, tmp_path / "table.csv")
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [line["bits"] for line in lines] == ["0", "8", "8", "6", "6"]

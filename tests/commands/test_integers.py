@@ -1,14 +1,20 @@
 """`bench-integers`: what takes part in the race of integer encoders."""
 
+from dataclasses import replace
+
 import onnx
 import pytest
+import torch
 
 from sam_edge.bench.integers import race
 from sam_edge.commands import integers
 from sam_edge.errors import BenchError
 from sam_edge.export import unsigned
+from sam_edge.export.parity import answers
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.quantize.task_loss import task_loss
+from sam_edge.segment.runtime import TorchRuntime
 
 
 @pytest.fixture
@@ -43,3 +49,25 @@ def test_the_race_wants_a_float_model_and_a_quantized_one(lineage):
     for pair in ((quantized, quantized), (parent, parent), (quantized, parent)):
         with pytest.raises(BenchError, match="a float MODEL and a quantized one"):
             integers.encoder_race(*pair, "synthetic:2", runtimes=["onnxruntime"])
+
+
+def test_answers_diverge_by_the_task_loss_of_a_prompt(tiny_slim, photo):
+    (wanted,) = answers(TorchRuntime(tiny_slim), [photo])
+    other = replace(wanted, logits=wanted.logits + 1.0, iou=wanted.iou + 0.1)
+    assert integers.divergence([wanted], [wanted]) == pytest.approx(0.0, abs=1e-6)
+    found = integers.divergence([wanted, wanted], [wanted, other])
+    prompts = wanted.logits.shape[1]
+    assert found == pytest.approx(task_loss(other.logits, other.iou, wanted.logits, wanted.iou).item() / prompts / 2)
+    assert found > 0
+
+
+def test_a_picture_is_encoded_once_for_all_forms_of_the_decoder(tiny_slim, photo, monkeypatch):
+    quantize_model(tiny_slim, [photo], QuantizeOptions(metric="minmax"))
+    calls, encode = [], tiny_slim.encode
+    monkeypatch.setattr(tiny_slim, "encode", lambda pixels: calls.append(1) or encode(pixels))
+    kept = {}
+    first, again = (answers(integers._EncodesOnce(tiny_slim, "cpu", kept, 1), [photo])[0] for _ in range(2))
+    torch.testing.assert_close(again.logits, first.logits, rtol=0, atol=0)
+    answers(integers._EncodesOnce(tiny_slim, "cpu", kept, 1), [photo[::-1].copy()])
+    assert len(calls) == 2
+    assert len(kept) == 1

@@ -1,6 +1,7 @@
 """sam_edge.export.parity: a number that is 1 for equal answers only, over prompts that try every kind."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ def random_answers(seed: int) -> Answers:
     """Answers about nothing."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(1, 4, 3, 3, generator=generator)
-    return Answers(embeddings, torch.randn(1, 5, 4, 6, 6, generator=generator))
+    logits, iou = (torch.randn(1, 5, 4, *size, generator=generator) for size in ((6, 6), ()))
+    return Answers(embeddings, logits, iou)
 
 
 def test_mask_agreement_is_iou_by_counting():
@@ -54,7 +56,7 @@ def test_errors_are_the_largest_and_relative_to_the_reference():
     embeddings, logits = wanted.embeddings.clone(), wanted.logits.clone()
     embeddings[0, 1, 2, 2] += 0.25
     logits[0, 3, 1, 5, 5] -= 0.5
-    parity = compare([wanted], [Answers(embeddings, logits)])
+    parity = compare([wanted], [Answers(embeddings, logits, wanted.iou)])
     assert parity.largest_embedding_error == pytest.approx(0.25 / wanted.embeddings.abs().max().item(), rel=1e-5)
     assert parity.largest_logit_error == pytest.approx(0.5 / wanted.logits.abs().max().item(), rel=1e-5)
 
@@ -102,7 +104,7 @@ def test_the_split_decoder_is_compared_with_the_whole_one(tiny_config, make_sam,
     assert parity.largest_split_error is not None
     assert parity.largest_split_error < 1e-6
     assert compare(split, whole).split_mask_iou is None
-    shifted = [Answers(one.embeddings, one.logits, one.split.roll(1, 1)) for one in split]
+    shifted = [replace(one, split=one.split.roll(1, 1)) for one in split]
     assert compare(whole, shifted).split_mask_iou < 0.9
 
 

@@ -76,34 +76,33 @@ def test_the_search_errs_less_than_min_max_by_its_own_metric(linear, metric):
 
 
 def test_the_hessian_metric_spends_its_steps_where_the_task_looks():
-    layer = nn.Linear(8, 1, bias=False)
-    nn.init.ones_(layer.weight)
-    x = random(400, 8)
-    x[:20] *= 12
-    # the task only looks at the large rows, or only at the small ones
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data.copy_(torch.eye(2))
+    x = random(400, 2)
+    x[:20, 0] *= 12
+    # the task only looks at the channel that reads the large values, or only at the other
     ends = {}
     for large in (True, False):
-        importance = torch.zeros(400, 1)
-        importance[:20] = float(large)
-        importance[20:] = float(not large)
-        seen = seen_by(layer, x, importance)
+        seen = seen_by(layer, x, torch.tensor([float(large), float(not large)]).expand(400, 2))
         ends[large] = search_layer(layer, seen, bits=(8, 4), metric="hessian", twin=False)[0].input.range[1]
-    assert ends[True] > 2 * ends[False]
+    assert ends[True] > 1.5 * ends[False]
 
 
 def test_an_activation_s_grid_counts_what_clipping_does_to_a_whole_row():
     """A rare large value that all channels read alike is clipped where their errors cancel, and only there."""
     layer = nn.Linear(2, 16, bias=False)
     nn.init.ones_(layer.weight)
+    # errors of the other input cancel where those of the large values do not
+    layer.weight.data[::2, 1] = -1.0
     x = random(400, 2)
     x[:8, 0] *= 12
     ends = {}
     for cancel in (True, False):
         gradient = torch.ones(400, 16)
-        gradient[:8, ::2] = -1.0 if cancel else 1.0
+        gradient[:, ::2] = -1.0 if cancel else 1.0
         seen = seen_by(layer, x, gradient)
         ends[cancel] = search_layer(layer, seen, bits=(8, 4), metric="hessian", twin=False)[0].input.range[1]
-    assert ends[True] < 0.6 * ends[False]
+    assert ends[True] < 0.6 * ends[False], ends
 
 
 def test_per_layer_shares_one_scale(linear):
@@ -180,6 +179,13 @@ def test_curvature_is_the_gradient_s_and_its_damping():
     torch.testing.assert_close(curvature.of_rows(off), rows)
     values = matrices.diagonal(dim1=-2, dim2=-1) * off.square()
     torch.testing.assert_close(curvature.of_values(off), values)
+    # of rows fewer than channels or more, the mean of their matrices
+    for count in (3, 40):
+        gradient, off = random(2, count, 4, seed=3), random(2, count, 4, seed=4)
+        mean = torch.einsum("gtn,gtm->gnm", gradient, gradient) / count
+        mean = mean + DAMPING * gradient.square().mean() * torch.eye(4)
+        pooled = torch.einsum("gtn,gnm,gtm->gt", off, mean, off)
+        torch.testing.assert_close(Curvature(gradient, (0, 1, 2), DAMPING).pooled(off), pooled)
     # of heads, each has a strength of its own
     heads = Curvature(gradient[:, None] * torch.tensor([1.0, 10.0])[:, None, None], (0, 2, 3), DAMPING)
     torch.testing.assert_close(heads.damping[0, 1], 100 * heads.damping[0, 0])
