@@ -98,9 +98,16 @@ def quantization_table(
             saved = save_checkpoint(model, Path(scratch) / "model", half=model.config.quantization is not None)
             size = (saved / WEIGHTS).stat().st_size
         set_integers(model, integer_parts(model, OnnxOptions("int8", products="all")))
-        forms = whole, answers(runtime(), pictures)
-        agreements = [compare(wanted, got).mask_iou for got in forms]
-        return Measured(point, box, *agreements, *(divergence(wanted, got) for got in forms), size)
+        exported = answers(runtime(), pictures)
+        return Measured(
+            miou_point=point,
+            miou_box=box,
+            agreement=compare(wanted, whole).mask_iou,
+            agreement_float_decoder=compare(wanted, exported).mask_iou,
+            loss=divergence(wanted, whole),
+            loss_float_decoder=divergence(wanted, exported),
+            file_bytes=size,
+        )
 
     def measure(setting: Setting, seed: int) -> Measured:
         model = load_model(spec, place)
