@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import cast
@@ -81,7 +82,7 @@ def quantization_table(
     """
     place = resolve_device(device)
     datasets = [open_some(spec, split, limit=limit, seed=0) for spec in data]
-    pictures = [dataset[index].image for dataset in datasets for index in range(min(COMPARED, len(dataset)))]
+    pictures = [sample.image for dataset in datasets for sample in islice(dataset, COMPARED)]
     parent = load_model(spec, place)
     wanted = answers(TorchRuntime(parent, place), pictures)
 

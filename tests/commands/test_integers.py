@@ -1,4 +1,4 @@
-"""`bench-integers`: what takes part in the race of integer encoders."""
+"""The race of integer encoders, and how the table of quantization compares answers."""
 
 from dataclasses import replace
 
