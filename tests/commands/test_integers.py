@@ -1,12 +1,16 @@
 """The race of integer encoders, and how the table of quantization compares answers."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from sam_edge.bench.integers import race
+from sam_edge.bench.quantization import Setting
 from sam_edge.commands import integers
 from sam_edge.errors import BenchError
 from sam_edge.export import unsigned
@@ -71,3 +75,24 @@ def test_a_picture_is_encoded_once_for_all_forms_of_the_decoder(tiny_slim, photo
     answers(integers._EncodesOnce(tiny_slim, "cpu", kept, 1), [photo[::-1].copy()])
     assert len(calls) == 2
     assert len(kept) == 1
+
+
+@pytest.mark.filterwarnings("ignore:skipped 1 of 2 unreadable")
+def test_the_table_of_quantization_leaves_unreadable_pictures_out(tiny_slim, photo, tmp_path):
+    square = [4, 4, 36, 4, 36, 30, 4, 30]
+    entry = {"category_id": 1, "segmentation": [square], "bbox": [4, 4, 32, 26], "area": 832, "iscrowd": 0}
+    pictures = [{"id": at, "file_name": f"{at}.png", "height": 48, "width": 64} for at in range(2)]
+    labels = {
+        "images": pictures,
+        "annotations": [entry | {"id": 1 + at, "image_id": at} for at in range(2)],
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(labels))
+    (tmp_path / "0.png").write_bytes(b"nothing")
+    Image.fromarray(np.resize(photo, (48, 64, 3))).save(tmp_path / "1.png")
+    parent = str(save_checkpoint(tiny_slim, tmp_path / "float"))
+    found, rows = integers.quantization_table(
+        parent, "synthetic:2", [str(tmp_path)], [Setting(8, "minmax", False)], [0], calibration_images=1, split="all"
+    )
+    assert found.agreement == 1
+    assert 0 < rows[0].runs[0].agreement <= 1
