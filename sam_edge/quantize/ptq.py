@@ -53,7 +53,7 @@ class QuantizeOptions:
     """Patterns of layer names left in float; the prompt encoder's are tiny."""
     rounding: Rounding = "auto"
     """How weights are rounded: to the `nearest`, or `compensated`, so that weights yet to be rounded make up for the
-    error (GPTQ); `auto` compensates under `hessian`, whose curvature weighs the rows."""
+    error (GPTQ); `auto` compensates under `hessian`, whose factor of a layer's inputs that takes."""
     prompts_per_image: int = 8
     """Points, and as many boxes, prompted on each calibration picture."""
     rows: int = 64
@@ -93,7 +93,7 @@ class Quantizer:
         assert isinstance(layer, QuantizedLayer)
         weight = module.weight.detach().cpu()  # type: ignore[operator]
         if self.options.rounds_in_turn(metric):
-            layer.set_weight(compensated_weight(module, seen, plan, scale, metric), scale)
+            layer.set_weight(compensated_weight(module, seen, plan, scale), scale)
         elif isinstance(layer, QuantizedUpscale):
             integers, scale = quantize_weight(weight.transpose(0, 1), bits[0], scale)
             layer.set_weight(integers.transpose(0, 1), scale)

@@ -1,9 +1,10 @@
 """Rounding weights so that those yet to be rounded make up for the error (GPTQ: Frantar et al. 2023, after OBQ).
 
 The error of a layer's output over its rows x is d^T H d for every output channel's error d of its weights, with
-H = sum of w x x^T: the same for all channels, and so is the order in which inputs are rounded, the largest on the
+H = sum of x x^T: the same for all channels, and so is the order in which inputs are rounded, the largest on the
 diagonal first. What rounding an input leaves, the inputs after it take on, by the Cholesky factor of H's inverse.
-Under `hessian` a row weighs w = mean over outputs of the task's curvature there; under `mse` all rows weigh the same.
+H is K-FAC's factor of a layer's inputs; that of its outputs, the task's mean curvature, would multiply a channel's
+error as a whole, whatever is rounded how (see `search`).
 """
 
 import torch
@@ -11,8 +12,8 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from sam_edge.models.quantized import LayerQuantization
-from sam_edge.quantize.samples import Seen, from_matrix
-from sam_edge.quantize.search import LayerSearch, Metric, on_grid
+from sam_edge.quantize.samples import Seen, by_column, from_matrix, weight_matrix
+from sam_edge.quantize.search import on_grid
 
 RIDGE = 0.01
 """Added to H's diagonal, as a share of its mean: directions that few rows have are not free."""
@@ -21,13 +22,11 @@ BLOCK = 128
 
 
 def compensated_weight(
-    module: nn.Module, seen: Seen, plan: LayerQuantization, scale: Float[Tensor, "out"], metric: Metric
+    module: nn.Module, seen: Seen, plan: LayerQuantization, scale: Float[Tensor, "out"]
 ) -> Int8[Tensor, "*shape"]:
     """A float layer's weights as integers, in its own layout, for the grids and scales that were found."""
-    search = LayerSearch(module, seen, (plan.bits, plan.input.bits), metric, per_layer=False)
-    rows = on_grid(search.a, plan.twin or plan.input)
-    weighted = rows if search.curvature is None else rows * search.curvature.of_places()
-    integers = round_in_turn(search.b, weighted.mT @ rows, search.by_column(scale), plan.bits)
+    rows = on_grid(seen.joined().a, plan.twin or plan.input)
+    integers = round_in_turn(weight_matrix(module), rows.mT @ rows, by_column(module, scale), plan.bits)
     return from_matrix(module, integers)
 
 

@@ -217,6 +217,12 @@ def columns_per_channel(module: nn.Module) -> int:
     return 4 if isinstance(module, nn.ConvTranspose2d) else 1
 
 
+def by_column(module: nn.Module, scale: Float[Tensor, "out"]) -> Float[Tensor, "g 1 n"]:
+    """Scales per output channel as those of `weight_matrix`'s columns."""
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    return scale.repeat_interleave(columns_per_channel(module)).view(groups, 1, -1)
+
+
 def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> None:
     """Take some random query rows of a few batch items of an attention, with all their keys."""
     q, k, v = (x.detach() for x in given[:3])

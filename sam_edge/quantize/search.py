@@ -1,13 +1,15 @@
 """The search for scales (TinySAM, sec. 3.3; PTQ4ViT): a grid of candidates for each operand in turn.
 
 A candidate is a share of the min-max range, one of 100 from 0.01 to 1.2; what it costs is the error it makes in the
-product e = a^ b^ - a b: the sum of e^2 for `mse`. For `hessian` g, the task's gradient there, weighs it: g g^T is the
-second derivative of the task loss (see `task_loss.draw`), of one draw a noisy estimate, which is damped (`Curvature`).
-A weight's scale is searched by (g e)^2 of its own channel, as in PTQ4ViT. Of an activation's grid the terms between
-channels count, for one clipped value shifts a whole row along one column of weights, often the direction that matters:
-the sum over rows of e^T G e is taken, with the mean of g g^T over all rows as G. By a row's own g, one direction of
-chance, nano's exported masks in 8 bits agreed with float's by 0.973, now by 0.978; by 0.975 with half of each, and by
-0.977 under `mse` (one seed, 93 pictures).
+product e = a^ b^ - a b: the sum over rows of e^T e for `mse`, of e^T G e for `hessian`. G is the mean over rows of
+g g^T, which is damped (`Curvature`), and g the task's gradient there, of one draw (see `task_loss.draw`). So the second
+derivative of the task loss is taken apart as in K-FAC (Martens and Grosse 2015, sec. 3): which directions matter, and
+which rows there are. Of an activation's grid the terms between channels count, for one clipped value shifts a whole row
+along one column of weights, often the direction that matters. A weight errs in its own channel alone, whose G_nn weighs
+every scale and every way of rounding alike, so that rows decide there (`rounding`). By each row's own g, as PTQ4ViT has
+it, which is one direction of chance, masks agree less: of nano in 8 bits by 0.973, not 0.978, where inputs are searched
+by it (one seed, 93 pictures, exported), of nano-t in 6 bits by 0.880, not 0.885, where weights are searched and rounded
+by it (three seeds, 20 pictures).
 
 Candidates are visited coarse to fine: every fifth, then the neighbours of the best; min-max itself is always one.
 """
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from sam_edge.models.grids import Grid, TwinGrid
 from sam_edge.models.quantized import LayerQuantization
-from sam_edge.quantize.samples import Seen, columns_per_channel, weight_matrix
+from sam_edge.quantize.samples import Seen, by_column, columns_per_channel, weight_matrix
 from sam_edge.quantize.scales import symmetric_scale
 
 Metric = Literal["hessian", "mse", "minmax"]
@@ -112,13 +114,13 @@ class Curvature:
         rows = self.gradient * self.gradient.shape[-2] ** -0.5
         return rows.mT if rows.shape[-2] < rows.shape[-1] else rows.mT @ rows
 
-    def of_places(self) -> Float[Tensor, "g *t 1"]:
-        """What a place counts: the mean of its diagonal."""
-        return self.gradient.square().mean(-1, keepdim=True) + self.damping
+    def of_values(self, off: Float[Tensor, "g t n"]) -> Float[Tensor, "g t n"]:
+        """The diagonal's share of `pooled`: C_nn e_n^2."""
+        return off.square().mul_(self._diagonal)
 
-    def of_values(self, off: Float[Tensor, "g *t n"]) -> Float[Tensor, "g *t n"]:
-        """The diagonal's share alone: C_nn e_n^2."""
-        return off.square().mul_(self.gradient.square() + self.damping)
+    @cached_property
+    def _diagonal(self) -> Float[Tensor, "g 1 n"]:
+        return self.gradient.square().mean(-2, keepdim=True) + self.damping
 
 
 class LayerSearch:
@@ -134,7 +136,7 @@ class LayerSearch:
         damping: float = DAMPING,
     ) -> None:
         """`bits` of weights and activations; `per_layer` shares one weight scale among all channels."""
-        self.seen, self.metric = seen, metric
+        self.module, self.seen, self.metric = module, seen, metric
         self.weight_bits, self.activation_bits = bits
         rows = seen.joined()
         self.a, self.b = rows.a, weight_matrix(module)
@@ -158,11 +160,7 @@ class LayerSearch:
 
     def rounded_weight(self, scale: Float[Tensor, "out"]) -> Float[Tensor, "g k n"]:
         """The weight matrix with these scales per channel."""
-        return on_steps(self.b, self.by_column(scale), self.weight_bits)
-
-    def by_column(self, scale: Float[Tensor, "out"]) -> Float[Tensor, "g 1 n"]:
-        """Scales per channel as those of the matrix's columns."""
-        return scale.repeat_interleave(self.columns).view(len(self.b), 1, -1)
+        return on_steps(self.b, by_column(self.module, scale), self.weight_bits)
 
     def error(self, a: Tensor, b: Tensor) -> Float[Tensor, "out"]:
         """Weighted squared error of a product, per channel."""
