@@ -111,6 +111,17 @@ def compare(wanted: Sequence[Answers], got: Sequence[Answers]) -> Parity:
     )
 
 
+def shown_agreement(wanted: Sequence[Answers], got: Sequence[Answers]) -> float:
+    """Mean IoU of the masks that people are shown, by points and by boxes, which count alike.
+
+    Of a point that is the one of three masks that `wanted` predicts best, of a box the single one.
+    """
+    ious = torch.cat([mask_iou(b.logits, (a.logits > 0).float()) for a, b in zip(wanted, got, strict=True)])
+    best = torch.cat([a.iou[:, :GRID, 1:].argmax(-1, keepdim=True) for a in wanted])
+    points, boxes = ious[:, :GRID, 1:].gather(2, best), ious[:, GRID:, 0]
+    return float(points.mean() + boxes.mean()) / 2
+
+
 def require(parity: Parity, smallest_iou: float, what: str) -> None:
     """Raises ExportError when masks, of the whole decoder or of the split one, agree less than `smallest_iou`."""
     for name, iou in ((what, parity.mask_iou), (f"the split decoder of {what}", parity.split_mask_iou)):

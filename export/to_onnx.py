@@ -4,7 +4,8 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +138,18 @@ def _take_form(model: EdgeSam, options: OnnxOptions) -> None:
     set_twin(model, options.twin)
     set_integers(model, integer_parts(model, options))
     halve_positions(model)
+
+
+@contextmanager
+def as_exported(model: EdgeSam, options: OnnxOptions) -> Iterator[None]:
+    """Have a quantized model compute what its graphs do, while the block runs."""
+    set_twin(model, options.twin)
+    set_integers(model, integer_parts(model, options))
+    try:
+        yield
+    finally:
+        set_twin(model, True)
+        set_integers(model, {name for name, _ in model.named_modules()})
 
 
 def integer_parts(model: EdgeSam, options: OnnxOptions) -> set[str]:

@@ -51,14 +51,16 @@ def quantize(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Largest drop allowed, as 0.01; the most sensitive layers go back to 8 bits or float for it."
+            help="Largest drop allowed, as 0.01, of the model as export-onnx writes it; for it the most sensitive "
+            "layers go back to 8 bits or float."
         ),
     ] = None,
     gate_data: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Labelled pictures whose mIoU --max-drop is about; without them it is agreement with the float masks.",
+            help="Labelled pictures, of which those of the train split have the mIoU that --max-drop is about; without "
+            "them it is agreement with the float model's masks.",
         ),
     ] = None,
     gate_images: Annotated[int, typer.Option(help="Pictures that --max-drop is measured on.")] = 16,

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from sam_edge.data import open_images
 from sam_edge.data.split import is_val
+from sam_edge.errors import DataError
 from sam_edge.models.sam import EdgeSam
 
 OnProgress = Callable[[int, int, str], None]
@@ -29,17 +30,42 @@ def counting(total: int, text: str, on_progress: OnProgress | None) -> Callable[
 
 
 def sample_pictures(images: str, count: int, seed: int, *, strict: bool = False) -> list[Picture]:
-    """`count` pictures drawn by `seed` from the train split of `images`, or from all where there is no such split."""
+    """`count` pictures drawn by `seed` from the train split of `images`, or from all where there is no such split.
+
+    Raises:
+        DataError: fewer than one asked for, or no picture there.
+    """
     pictures = open_images(images, strict)
-    indices = [index for index, name in enumerate(pictures.names) if not is_val(name)] or list(range(len(pictures)))
-    chosen = random.Random(seed).sample(indices, min(count, len(indices)))
-    return [image for _, image in pictures.subset(chosen)]
+    return [image for _, image in pictures.subset(_drawn(pictures.names, count, seed))]
+
+
+def sample_others(images: str, count: int, seed: int, taken: int, *, strict: bool = False) -> list[Picture]:
+    """The same of those that `sample_pictures(images, taken, seed)` leaves, or of all where it leaves none."""
+    pictures = open_images(images, strict)
+    return [image for _, image in pictures.subset(_drawn(pictures.names, count, seed + 1, taken, seed))]
+
+
+def _drawn(names: Sequence[str], count: int, seed: int, taken: int = 0, taken_seed: int = 0) -> list[int]:
+    """Indices drawn by `seed`, but for `taken` that another seed draws."""
+    if count < 1:
+        raise DataError(f"at least one picture must be asked for, got {count}.")
+    indices = [index for index, name in enumerate(names) if not is_val(name)] or list(range(len(names)))
+    if taken:
+        others = set(_drawn(names, taken, taken_seed))
+        indices = [index for index in indices if index not in others] or indices
+    return random.Random(seed).sample(indices, min(count, len(indices)))
 
 
 def add_step(
-    model: EdgeSam, step: str, settings: dict[str, Any], seed: int, parent_sha256: str, data: Sequence[str]
+    model: EdgeSam,
+    step: str,
+    settings: dict[str, Any],
+    seed: int,
+    parent_sha256: str,
+    data: Sequence[str],
+    result: dict[str, Any] | None = None,
 ) -> None:
-    """Write into the model's lineage what has just made it."""
+    """Write into the model's lineage what has just made it, and what was measured then."""
     model.config = model.config.with_step(
         {
             "step": step,
@@ -47,5 +73,6 @@ def add_step(
             "seed": seed,
             "parent_sha256": parent_sha256,
             "data": list(data),
+            **({} if result is None else {"result": result}),
         }
     )

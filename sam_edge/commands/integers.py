@@ -23,10 +23,9 @@ from sam_edge.errors import BenchError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.parity import Answers, answers, compare
 from sam_edge.export.runtimes import resolve_device
-from sam_edge.export.to_onnx import OnnxOptions, integer_parts, write_encoder
+from sam_edge.export.to_onnx import OnnxOptions, as_exported, write_encoder
 from sam_edge.export.unsigned import for_this_cpu
 from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint, weights_sha256
-from sam_edge.models.quantized import set_integers
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, Rounding, quantize_model
@@ -98,8 +97,8 @@ def quantization_table(
         with tempfile.TemporaryDirectory() as scratch:
             saved = save_checkpoint(model, Path(scratch) / "model", half=model.config.quantization is not None)
             size = (saved / WEIGHTS).stat().st_size
-        set_integers(model, integer_parts(model, OnnxOptions("int8", products="all")))
-        exported = answers(runtime(), pictures)
+        with as_exported(model, OnnxOptions("int8", twin=True, products="all")):
+            exported = answers(runtime(), pictures)
         return Measured(
             miou_point=point,
             miou_box=box,

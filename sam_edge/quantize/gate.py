@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from sam_edge.errors import QuantizationError
 from sam_edge.models.checkpoint import round_to_halves
 from sam_edge.models.sam import EdgeSam
-from sam_edge.quantize.ptq import OnStep, Quantizer
+from sam_edge.quantize.ptq import OnStep, QuantizeOptions, Quantizer
 from sam_edge.quantize.sensitivity import sensitivity
 
 CONFIRMED = 10
@@ -31,6 +33,16 @@ class GateReport:
     """Layers given back: `8 bits` or `float`."""
 
 
+def check_gate(max_drop: float, options: QuantizeOptions) -> None:
+    """Raises QuantizationError where the gate could not work: what follows takes minutes."""
+    if not 0 <= max_drop < 1:
+        raise QuantizationError(f"--max-drop is a share, as 0.01, from 0 to 1; got {max_drop}.")
+    if options.metric != "hessian" or options.curvature != "fisher":
+        raise QuantizationError(
+            "--max-drop ranks layers by the task's curvature: it needs --metric hessian and --curvature fisher."
+        )
+
+
 def hold_drop(
     quantizer: Quantizer,
     max_drop: float,
@@ -38,13 +50,14 @@ def hold_drop(
     float_score: float,
     on_step: OnStep | None = None,
 ) -> GateReport:
-    """Give layers back, one, two, four, ... at a time, until `validate` falls at most `max_drop` below the parent.
+    """Give layers back until `validate` falls at most `max_drop` below the parent: 1, 3, 7, ... of them, then bisected.
 
     The worst ten by second order are measured one by one and come first, in the order of what they cost; layers of
-    fewer than 8 bits are raised to 8 bits first, and to float only where that is not enough.
+    fewer than 8 bits are raised to 8 bits first, and to float only where that is not enough. Where a score is not
+    steady from one layer to the next, a few more may be given back than had to be, but never fewer.
 
     Raises:
-        QuantizationError: the drop stays too large though every layer is float, or a walk without gradients.
+        QuantizationError: nothing may stay quantized, or a walk without gradients (see `check_gate`).
     """
     model = quantizer.model
     first = score = validate(model)
@@ -58,21 +71,49 @@ def hold_drop(
     order = sorted(drops, key=lambda name: -drops[name]) + ranked[CONFIRMED:]
     narrow = quantizer.options.weights < 8 or quantizer.options.activations < 8
     queue = [*((name, "8 bits") for name in order if narrow), *((name, "float") for name in order)]
+    forms: dict[tuple[str, str | None], nn.Module] = {(n, None): model.get_submodule(n) for n in quantizer.layers}
+    forms |= {(name, "float"): module for name, module in quantizer.layers.items()}
     raised: dict[str, str] = {}
-    taken, batch = 0, 1
-    while float_score - score > max_drop and taken < len(queue):
-        for name, precision in queue[taken : taken + batch]:
-            integer = precision == "8 bits"
-            quantizer.put(name, quantizer.integer(name, (8, 8)) if integer else quantizer.layers[name])
-            raised[name] = precision
-        taken, batch = taken + batch, 2 * batch
-        score = validate(model)
+
+    def give_back(count: int) -> None:
+        """Have the first `count` of the queue given back, and no more."""
+        nonlocal raised
+        wanted = dict(queue[:count])
+        for name in quantizer.layers:
+            form = name, wanted.get(name)
+            if form[1] != raised.get(name):
+                quantizer.put(name, forms.get(form) or forms.setdefault(form, quantizer.integer(name, (8, 8))))
+        raised = wanted
+
+    def score_of(count: int) -> float:
+        give_back(count)
+        now = validate(model)
         if on_step is not None:
-            on_step(min(taken, len(queue)), len(queue), f"giving layers back: {float_score - score:.4f} below float")
+            on_step(count, len(queue), f"giving layers back: {float_score - now:.4f} below float")
+        return now
+
+    too_few, taken, batch = 0, 0, 1
+    while float_score - score > max_drop and taken < len(queue):
+        too_few, taken = taken, min(taken + batch, len(queue))
+        score, batch = score_of(taken), 2 * batch
     if float_score - score > max_drop:
-        raise QuantizationError(f"even with every layer in float the score lies {float_score - score:.4f} below.")
+        raise _too_strict(f"even with every layer in float the score lies {float_score - score:.4f} below")
+    while taken - too_few > 1:
+        middle = (too_few + taken) // 2
+        found_there = score_of(middle)
+        if float_score - found_there > max_drop:
+            too_few = middle
+        else:
+            taken, score = middle, found_there
+    give_back(taken)
+    if model.config.quantization is None:
+        raise _too_strict(f"no layer can be quantized for a drop of {max_drop} at most")
     round_to_halves(model)
     return GateReport(float_score, first, score, {name: found[name] for name in ranked}, drops, raised)
+
+
+def _too_strict(why: str) -> QuantizationError:
+    return QuantizationError(f"{why}: allow more by --max-drop, or give it more pictures by --gate-images.")
 
 
 def _alone(quantizer: Quantizer, name: str, validate: Callable[[EdgeSam], float]) -> float:

@@ -83,8 +83,9 @@ class Quantizer:
         """A layer's quantized form with the scales that a search finds; `bits` of weights and activations."""
         module, seen = self.layers[name], self.seen[name]
         metric, twin, per_layer = metric or self.options.metric, self.options.twin, self.options.per_layer
+        device = next(self.model.parameters()).device
         if isinstance(module, AttentionProducts):
-            return QuantizedProducts(search_attention(seen, bits=bits[1], metric=metric, twin=twin))
+            return QuantizedProducts(search_attention(seen, bits=bits[1], metric=metric, twin=twin)).to(device)
         rounds = rounds_output(name, module)
         plan, scale = search_layer(
             module, seen, bits=bits, metric=metric, twin=twin, per_layer=per_layer, rounds_output=rounds
@@ -99,7 +100,7 @@ class Quantizer:
             layer.set_weight(integers.transpose(0, 1), scale)
         else:
             layer.set_weight(*quantize_weight(weight, bits[0], scale))
-        return layer.to(next(self.model.parameters()).device)
+        return layer.to(device)
 
     def put(self, name: str, module: nn.Module) -> None:
         """Put a form of a layer into the model, and its entry into the config, or out of it for the float form."""

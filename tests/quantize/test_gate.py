@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from sam_edge.errors import QuantizationError
-from sam_edge.models.quantized import QuantizedLayer, QuantizedLinear
-from sam_edge.quantize.gate import hold_drop
+from sam_edge.models.quantized import QuantizedLayer, QuantizedLinear, QuantizedPatches
+from sam_edge.quantize.gate import check_gate, hold_drop
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.sensitivity import sensitivity
 
@@ -35,18 +35,46 @@ def test_nothing_goes_back_where_the_drop_is_small(quantizer):
 
 
 def test_one_bad_layer_is_found_and_raised_first(quantizer):
-    bad = "image_encoder.blocks.1.mlp.lin2"
-    # only one layer costs anything, and it is not the worst by second order alone
+    # only one layer costs anything, and it is not the worst by second order
+    bad = sorted(quantizer.layers, key=lambda name: -sensitivity(quantizer, name))[4]
     report = hold_drop(quantizer, 0.01, lambda m: 0.5 if worst_in_4_bits(m, bad) else 0.8, 0.8)
-    model = quantizer.model
-    if bad in report.drops:
-        assert list(report.raised) == [bad]
-        assert report.drops[bad] == pytest.approx(0.3)
-    assert report.raised[bad] == "8 bits"
-    assert model.config.quantization[bad]["bits"] == 8
-    assert isinstance(model.get_submodule(bad), QuantizedLinear)
+    assert report.raised == {bad: "8 bits"}
+    assert report.drops[bad] == pytest.approx(0.3)
+    assert quantizer.model.config.quantization[bad]["bits"] == 8
+    assert isinstance(quantizer.model.get_submodule(bad), QuantizedLinear | QuantizedPatches)
     assert report.score == 0.8
     assert list(report.sensitivities.values()) == sorted(report.sensitivities.values(), reverse=True)
+
+
+@pytest.mark.parametrize("needed", [1, 2, 5, 7, 11])
+def test_no_more_layers_go_back_than_must(quantizer, needed):
+    before = {name: quantizer.model.get_submodule(name) for name in quantizer.layers}
+    most = len(before) - needed
+    report = hold_drop(
+        quantizer, 0.01, lambda m: 0.8 if sum(worst_in_4_bits(m, name) for name in before) <= most else 0.7, 0.8
+    )
+    assert list(report.raised.values()) == needed * ["8 bits"]
+    assert report.score == 0.8
+    # what was tried and is not needed is what it was
+    kept = {name: quantizer.model.get_submodule(name) for name in before if name not in report.raised}
+    assert all(before[name] is module for name, module in kept.items())
+    assert {name for name, entry in quantizer.model.config.quantization.items() if entry["bits"] == 8} == set(
+        report.raised
+    )
+
+
+def test_a_gate_that_leaves_no_integers_is_an_error(quantizer):
+    with pytest.raises(QuantizationError, match=r"no layer can be quantized.*--max-drop"):
+        hold_drop(quantizer, 0.01, lambda m: 0.7 if m.config.quantization else 0.8, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "options"),
+    [(0.01, {"metric": "mse"}), (0.01, {"curvature": "quantized"}), (-0.1, {}), (1.0, {}), (float("nan"), {})],
+)
+def test_a_gate_that_cannot_work_says_so_first(max_drop, options):
+    with pytest.raises(QuantizationError, match="--max-drop"):
+        check_gate(max_drop, QuantizeOptions(**options))
 
 
 def test_layers_become_float_where_eight_bits_do_not_do(quantizer):
