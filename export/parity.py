@@ -128,7 +128,8 @@ def require(parity: Parity, smallest_iou: float, what: str) -> None:
         if iou is not None and not iou >= smallest_iou:
             raise ExportError(
                 f"{name} disagrees with torch: mean mask IoU {iou:.4f} on {parity.images} pictures is below "
-                f"{smallest_iou}; nothing was written."
+                f"{smallest_iou}; nothing was written. Masks are judged on --images: give photos like yours; "
+                "integers agree best in 8 bits with --decoder float."
             )
 
 

@@ -309,6 +309,23 @@ BAD = {
     "empty folder": (("compress", "{model}", "--images", "{empty}", "--out", "{out}"), "no images"),
     "ratio": (("compress", "{model}", "--images", "synthetic:4", "--out", "{out}", "--ratio", 2), "ratio"),
     "bits": (("quantize", "{model}", "--images", "synthetic:4", "--out", "{out}", "--weights", 9), "bits"),
+    "no calibration pictures": (
+        ("quantize", "{model}", "--images", "synthetic:4", "--out", "{out}", "--calibration-images", 0),
+        "at least one",
+    ),
+    "a gate without curvature": (
+        ("quantize", "{model}", "--images", "nowhere", "--out", "{out}", "--max-drop", 0.1, "--metric", "mse"),
+        "--metric hessian",
+    ),
+    "torch's integers timed": (
+        ("quantize", "{model}", "--images", "nowhere", "--out", "{out}", "--runtime", "torch"),
+        "--runtime onnxruntime",
+    ),
+    "bits of a table": (("bench-quantize", "{model}", "--images", "nowhere", "--data", "nowhere", "--bits", 9), "bits"),
+    "seeds of a table": (
+        ("bench-quantize", "{model}", "--images", "nowhere", "--data", "nowhere", "--seeds", 0),
+        "--seeds",
+    ),
     "int8 of a float model": (("export-onnx", "{model}", "--out", "{out}", "--precision", "int8"), "quantize"),
     "point outside": (("segment", "{model}", "{picture}", "--point", "999,1", "--out", "{out}"), "outside"),
     "no prompt": (("segment", "{model}", "{picture}", "--out", "{out}"), "--point"),

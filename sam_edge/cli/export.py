@@ -39,7 +39,7 @@ def export_onnx(
     seed: Seed = 0,
     device: OnDevice = "cpu",
 ) -> None:
-    """Write encoder and decoder as ONNX, and check them against torch on real pictures (--images)."""
+    """Write encoder and decoder as ONNX, and check them against torch on pictures (--images)."""
     from sam_edge.bench.units import size
     from sam_edge.commands import export
     from sam_edge.export.to_onnx import OnnxOptions

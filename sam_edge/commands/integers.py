@@ -29,6 +29,7 @@ from sam_edge.models.checkpoint import WEIGHTS, save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.ptq import QuantizeOptions, Rounding, quantize_model
+from sam_edge.quantize.scales import check_bits
 from sam_edge.quantize.search import Metric
 from sam_edge.quantize.task_loss import task_loss
 from sam_edge.segment.frame import to_pixels
@@ -77,8 +78,13 @@ def quantization_table(
     goes on from it.
 
     Raises:
-        BenchError: `log` holds runs of another model, other pictures or other data.
+        BenchError: no seeds, or `log` holds runs of another model, other pictures or other data.
+        QuantizationError: bits out of range.
     """
+    if not seeds:
+        raise BenchError("a table needs at least one calibration seed: check --seeds.")
+    for setting in chosen:
+        check_bits(setting.bits, "weight and activation")
     place = resolve_device(device)
     datasets = [open_some(spec, split, limit=limit, seed=0) for spec in data]
     pictures = [sample.image for dataset in datasets for sample in islice(dataset, COMPARED)]

@@ -17,9 +17,9 @@ from sam_edge.models.attention import Bias, summed
 from sam_edge.models.quantized_attention import biased
 
 LARGEST_SAMPLE = 2**23
-"""Floats kept per layer, 32 MB: what comes after is not kept."""
-LARGEST_ATTENTION = 2**20
-"""The same of an attention, whose every row needs all of its keys."""
+"""Floats kept per layer, 32 MB; then what is kept is a fair draw of all calls (see `_place`)."""
+LARGEST_ATTENTION = 2**22
+"""The same of an attention, whose every row needs all of its keys: with 4096 keys of nano, two pictures."""
 LARGEST_ROWS = 2**16
 """Attention weights kept of a call."""
 QUERIES = 8
@@ -111,6 +111,8 @@ class Seen:
     queries: list[Queries] = field(default_factory=list)
     total: int = 0
     """Rows that went through the layer in all."""
+    calls: int = 0
+    """How often the layer was called."""
     kept: int = 0
     """Floats kept, but of queries."""
     kept_queries: int = 0
@@ -150,18 +152,33 @@ def watch_layer(seen: Seen, module: nn.Module, x: Tensor, y: Tensor, chance: Cha
     if isinstance(module, nn.Conv2d):
         places = y.shape[0] * y.shape[2:].numel()
     seen.total += places
-    if seen.kept > LARGEST_SAMPLE:
+    seen.calls += 1
+    place = _place(seen.rows, seen.kept > LARGEST_SAMPLE, seen.calls, chance)
+    if place is None:
         return
     at = chance.of(places, chance.rows).to(x.device)
     sample = Rows(_input_rows(module, x.detach(), y.shape, at).cpu())
-    seen.rows.append(sample)
-    seen.kept += sample.a.numel() + len(at) * y.numel() // max(places, 1)
+    if place == len(seen.rows):
+        seen.kept += sample.a.numel() + len(at) * y.numel() // max(places, 1)
+    seen.rows[place : place + 1] = [sample]
     if y.requires_grad:
 
         def keep(grad: Tensor) -> None:
             sample.grad = _output_rows(module, grad, at).cpu()
 
         y.register_hook(keep)
+
+
+def _place(samples: list, full: bool, calls: int, chance: Chance) -> int | None:
+    """Where what is kept of a call goes: behind the others; once they are enough, in the place of one, or nowhere.
+
+    So every call is as likely to be among them as any other (algorithm R: Vitter 1985): those of the first pictures are
+    no better than later ones, nor points, which are prompted first, than boxes.
+    """
+    if not full:
+        return len(samples)
+    place = int(torch.randint(calls, (1,), generator=chance.generator))
+    return place if place < len(samples) else None
 
 
 def _input_rows(module: nn.Module, x: Tensor, out: torch.Size, at: Tensor) -> Float[Tensor, "g t k"]:
@@ -232,8 +249,10 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
         for x in given[3]:
             seen.widen_heads("positions", x.detach())
     seen.total += q.shape[0] * q.shape[2]
+    seen.calls += 1
     _watch_queries(seen, given[0], chance)
-    if seen.kept > LARGEST_ATTENTION:
+    place = _place(seen.attention, seen.kept > LARGEST_ATTENTION, seen.calls, chance)
+    if place is None:
         return
     row = q.shape[1] * k.shape[2]
     at = chance.of(q.shape[2], max(4, min(LARGEST_ROWS // row, chance.rows))).to(q.device)
@@ -241,8 +260,9 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
     items = chance.of(q.shape[0], max(1, LARGEST_ROWS // (row * len(at)))).to(q.device)
     kept = (q[items][:, :, at].cpu(), k[items].cpu(), v[items].cpu(), _bias_rows(given[3:], items, at))
     sample = AttentionRows(*kept)
-    seen.attention.append(sample)
-    seen.kept += sample.k.numel() + sample.v.numel() + sample.q.shape[:3].numel() * sample.k.shape[2]
+    if place == len(seen.attention):
+        seen.kept += sample.k.numel() + sample.v.numel() + sample.q.shape[:3].numel() * sample.k.shape[2]
+    seen.attention[place : place + 1] = [sample]
     if out.requires_grad:
 
         def keep(grad: Tensor) -> None:
@@ -254,7 +274,8 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
 
 
 def _watch_queries(seen: Seen, q: Float[Tensor, "b heads n d"], chance: Chance) -> None:
-    if seen.kept_queries > LARGEST_SAMPLE:
+    place = _place(seen.queries, seen.kept_queries > LARGEST_SAMPLE, seen.calls, chance)
+    if place is None:
         return
     at = chance.of(q.shape[0] * q.shape[2], QUERIES * chance.rows).to(q.device)
 
@@ -262,8 +283,9 @@ def _watch_queries(seen: Seen, q: Float[Tensor, "b heads n d"], chance: Chance) 
         return x.detach().transpose(1, 2).flatten(0, 1)[at].transpose(0, 1)[None].cpu()
 
     queries = Queries(rows(q))
-    seen.queries.append(queries)
-    seen.kept_queries += queries.q.numel()
+    if place == len(seen.queries):
+        seen.kept_queries += queries.q.numel()
+    seen.queries[place : place + 1] = [queries]
     if q.requires_grad:
         q.register_hook(lambda grad: setattr(queries, "grad", rows(grad)))
 

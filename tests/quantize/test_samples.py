@@ -83,3 +83,27 @@ def test_an_attention_s_rows_give_its_output_and_its_inner_gradient(bias):
     torch.testing.assert_close(sample.k_grad, k.grad)
     torch.testing.assert_close(sample.v_grad, v.grad)
     assert torch.equal(seen.heads["q"], q.detach().abs().amax((0, 2, 3)))
+
+
+@pytest.mark.parametrize("of_attention", [False, True], ids=["layer", "attention"])
+def test_where_not_all_is_kept_every_call_is_as_likely(monkeypatch, of_attention):
+    # room for four calls
+    for limit in ("LARGEST_SAMPLE", "LARGEST_ATTENTION"):
+        monkeypatch.setattr(samples, limit, 4 * (2 * 3 * 4 + 3 * 3 if of_attention else 2 * (4 + 4)) - 1)
+    layer, counts = nn.Linear(4, 4), torch.zeros(12)
+    for seed in range(300):
+        seen, drawn = Seen(), chance(2, seed)
+        for call in range(12):
+            x = torch.full((1, 3, 4), float(call))
+            if of_attention:
+                watch_attention(seen, 3 * (x[None],), x[None], drawn)
+            else:
+                watch_layer(seen, layer, x, layer(x), drawn)
+        kept = [sample.k for sample in seen.attention] if of_attention else [rows.a for rows in seen.rows]
+        assert seen.calls == 12
+        assert len(kept) == 4, seen.kept
+        for rows in kept:
+            counts[int(rows.flatten()[0])] += 1
+    # 100 each, give or take
+    assert counts.min() > 65, counts
+    assert counts.max() < 135, counts
