@@ -110,7 +110,11 @@ class Observer:
     """Whether rows shall carry gradients."""
     reference: EdgeSam | None = None
     """None for gradients of outcomes drawn from the model's own predictions (Fisher); else those of the task loss
-    between the reference's answers and this model's."""
+    between the reference's answers and this model's.
+
+    The first is the default: by it nano-t in 6 bits agrees with float by 0.884, with a task loss of 0.039 nats, by the
+    gradients of the quantized model by 0.879 and 0.054 (three seeds, 20 pictures); in 8 bits both are alike (one seed).
+    """
 
     def observe(
         self,
