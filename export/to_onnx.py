@@ -134,22 +134,25 @@ def _take_form(model: EdgeSam, options: OnnxOptions) -> None:
         # not for its own sake: q, k and v apart and folded batch norms are the better graph in float too
         prepare_for_quantization(model)
         return
+    _compute_as(model, options)
+    halve_positions(model)
+
+
+def _compute_as(model: EdgeSam, options: OnnxOptions) -> None:
+    """Switch a quantized model to the arithmetic of its graphs."""
     set_dialect(model, options.dialect)
     set_twin(model, options.twin)
     set_integers(model, integer_parts(model, options))
-    halve_positions(model)
 
 
 @contextmanager
 def as_exported(model: EdgeSam, options: OnnxOptions) -> Iterator[None]:
-    """Have a quantized model compute what its graphs do, while the block runs."""
-    set_twin(model, options.twin)
-    set_integers(model, integer_parts(model, options))
+    """Have a quantized model compute what its graphs do, while the block runs; then everything in integers again."""
+    _compute_as(model, options)
     try:
         yield
     finally:
-        set_twin(model, True)
-        set_integers(model, {name for name, _ in model.named_modules()})
+        _compute_as(model, OnnxOptions("int8", twin=True, products="all", decoder="integers"))
 
 
 def integer_parts(model: EdgeSam, options: OnnxOptions) -> set[str]:

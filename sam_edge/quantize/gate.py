@@ -81,8 +81,10 @@ def hold_drop(
         wanted = dict(queue[:count])
         for name in quantizer.layers:
             form = name, wanted.get(name)
+            if form not in forms:
+                forms[form] = quantizer.integer(name, (8, 8))
             if form[1] != raised.get(name):
-                quantizer.put(name, forms.get(form) or forms.setdefault(form, quantizer.integer(name, (8, 8))))
+                quantizer.put(name, forms[form])
         raised = wanted
 
     def score_of(count: int) -> float:

@@ -6,7 +6,7 @@ columns per output channel.
 """
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from sam_edge.models.attention import Bias, summed
 from sam_edge.models.quantized_attention import biased
 
 LARGEST_SAMPLE = 2**23
-"""Floats kept per layer, 32 MB; then what is kept is a fair draw of all calls (see `_place`)."""
+"""Floats kept per layer, 32 MB; then what is kept is a fair draw of all calls (see `Kept`)."""
 LARGEST_ATTENTION = 2**22
 """The same of an attention, whose every row needs all of its keys: with 4096 keys of nano, two pictures."""
 LARGEST_ROWS = 2**16
@@ -96,6 +96,35 @@ class Queries:
     grad: Float[Tensor, "1 heads t d"] | None = None
 
 
+Sample = TypeVar("Sample")
+
+
+class Kept(list[Sample]):
+    """What is kept of a layer's calls: everything, until it is more than `most` floats, and then a fair draw.
+
+    Every call is as likely to be among them as any other (algorithm R: Vitter 1985): those of the first pictures are no
+    better than later ones, nor points, which are prompted first, than boxes.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.floats, self.calls = most, 0, 0
+
+    def place(self, chance: Chance) -> int | None:
+        """Where the sample of one more call goes: behind the others, in the place of one, or nowhere."""
+        self.calls += 1
+        if self.floats <= self.most:
+            return len(self)
+        place = int(torch.randint(self.calls, (1,), generator=chance.generator))
+        return place if place < len(self) else None
+
+    def put(self, place: int, sample: Sample, floats: int) -> None:
+        """Put a sample of so many floats there."""
+        if place == len(self):
+            self.floats += floats
+        self[place : place + 1] = [sample]
+
+
 @dataclass
 class Seen:
     """All that is kept of a layer: extremes of everything that went through it, and samples."""
@@ -106,17 +135,11 @@ class Seen:
     output_high: float = float("-inf")
     heads: dict[str, Tensor] = field(default_factory=dict)
     """Of an attention: per head, the largest magnitude of q, k, v and relative positions."""
-    rows: list[Rows] = field(default_factory=list)
-    attention: list[AttentionRows] = field(default_factory=list)
-    queries: list[Queries] = field(default_factory=list)
+    rows: Kept[Rows] = field(default_factory=lambda: Kept(LARGEST_SAMPLE))
+    attention: Kept[AttentionRows] = field(default_factory=lambda: Kept(LARGEST_ATTENTION))
+    queries: Kept[Queries] = field(default_factory=lambda: Kept(LARGEST_SAMPLE))
     total: int = 0
     """Rows that went through the layer in all."""
-    calls: int = 0
-    """How often the layer was called."""
-    kept: int = 0
-    """Floats kept, but of queries."""
-    kept_queries: int = 0
-    """Floats kept of queries."""
 
     def widen(self, x: Tensor, y: Tensor) -> None:
         """Widen the extremes to hold an input and its output."""
@@ -152,33 +175,18 @@ def watch_layer(seen: Seen, module: nn.Module, x: Tensor, y: Tensor, chance: Cha
     if isinstance(module, nn.Conv2d):
         places = y.shape[0] * y.shape[2:].numel()
     seen.total += places
-    seen.calls += 1
-    place = _place(seen.rows, seen.kept > LARGEST_SAMPLE, seen.calls, chance)
+    place = seen.rows.place(chance)
     if place is None:
         return
     at = chance.of(places, chance.rows).to(x.device)
     sample = Rows(_input_rows(module, x.detach(), y.shape, at).cpu())
-    if place == len(seen.rows):
-        seen.kept += sample.a.numel() + len(at) * y.numel() // max(places, 1)
-    seen.rows[place : place + 1] = [sample]
+    seen.rows.put(place, sample, sample.a.numel() + len(at) * y.numel() // max(places, 1))
     if y.requires_grad:
 
         def keep(grad: Tensor) -> None:
             sample.grad = _output_rows(module, grad, at).cpu()
 
         y.register_hook(keep)
-
-
-def _place(samples: list, full: bool, calls: int, chance: Chance) -> int | None:
-    """Where what is kept of a call goes: behind the others; once they are enough, in the place of one, or nowhere.
-
-    So every call is as likely to be among them as any other (algorithm R: Vitter 1985): those of the first pictures are
-    no better than later ones, nor points, which are prompted first, than boxes.
-    """
-    if not full:
-        return len(samples)
-    place = int(torch.randint(calls, (1,), generator=chance.generator))
-    return place if place < len(samples) else None
 
 
 def _input_rows(module: nn.Module, x: Tensor, out: torch.Size, at: Tensor) -> Float[Tensor, "g t k"]:
@@ -249,9 +257,8 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
         for x in given[3]:
             seen.widen_heads("positions", x.detach())
     seen.total += q.shape[0] * q.shape[2]
-    seen.calls += 1
-    _watch_queries(seen, given[0], chance)
-    place = _place(seen.attention, seen.kept > LARGEST_ATTENTION, seen.calls, chance)
+    _watch_queries(seen.queries, given[0], chance)
+    place = seen.attention.place(chance)
     if place is None:
         return
     row = q.shape[1] * k.shape[2]
@@ -260,9 +267,8 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
     items = chance.of(q.shape[0], max(1, LARGEST_ROWS // (row * len(at)))).to(q.device)
     kept = (q[items][:, :, at].cpu(), k[items].cpu(), v[items].cpu(), _bias_rows(given[3:], items, at))
     sample = AttentionRows(*kept)
-    if place == len(seen.attention):
-        seen.kept += sample.k.numel() + sample.v.numel() + sample.q.shape[:3].numel() * sample.k.shape[2]
-    seen.attention[place : place + 1] = [sample]
+    weights = sample.q.shape[:3].numel() * sample.k.shape[2]
+    seen.attention.put(place, sample, sample.k.numel() + sample.v.numel() + weights)
     if out.requires_grad:
 
         def keep(grad: Tensor) -> None:
@@ -273,8 +279,8 @@ def watch_attention(seen: Seen, given: tuple, out: Tensor, chance: Chance) -> No
         given[2].register_hook(lambda grad: setattr(sample, "v_grad", grad[items].cpu()))
 
 
-def _watch_queries(seen: Seen, q: Float[Tensor, "b heads n d"], chance: Chance) -> None:
-    place = _place(seen.queries, seen.kept_queries > LARGEST_SAMPLE, seen.calls, chance)
+def _watch_queries(kept: Kept[Queries], q: Float[Tensor, "b heads n d"], chance: Chance) -> None:
+    place = kept.place(chance)
     if place is None:
         return
     at = chance.of(q.shape[0] * q.shape[2], QUERIES * chance.rows).to(q.device)
@@ -283,9 +289,7 @@ def _watch_queries(seen: Seen, q: Float[Tensor, "b heads n d"], chance: Chance) 
         return x.detach().transpose(1, 2).flatten(0, 1)[at].transpose(0, 1)[None].cpu()
 
     queries = Queries(rows(q))
-    if place == len(seen.queries):
-        seen.kept_queries += queries.q.numel()
-    seen.queries[place : place + 1] = [queries]
+    kept.put(place, queries, queries.q.numel())
     if q.requires_grad:
         q.register_hook(lambda grad: setattr(queries, "grad", rows(grad)))
 
