@@ -17,14 +17,12 @@ import numpy as np
 from jaxtyping import UInt8
 from rich.markup import escape
 from rich.table import Table
-from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.modeling import Sam
 
 from sam_edge.bench import units
 from sam_edge.bench.latency import synchroniser
 from sam_edge.errors import BenchError
 from sam_edge.files import atomic_file
-from sam_edge.models.config import Thresholds
+from sam_edge.segment.config import Thresholds
 from sam_edge.segment.everything import EverythingGenerator, Strategy
 from sam_edge.segment.matching import agreement
 from sam_edge.segment.observed import ObservedRuntime
@@ -96,43 +94,6 @@ class Contender(Protocol):
     def run(self, image: Picture) -> tuple[Records, dict[str, Any]]:
         """Records, and `encode_s`, `decoder_calls` and `points` of the run."""
         ...
-
-
-class SegmentAnythings:
-    """segment-anything's own generator, untouched but for a clock around the encoder and a count of prompts."""
-
-    def __init__(self, model: Sam, options: RaceOptions) -> None:
-        shared = options.generator_options()
-        self._warm_up = SamAutomaticMaskGenerator(model, WARM_UP_POINTS, **shared)
-        self._generator = SamAutomaticMaskGenerator(model, options.points_per_side, **shared)
-        self._encode = model.image_encoder
-        self._account: dict[str, Any] = {}
-        self._predict_torch = self._generator.predictor.predict_torch
-        self._generator.predictor.predict_torch = self._counted
-
-    def warm_up(self, image: Picture) -> None:
-        """One short run that is not counted."""
-        self._warm_up.generate(image)
-
-    def run(self, image: Picture) -> tuple[Records, dict[str, Any]]:
-        """Its records, and the account of the run."""
-        self._account = {"encode_s": 0.0, "decoder_calls": 0, "points": 0}
-        started: list[float] = []
-        before = self._encode.register_forward_pre_hook(lambda *_: started.append(perf_counter()))
-        after = self._encode.register_forward_hook(lambda *_: self._add(perf_counter() - started.pop()))
-        try:
-            return self._generator.generate(image), self._account
-        finally:
-            before.remove()
-            after.remove()
-
-    def _add(self, seconds: float) -> None:
-        self._account["encode_s"] += seconds
-
-    def _counted(self, point_coords: Any, *args: Any, **options: Any) -> Any:
-        self._account["decoder_calls"] += 1
-        self._account["points"] += len(point_coords)
-        return self._predict_torch(point_coords, *args, **options)
 
 
 class Ours:

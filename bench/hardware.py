@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
+from sam_edge.runtimes.cuda import cuda_devices
+from sam_edge.runtimes.threads import cpu_threads
 
 PACKAGES = {
     "torch": ("torch",),
@@ -23,16 +24,16 @@ PACKAGES = {
 def hardware() -> dict[str, Any]:
     """The machine and the versions on it, as plain values for JSON.
 
-    `cpu`, `cores` (logical, that this process may use), `threads` (that torch uses), `ram_bytes`, `gpu` (name
+    `cpu`, `cores` (logical, that this process may use), `threads` (that runtimes take), `ram_bytes`, `gpu` (name
     or None), `os`, `python`, and `versions` of whichever of `PACKAGES` is installed. What the system does not
     tell is None.
     """
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": cpu_threads(),
         "ram_bytes": _ram_bytes(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": next((device.name for device in cuda_devices()), None),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},

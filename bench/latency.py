@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from sam_edge.errors import BenchError
-from sam_edge.models.prompts import FOREGROUND, Prompts
+from sam_edge.segment.prompts import FOREGROUND, Prompts
 from sam_edge.segment.frame import to_pixels
+from sam_edge.segment.grid import regular_grid
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 
@@ -162,14 +162,8 @@ def runtime_calls(runtime: Runtime, image: UInt8[np.ndarray, "h w 3"]) -> dict[s
 
 
 def synchroniser(runtime: Runtime) -> Synchronise | None:
-    """What waits for a runtime's work: its own `synchronise`, or torch's for its device."""
-    own = getattr(runtime, "synchronise", None)
-    if own is not None:
-        return own
-    device = getattr(runtime, "device", None)
-    if not isinstance(device, torch.device) or device.type == "cpu":
-        return None
-    return lambda: torch.accelerator.synchronize(device)
+    """What waits for a runtime's work, where any of it may go on after a call."""
+    return getattr(runtime, "synchronise", None)
 
 
 def _seconds(call: Call, synchronise: Synchronise | None) -> float:
@@ -186,13 +180,11 @@ def _seconds(call: Call, synchronise: Synchronise | None) -> float:
 
 def _points(height: int, width: int, per_side: int) -> Prompts:
     """`per_side` squared prompt sets of one foreground point, evenly spread."""
-    ticks = (torch.arange(per_side) + 0.5) / per_side
-    y, x = torch.meshgrid(ticks * height, ticks * width, indexing="ij")
-    coords = torch.stack([x.flatten(), y.flatten()], -1)[None, :, None]
-    return Prompts.build(coords, torch.full(coords.shape[:3], FOREGROUND))
+    coords = (regular_grid(per_side) * np.array([width, height])).astype(np.float32)[None, :, None]
+    return Prompts.build(coords, np.full(coords.shape[:3], FOREGROUND))
 
 
 def _box(height: int, width: int) -> Prompts:
     """One box over the middle half of the picture."""
-    corners = torch.tensor([width, height, 3 * width, 3 * height], dtype=torch.float32) / 4
+    corners = np.array([width, height, 3 * width, 3 * height], np.float32) / 4
     return Prompts.build(boxes=corners[None, None])

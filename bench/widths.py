@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sam_edge.models.config import ModelConfig
+from sam_edge.segment.config import ModelConfig
 
 GREY, COLOURS = "#c9ced4", ("#2563b8", "#c2570c", "#15803d", "#9333a8", "#a16207", "#0e7490")
 KINDS = {"q and k": "qk", "v": "v", "MLP or MBConv, hidden": "mlp"}

@@ -17,10 +17,11 @@ from onnxscript import ir, opset18
 
 from sam_edge.errors import ExportError
 from sam_edge.export.graphs import GraphSpec, encoder_graph, graphs, halve_positions, to_half
-from sam_edge.export.onnx_runtime import MANIFEST, OnnxRuntime, graph_sha256
 from sam_edge.export.parity import Parity, answers, compare, require
+from sam_edge.export.unsigned import note_signs
 from sam_edge.files import atomic_folder, check_target
-from sam_edge.models.config import ModelConfig
+from sam_edge.models.cost import cost
+from sam_edge.segment.config import ModelConfig
 from sam_edge.models.quantized import (
     Dialect,
     QuantizedLayer,
@@ -31,7 +32,9 @@ from sam_edge.models.quantized import (
 )
 from sam_edge.models.quantized_attention import QuantizedProducts
 from sam_edge.models.sam import EdgeSam
-from sam_edge.segment.runtime import TorchRuntime
+from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.runtimes.folder import MANIFEST, graph_sha256
+from sam_edge.runtimes.onnx_runtime import OnnxRuntime
 
 Precision = Literal["fp32", "fp16", "int8"]
 Products = Literal["auto", "all", "none"]
@@ -112,6 +115,7 @@ def export_onnx(
             "integer_form": _integer_form(model, options) if quantized else None,
             "opset": OPSET,
             "config": asdict(model.config),
+            "cost": asdict(cost(model.config.replace(quantization=None))),
             "graphs": described,
         }
         (work / MANIFEST).write_text(json.dumps(manifest))
@@ -220,10 +224,13 @@ def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
     _strip_notes(program.model)
     file = folder / f"{spec.name}.onnx"
     program.save(file, external_data=_weight_bytes(spec) > 1_800_000_000)
+    integers = any(node.op_type == "QuantizeLinear" for node in program.model.graph)
+    signs = {"unsigned": note_signs(file)} if integers else {}
     return {
         "file": file.name,
         "sha256": graph_sha256(file),
-        "integers": any(node.op_type == "QuantizeLinear" for node in program.model.graph),
+        "integers": integers,
+        **signs,
         "inputs": {value.name: _shape(value) for value in program.model.graph.inputs},
         "outputs": {value.name: _shape(value) for value in program.model.graph.outputs},
     }

@@ -9,17 +9,10 @@ from time import perf_counter
 from typing import Any
 
 from sam_edge.errors import ExportError
-from sam_edge.export.onnx_runtime import MANIFEST, ExportedFolder
-from sam_edge.export.tensorrt_runtime import (
-    Engine,
-    Flavor,
-    Shapes,
-    load_library,
-    logger,
-    machine_target,
-    write_engines,
-)
 from sam_edge.files import atomic_folder, sha256_of
+from sam_edge.runtimes.cuda import machine_target
+from sam_edge.runtimes.engines import Engine, Flavor, Shapes, load_library, logger, write_engines
+from sam_edge.runtimes.folder import MANIFEST, ExportedFolder
 
 RTX_TARGETS = ("sm86", "sm89")
 """What `rtx` builds for when no target is named: RTX 30 and A-series laptops, RTX 40 and Ada workstations."""

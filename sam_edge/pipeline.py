@@ -17,18 +17,18 @@ from sam_edge.bench.hardware import hardware
 from sam_edge.bench.report import Picture, Report, StepReport, write_report
 from sam_edge.bench.table import BenchRow, as_dict
 from sam_edge.bench.widths import widths_png
-from sam_edge.commands.bench import bench
-from sam_edge.commands.compress import compress
-from sam_edge.commands.evaluate import evaluate
-from sam_edge.commands.export import to_engines, to_onnx
-from sam_edge.commands.quantize import quantize
+from sam_edge.commands.device.bench import bench
+from sam_edge.commands.workshop.compress import compress
+from sam_edge.commands.device.evaluate import evaluate
+from sam_edge.commands.workshop.export import to_engines, to_onnx
+from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.compress.distil import DistilOptions
 from sam_edge.compress.importance import ImportanceOptions
 from sam_edge.compress.slimming import Schedule, SlimOptions
 from sam_edge.compress.widths import ImportanceName, PruneOptions, Ranking
 from sam_edge.data import open_labelled
 from sam_edge.errors import BackendUnavailableError, DataError, RecipeError, SamEdgeError
-from sam_edge.export.runtimes import open_runtime
+from sam_edge.runtimes.open import open_runtime
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.files import atomic_file, sha256_of

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sam_edge.cli import main
-from sam_edge.models.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
+from sam_edge.segment.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 from sam_edge.models.sam import EdgeSam
 
 MakeSam = Callable[..., EdgeSam]

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.models.config import Thresholds
+from sam_edge.segment.config import Thresholds
 
 COMMANDS = (
     "models",

@@ -24,10 +24,11 @@ with install_import_hook("sam_edge", "beartype.beartype"):
     from sam_edge.compress.student import StudentOptions
     from sam_edge.compress.tinysam import TinySamOptions, distil_full_stage
     from sam_edge.compress.widths import PruneOptions
-    from sam_edge.data import SyntheticScenes, open_images
+    from sam_edge.data import open_images
+    from sam_edge.scenes.synthetic import SyntheticScenes
     from sam_edge.evaluate.everything import evaluate_strategies
     from sam_edge.evaluate.miou import evaluate_miou
-    from sam_edge.models.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
+    from sam_edge.segment.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
     from sam_edge.models.resize import resized
     from sam_edge.models.sam import EdgeSam, initialise
     from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
@@ -35,7 +36,7 @@ with install_import_hook("sam_edge", "beartype.beartype"):
     from sam_edge.segment.everything import EverythingGenerator
     from sam_edge.segment.overlay import overlay
     from sam_edge.segment.predictor import SamPredictor
-    from sam_edge.segment.runtime import TorchRuntime
+    from sam_edge.models.torch_runtime import TorchRuntime
     from sam_edge.training.interactive import InteractiveOptions
     from sam_edge.training.loop import LoopOptions
     from sam_edge.training.stream import Source

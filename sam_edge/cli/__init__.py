@@ -8,6 +8,7 @@ from sam_edge import __version__
 from sam_edge.cli import bench, compress, evaluate, export, quantize, run, segment, train
 from sam_edge.cli.output import fail
 from sam_edge.errors import SamEdgeError
+from sam_edge.halves import missing
 
 app = typer.Typer(
     name="sam-edge",
@@ -51,6 +52,9 @@ def main() -> None:
         app()
     except SamEdgeError as error:
         fail(str(error))
+    except ModuleNotFoundError as error:
+        # a command of a half that is not installed; anything else that is not found is a bug, and raised again
+        fail(str(missing(error)))
     except OSError as error:
         fail(f"{error.filename or 'the system'}: {error.strerror or error}.")
     except KeyboardInterrupt:

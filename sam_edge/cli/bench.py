@@ -46,7 +46,7 @@ def bench(
     """Measure latency, memory and size; models and runtimes take turns, so that noise hits all alike."""
     from sam_edge.bench.hardware import hardware, slug
     from sam_edge.bench.table import as_dict, rich_table, write_csv, write_json
-    from sam_edge.commands.bench import bench as bench_
+    from sam_edge.commands.device.bench import bench as bench_
     from sam_edge.data.image import read_image
     from sam_edge.files import atomic_folder, check_target
 
@@ -97,7 +97,7 @@ def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool
     """`bench --everything`: the race of one model, its table and files."""
     from sam_edge.bench.everything import race_table, write_laps
     from sam_edge.bench.hardware import hardware, slug
-    from sam_edge.commands.everything import race_everything
+    from sam_edge.commands.workshop.everything import race_everything
     from sam_edge.errors import BenchError
     from sam_edge.files import atomic_folder
 

@@ -37,7 +37,7 @@ _TINYSAM = partial(doc, "sam_edge.compress.tinysam", "TinySamOptions")
 _WEIGHTS = partial(doc, "sam_edge.compress.full_stage", "LossWeights")
 _HARD = partial(doc, "sam_edge.compress.hard_prompts", "HardPromptOptions")
 _STUDENT = partial(doc, "sam_edge.compress.student", "StudentOptions")
-_SOURCES = partial(doc, "sam_edge.commands.distil", "DistilSources")
+_SOURCES = partial(doc, "sam_edge.commands.workshop.distil", "DistilSources")
 _EMBED = partial(doc, "sam_edge.compress.embeddings", "EmbedOptions")
 
 TINYSAM = "With --method tinysam"
@@ -103,14 +103,14 @@ def compress(
     ...` shares the work.
     """
     from sam_edge.bench.units import count
-    from sam_edge.commands.compress import compress as compress_
+    from sam_edge.commands.workshop.compress import compress as compress_
     from sam_edge.compress.distil import DistilOptions
     from sam_edge.compress.importance import ImportanceOptions
     from sam_edge.compress.slimming import SlimOptions
     from sam_edge.compress.widths import PruneOptions
 
     if method == "tinysam":
-        from sam_edge.commands.distil import DistilSources, distil
+        from sam_edge.commands.workshop.distil import DistilSources, distil
         from sam_edge.compress.embeddings import EmbedOptions
         from sam_edge.compress.full_stage import LossWeights
         from sam_edge.compress.hard_prompts import HardPromptOptions
@@ -206,7 +206,7 @@ def embed(
     or RANK and WORLD_SIZE set by hand on machines that share the folder, split the shards.
     """
     from sam_edge.bench.units import size
-    from sam_edge.commands.distil import embed as embed_
+    from sam_edge.commands.workshop.distil import embed as embed_
     from sam_edge.compress.embeddings import EmbedOptions
 
     options = EmbedOptions(views, max_zoom, precision, mask_points, max_masks, shard_views, seed)

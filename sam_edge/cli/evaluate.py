@@ -34,10 +34,10 @@ def evaluate(
     device: OnDevice = "auto",
 ) -> None:
     """Mean IoU on labelled pictures, by one point, one box, or a number of clicks per mask."""
-    from sam_edge.commands.evaluate import evaluate as evaluate_
+    from sam_edge.commands.device.evaluate import evaluate as evaluate_
 
     if everything:
-        from sam_edge.commands.everything import evaluate_everything
+        from sam_edge.commands.device.evaluate import evaluate_everything
 
         with progress("eval") as on_progress:
             found = evaluate_everything(
@@ -105,7 +105,7 @@ def card(
     device: OnDevice = "auto",
 ) -> None:
     """Write a model card: anatomy, lineage, accuracy, calibration and failures, measured."""
-    from sam_edge.commands.card import write_card
+    from sam_edge.commands.device.card import write_card
 
     with progress("card") as on_progress:
         result = write_card(

@@ -41,7 +41,7 @@ def export_onnx(
 ) -> None:
     """Write encoder and decoder as ONNX, and check them against torch on pictures (--images)."""
     from sam_edge.bench.units import size
-    from sam_edge.commands import export
+    from sam_edge.commands.workshop import export
     from sam_edge.export.to_onnx import OnnxOptions
 
     options = OnnxOptions(precision, dialect, twin, products, decoder)
@@ -69,7 +69,7 @@ def export_trt(
 ) -> None:
     """Build TensorRT engines; `rtx` builds them for other machines' GPUs, on a machine without one."""
     from sam_edge.bench.units import size
-    from sam_edge.commands import export
+    from sam_edge.commands.workshop import export
     from sam_edge.export.to_onnx import OnnxOptions
     from sam_edge.export.to_tensorrt import TrtOptions
 
@@ -77,5 +77,5 @@ def export_trt(
     onnx = OnnxOptions(precision, "tensorrt")
     with progress("build"):
         result = export.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
-    built = ", ".join(f"{engine['file']} {size(engine['engine_bytes'])}" for engine in result["engines"])
+    built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])
     report(as_json, result, f"{out}: {built}")

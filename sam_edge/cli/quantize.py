@@ -74,7 +74,7 @@ def quantize(
 ) -> None:
     """Turn a float checkpoint into an integer one, after training, with a few photos for calibration."""
     from sam_edge.bench.units import size
-    from sam_edge.commands.quantize import quantize as quantize_
+    from sam_edge.commands.workshop.quantize import quantize as quantize_
     from sam_edge.quantize.ptq import QuantizeOptions
 
     defaults = QuantizeOptions()
@@ -150,7 +150,7 @@ def bench_quantize(
     from sam_edge.bench.hardware import hardware, slug
     from sam_edge.bench.quantization import rich_table, settings, write_csv
     from sam_edge.bench.repeats import LOG
-    from sam_edge.commands.integers import quantization_table
+    from sam_edge.commands.workshop.integers import quantization_table
     from sam_edge.files import atomic_file, check_target
 
     if out is not None and not (out / LOG).is_file():
@@ -213,7 +213,7 @@ def bench_integers(
     """Race the integer encoder against float, bfloat16, and ONNX Runtime's own quantization, in turn."""
     from sam_edge.bench.hardware import hardware
     from sam_edge.bench.integers import as_dict, race_table, ratios
-    from sam_edge.commands.integers import encoder_race
+    from sam_edge.commands.workshop.integers import encoder_race
     from sam_edge.files import atomic_file
 
     with progress("race") as on_progress:

@@ -14,7 +14,7 @@ def models(as_json: Json = False) -> None:
     from rich.table import Table
 
     from sam_edge.bench.units import count
-    from sam_edge.commands.models import models as models_
+    from sam_edge.commands.device.models import models as models_
 
     found = models_()
     if as_json:

@@ -22,7 +22,7 @@ from sam_edge.cli.options import (
 from sam_edge.cli.output import progress, report
 from sam_edge.option_docs import doc
 
-_EVERYTHING = partial(doc, "sam_edge.commands.segment", "EverythingOptions")
+_EVERYTHING = partial(doc, "sam_edge.commands.device.segment", "EverythingOptions")
 _CALIBRATE = partial(doc, "sam_edge.segment.calibrate", "CalibrateOptions")
 
 
@@ -52,7 +52,7 @@ def segment(
     device: OnDevice = "auto",
 ) -> None:
     """Segment a picture: an overlay, the masks as COCO annotations and as PNG files."""
-    from sam_edge.commands import segment as command
+    from sam_edge.commands.device import segment as command
 
     prompts = command.parse_prompts(point or [], box, everything)
     options = command.EverythingOptions(
@@ -93,7 +93,7 @@ def calibrate(
 
     Writes the same weights with a config that has them; exported models carry them on.
     """
-    from sam_edge.commands.everything import calibrate_everything
+    from sam_edge.commands.workshop.everything import calibrate_everything
     from sam_edge.segment.calibrate import CalibrateOptions
 
     options = CalibrateOptions(points_per_side, max_loss, covered, survivors, nested, coverage)

@@ -97,7 +97,7 @@ def train(
     Killed and started again with the same command, it continues, to the same weights on a CPU. For several processes:
     torchrun --nproc-per-node N -m sam_edge train ...
     """
-    from sam_edge.commands.train import train_model
+    from sam_edge.commands.workshop.train import train_model
     from sam_edge.compress.full_stage import LossWeights
     from sam_edge.training.features import FeatureOptions
     from sam_edge.training.interactive import InteractiveOptions

@@ -1,8 +1,7 @@
-"""What several commands share: the form of progress, pictures drawn from a folder, a step of the lineage."""
+"""What several commands share: the form of progress, pictures drawn from a folder."""
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,7 +9,6 @@ from jaxtyping import UInt8
 from sam_edge.data import open_images
 from sam_edge.data.split import is_val
 from sam_edge.errors import DataError
-from sam_edge.models.sam import EdgeSam
 
 OnProgress = Callable[[int, int, str], None]
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -54,25 +52,3 @@ def _drawn(names: Sequence[str], count: int, seed: int, taken: int = 0, taken_se
         others = set(_drawn(names, taken, taken_seed))
         indices = [index for index in indices if index not in others] or indices
     return random.Random(seed).sample(indices, min(count, len(indices)))
-
-
-def add_step(
-    model: EdgeSam,
-    step: str,
-    settings: dict[str, Any],
-    seed: int,
-    parent_sha256: str,
-    data: Sequence[str],
-    result: dict[str, Any] | None = None,
-) -> None:
-    """Write into the model's lineage what has just made it, and what was measured then."""
-    model.config = model.config.with_step(
-        {
-            "step": step,
-            "settings": settings,
-            "seed": seed,
-            "parent_sha256": parent_sha256,
-            "data": list(data),
-            **({} if result is None else {"result": result}),
-        }
-    )

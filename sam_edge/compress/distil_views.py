@@ -15,7 +15,7 @@ from sam_edge.compress.stored import StoredEmbeddings
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import LabelledImage
 from sam_edge.errors import CompressionError, DataError
-from sam_edge.models.config import ModelConfig
+from sam_edge.segment.config import ModelConfig
 from sam_edge.training.pictures import Pictures
 from sam_edge.training.views import Crop
 

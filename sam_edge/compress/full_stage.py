@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sam_edge.errors import TrainingError
 from sam_edge.models.decoder import PromptableDecoder
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.prompts import Prompts
 from sam_edge.training.losses import mask_iou, mask_loss
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sam_edge.errors import TrainingError
-from sam_edge.models.prompts import BACKGROUND, FOREGROUND, Prompts
+from sam_edge.segment.prompts import BACKGROUND, FOREGROUND, Prompts
 from sam_edge.training.prompting import jitter_boxes
 
 Segment = Callable[[Prompts], Bool[Tensor, "b n h w"]]

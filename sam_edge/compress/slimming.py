@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -264,7 +265,7 @@ class Slimming:
                 _, image = self.pictures[order[number]]
             except DataError:
                 return None
-            pixels = to_pixels(image, self.model.config)[0].to(self.model.device)
+            pixels = torch.from_numpy(to_pixels(image, self.model.config)[0]).to(self.model.device)
             return disturbed_loss(self.model, pixels, self.options.importance.noise, self.options.prune.seed + number)
 
         return loss

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sam_edge.errors import CompressionError
-from sam_edge.models.config import ModelConfig
-from sam_edge.models.known import KNOWN
+from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.known import KNOWN
 from sam_edge.models.registry import RANDOM, load_model
 from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise

@@ -6,7 +6,8 @@ from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 from torchvision.ops import masks_to_boxes, nms
 
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.prompts import Prompts
+from sam_edge.models.prompts import on_device
 from sam_edge.models.sam import EdgeSam
 
 POINTS_PER_BATCH = 64
@@ -37,7 +38,7 @@ def own_masks(
     kept_masks, kept_iou = [], []
     for chunk in points.split(POINTS_PER_BATCH):
         labels = torch.ones(1, len(chunk), 1, dtype=torch.long)
-        prompts = Prompts.build(chunk[None, :, None], labels).to(embedding.device)
+        prompts = on_device(Prompts.build(chunk[None, :, None], labels), embedding.device)
         tokens, iou, image = decoder.predict(state, prompts.coords, prompts.labels)
         likely = iou[0, :, 1:] > thresholds.pred_iou
         some = likely.any(-1)

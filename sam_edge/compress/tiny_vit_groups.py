@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sam_edge.compress.slices import ChannelGroup, Slice
-from sam_edge.models.config import ModelConfig, StageConfig
+from sam_edge.segment.config import ModelConfig, StageConfig
 
 CONVOLUTION_ROUND_TO = 8
 """What MBConv widths are multiples of by default: these blocks have no heads to go by."""

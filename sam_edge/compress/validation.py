@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_edge.errors import DataError
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.prompts import Prompts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.frame import to_pixels
 from sam_edge.training.pictures import Pictures
@@ -25,7 +25,7 @@ class Closeness:
         self._inputs: list[Tensor] = []
         for index in indices:
             try:
-                self._inputs.append(to_pixels(pictures[index][1], teacher.config)[0])
+                self._inputs.append(torch.from_numpy(to_pixels(pictures[index][1], teacher.config)[0]))
             except DataError:
                 continue
             if len(self._inputs) == images:

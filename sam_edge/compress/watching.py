@@ -14,7 +14,8 @@ from sam_edge.compress.distil_views import DistilView, StoredViews
 from sam_edge.compress.full_stage import first_masks, resampled, rescaled
 from sam_edge.data.sample import most_interior_point
 from sam_edge.errors import DataError
-from sam_edge.models.prompts import FOREGROUND, Prompts
+from sam_edge.segment.prompts import FOREGROUND, Prompts
+from sam_edge.models.prompts import on_device
 from sam_edge.models.sam import EdgeSam
 
 VIEWS = 32
@@ -82,7 +83,7 @@ def _prompts(view: DistilView) -> tuple[Prompts, Prompts]:
 
 
 def _moved(prompts: Prompts, factor: float, device: torch.device) -> Prompts:
-    return rescaled(prompts, factor).to(device)
+    return on_device(rescaled(prompts, factor), device)
 
 
 def _as_seen(masks: Bool[Tensor, "1 n h w"], view: DistilView) -> Bool[Tensor, "n m m"]:

@@ -1,4 +1,4 @@
-"""Where images and masks come from: photo folders, SA-1B (folders or tars), COCO, synthetic scenes.
+"""Where images and masks come from: photo folders, SA-1B (folders or tars), COCO; synthetic scenes where they are installed.
 
 `open_labelled` and `open_images` take whatever a user names; everything yields HWC uint8 RGB arrays.
 """
@@ -13,7 +13,6 @@ from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
 from sam_edge.data.shards import TarShards
 from sam_edge.data.split import Split, is_val, select
-from sam_edge.data.synthetic import SceneOptions, SyntheticScenes, render_scene
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -24,9 +23,7 @@ __all__ = [
     "LabelledDataset",
     "LabelledImage",
     "Sa1bFolder",
-    "SceneOptions",
     "Split",
-    "SyntheticScenes",
     "TarShards",
     "decode_mask",
     "encode_mask",
@@ -35,6 +32,5 @@ __all__ = [
     "open_labelled",
     "open_some",
     "read_image",
-    "render_scene",
     "select",
 ]

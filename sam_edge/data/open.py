@@ -12,8 +12,8 @@ from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.data.sample import LabelledDataset, LabelledImage
 from sam_edge.data.shards import TarShards
 from sam_edge.data.split import Split
-from sam_edge.data.synthetic import SyntheticScenes
 from sam_edge.errors import DataError
+from sam_edge.halves import workshop
 
 DEFAULT_SCENES = 1000
 """Scenes that `synthetic` stands for when it names no count."""
@@ -86,7 +86,7 @@ class PicturesOnly(Dataset[tuple[str, UInt8[np.ndarray, "h w 3"]]]):
         return sample.name, sample.image
 
 
-def _synthetic(spec: str | Path, split: Split) -> SyntheticScenes | None:
+def _synthetic(spec: str | Path, split: Split) -> LabelledDataset | None:
     """The scenes that `spec` asks for; None if it is about files."""
     word, *numbers = str(spec).split(":")
     if word != "synthetic":
@@ -95,4 +95,5 @@ def _synthetic(spec: str | Path, split: Split) -> SyntheticScenes | None:
         raise DataError(f"{spec}: expected synthetic, synthetic:COUNT or synthetic:COUNT:SEED in whole numbers.")
     count = int(numbers[0]) if numbers else DEFAULT_SCENES
     seed = int(numbers[1]) if len(numbers) == 2 else 0
-    return SyntheticScenes(count, seed, split=split)
+    scenes: LabelledDataset = workshop("sam_edge.scenes.synthetic", spec).SyntheticScenes(count, seed, split=split)
+    return scenes

@@ -4,15 +4,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import Annotation, LabelledImage, most_interior_point
 from sam_edge.errors import DataError
 from sam_edge.evaluate.miou import iou
-from sam_edge.models.prompts import BACKGROUND, FOREGROUND
-from sam_edge.segment.predictor import MASK_THRESHOLD, SamPredictor
+from sam_edge.segment.prompts import BACKGROUND, FOREGROUND
+from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 
 
@@ -70,8 +69,8 @@ def _rounds(predictor: SamPredictor, annotations: tuple[Annotation, ...], clicks
     frame = predictor.frame
     assert frame is not None
     wanted = [annotation.mask() for annotation in annotations]
-    points = torch.tensor([[annotation.point_xy] for annotation in annotations], dtype=torch.float32)
-    labels = torch.full(points.shape[:2], FOREGROUND)
+    points = np.array([[annotation.point_xy] for annotation in annotations], np.float32)
+    labels = np.full(points.shape[:2], FOREGROUND)
     low_res = None
     scores: list[list[float]] = [[] for _ in annotations]
     for click in range(clicks):
@@ -80,14 +79,14 @@ def _rounds(predictor: SamPredictor, annotations: tuple[Annotation, ...], clicks
         )
         corrections = []
         for index, logits in enumerate(low_res):
-            mask = (frame.to_original(logits[None].float())[0, 0] > MASK_THRESHOLD).cpu().numpy()
+            mask = predictor.masks(logits[None])[0, 0]
             scores[index].append(iou(mask, wanted[index]))
             if click + 1 < clicks:
                 corrections.append(next_click(mask, wanted[index]))
         if corrections:
             xy, kinds = zip(*corrections, strict=True)
-            points = torch.cat([points, torch.tensor(xy, dtype=torch.float32)[:, None]], 1)
-            labels = torch.cat([labels, torch.tensor(kinds)[:, None]], 1)
+            points = np.concat([points, np.array(xy, np.float32)[:, None]], 1)
+            labels = np.concat([labels, np.array(kinds)[:, None]], 1)
     return scores
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 
 from sam_edge.data.dataset import Dataset
@@ -43,11 +42,10 @@ def _worst(predictor: SamPredictor, sample: LabelledImage) -> Failure | None:
     worst: Failure | None = None
     for annotation in annotations:
         x, y, width, height = annotation.bbox_xywh
-        corners = torch.tensor([[[x, y], [x + width, y + height]]])
-        found, _, _ = predictor.predict_torch(
-            None, None, predictor.frame.to_input(corners).flatten(1), multimask_output=False
-        )
-        mask = found[0, 0].cpu().numpy()
+        corners = np.array([[[x, y], [x + width, y + height]]], np.float32)
+        boxes = predictor.frame.to_input(corners).reshape(1, 4)
+        low_res, _ = predictor.predict_low_res(None, None, boxes, multimask_output=False)
+        mask = predictor.masks(low_res)[0, 0]
         failure = Failure(sample, annotation, mask, iou(mask, annotation.mask()))
         if worst is None or failure.iou < worst.iou:
             worst = failure

@@ -5,14 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool
-from torch import Tensor
 
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import Annotation, LabelledImage
 from sam_edge.errors import DataError
-from sam_edge.segment.predictor import MASK_THRESHOLD, SamPredictor
+from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 
 PromptKind = Literal["point", "box"]
@@ -157,9 +155,8 @@ def _image_rows(predictor: SamPredictor, sample: LabelledImage, how: Asked, batc
         prompts = _prompts(predictor, chunk, how.prompt)
         low_res, predicted = predictor.predict_low_res(**prompts, multimask_output=how.multimask)
         for annotation, logits, scores in zip(chunk, low_res, predicted, strict=True):
-            # one prompt at a time at full size: a batch of 64 photos' worth of floats would not fit
-            assert predictor.frame is not None
-            masks = (predictor.frame.to_original(logits[None].float())[0] > MASK_THRESHOLD).cpu().numpy()
+            # one prompt at a time at full size: a batch of 64 photos' worth would not fit
+            masks = predictor.masks(logits[None])[0]
             wanted = annotation.mask()
             actual = [iou(mask, wanted) for mask in masks]
             chosen = int(scores.argmax())
@@ -168,15 +165,15 @@ def _image_rows(predictor: SamPredictor, sample: LabelledImage, how: Asked, batc
     return rows
 
 
-def _prompts(predictor: SamPredictor, chunk: tuple[Annotation, ...], prompt: PromptKind) -> dict[str, Tensor | None]:
+def _prompts(predictor: SamPredictor, chunk: tuple[Annotation, ...], prompt: PromptKind) -> dict[str, np.ndarray | None]:
     frame = predictor.frame
     assert frame is not None
     if prompt == "box":
-        xywh = torch.tensor([annotation.bbox_xywh for annotation in chunk], dtype=torch.float32)
-        corners = torch.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
-        return {"point_coords": None, "point_labels": None, "boxes": frame.to_input(corners).flatten(1)}
-    points = torch.tensor([annotation.point_xy for annotation in chunk], dtype=torch.float32)
-    labels = torch.ones(len(chunk), 1, dtype=torch.long)
+        xywh = np.array([annotation.bbox_xywh for annotation in chunk], np.float32)
+        corners = np.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+        return {"point_coords": None, "point_labels": None, "boxes": frame.to_input(corners).reshape(-1, 4)}
+    points = np.array([annotation.point_xy for annotation in chunk], np.float32)
+    labels = np.ones((len(chunk), 1), np.int64)
     return {"point_coords": frame.to_input(points)[:, None], "point_labels": labels, "boxes": None}
 
 

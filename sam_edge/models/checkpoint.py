@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from sam_edge.errors import CheckpointError, SamEdgeError
 from sam_edge.files import atomic_folder
-from sam_edge.models.config import ModelConfig
+from sam_edge.segment.config import ModelConfig
 from sam_edge.models.packing import from_bytes, pack, to_bytes, unpack
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.known import WEIGHTS
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 NEVER_HALVED = ("weight_scale", "positional_encoding_gaussian_matrix")
 """Small tensors that stay float32: scales of integers, and frequencies whose phases halves cannot hold."""
 POSITIONS, EXPONENTS = "image_encoder.pos_embed", "image_encoder.pos_embed_exponents"

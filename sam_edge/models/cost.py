@@ -1,33 +1,16 @@
 """What a model costs: parameters and multiply-accumulates, counted on the meta device without any memory."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam_edge.models.config import ModelConfig
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.config import ModelConfig
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.cost import Cost
+from sam_edge.segment.prompts import Prompts
 
 _LAYERS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
 """Operators of linear and convolutional layers; attention runs as batched products or fused attention."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Size and work of a model; one MAC is one multiplication and one addition."""
-
-    parameters: int
-    """Of the whole model."""
-    encoder_parameters: int
-    """Of the image encoder."""
-    encoder_macs: int
-    """Of one image's linear and convolutional layers alone, as papers count."""
-    encoder_macs_with_attention: int
-    """Of one image, attention's products and relative positions included."""
-    decoder_macs: int
-    """Of one prompt of a single point, everything included."""
 
 
 def cost(config: ModelConfig) -> Cost:

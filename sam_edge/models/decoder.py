@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sam_edge.models.drawn_prompts import DrawingPromptEncoder
 from sam_edge.models.folded_attention import by_heads, folds, read_image, write_image
-from sam_edge.models.prompts import ABSENT, NOT_A_POINT, Prompts
+from sam_edge.segment.prompts import ABSENT, NOT_A_POINT, Prompts
 
 
 @dataclass(frozen=True)

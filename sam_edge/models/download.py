@@ -20,7 +20,7 @@ from rich.progress import (
 
 from sam_edge.errors import CheckpointError
 from sam_edge.files import atomic_file, cache_folder, sha256_of
-from sam_edge.models.known import KnownModel
+from sam_edge.segment.known import KnownModel
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30

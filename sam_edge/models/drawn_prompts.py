@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
-from sam_edge.models.config import DecoderConfig
-from sam_edge.models.prompts import BOX_END, BOX_START, FOREGROUND, Prompts
+from sam_edge.segment.config import DecoderConfig
+from sam_edge.segment.prompts import BOX_END, BOX_START, FOREGROUND, Prompts
 
 DEEPEST = 10.0
 """Largest logit of a drawn box, and, negative, the smallest: about what masks of earlier rounds have."""
@@ -112,13 +112,6 @@ def prompt_encoder(config: DecoderConfig, **sizes: Any) -> PromptEncoder:
 def drawn_clicks(encoder: PromptEncoder) -> DrawingPromptEncoder | None:
     """The prompt encoder, if it draws clicks."""
     return encoder if isinstance(encoder, DrawingPromptEncoder) and encoder.draws_points else None
-
-
-def in_parts(prompts: Prompts, config: DecoderConfig) -> bool:
-    """Whether the decoder in parts answers these prompts: no mask comes with them, or only clicks, all drawn."""
-    if prompts.masks is not None or (config.draws_boxes and prompts.boxed):
-        return False
-    return not config.draws_points or prompts.clicked
 
 
 def drawn(

@@ -11,7 +11,7 @@ import re
 from torch import Tensor
 
 from sam_edge.errors import CheckpointError
-from sam_edge.models.config import Arch, BlockConfig, DecoderConfig, ModelConfig, StageConfig
+from sam_edge.segment.config import Arch, BlockConfig, DecoderConfig, ModelConfig, StageConfig
 
 State = dict[str, Tensor]
 

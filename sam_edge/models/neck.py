@@ -3,7 +3,7 @@
 from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 
-from sam_edge.models.config import ModelConfig
+from sam_edge.segment.config import ModelConfig
 
 
 def build_neck(width: int, config: ModelConfig) -> nn.Sequential:

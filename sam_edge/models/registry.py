@@ -1,7 +1,6 @@
 """`load_model` opens whatever a user may mean by MODEL."""
 
 import difflib
-import importlib.resources
 import json
 from pathlib import Path
 
@@ -10,14 +9,13 @@ import torch
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ModelError
 from sam_edge.models.checkpoint import (
     CONFIG,
-    WEIGHTS,
     is_checkpoint_folder,
     load_checkpoint,
     load_weights,
     read_state_dict,
 )
 from sam_edge.models.keys import recognise
-from sam_edge.models.known import KNOWN, PACKAGED, KnownModel
+from sam_edge.segment.known import KNOWN, PACKAGED, WEIGHTS, KnownModel, shipped_folder
 from sam_edge.models.sam import EdgeSam
 
 RANDOM = "random:"
@@ -94,7 +92,7 @@ def packaged_folder(name: str) -> Path:
     Raises:
         CheckpointError: this installation lacks it.
     """
-    folder = Path(str(importlib.resources.files("sam_edge.models") / name))
+    folder = shipped_folder(name)
     if not is_checkpoint_folder(folder):
         raise CheckpointError(
             f"{name} is not in this installation ({folder} has no {WEIGHTS}): "

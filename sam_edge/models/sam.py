@@ -5,10 +5,11 @@ from jaxtyping import Float
 from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
-from sam_edge.models.config import ModelConfig
+from sam_edge.segment.config import ModelConfig
 from sam_edge.models.decoder import PromptableDecoder
 from sam_edge.models.drawn_prompts import prompt_encoder
 from sam_edge.models.vit import build_vit
+from sam_edge.segment.runtime import Runtime
 
 POSITION_SPREAD = 4.8
 """How much finer than SAM's the finest positional frequencies start, log-uniformly up from SAM's: with SAM's alone,
@@ -58,6 +59,12 @@ class EdgeSam(Sam):
     def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Image embedding of normalised, padded pixels."""
         return self.image_encoder(pixels)
+
+    def runtime(self) -> Runtime:
+        """This model behind the contract that predictor and everything mode work on, where it is."""
+        from sam_edge.models.torch_runtime import TorchRuntime
+
+        return TorchRuntime(self, str(self.device))
 
 
 def build_encoder(config: ModelConfig) -> nn.Module:

@@ -14,17 +14,9 @@ from torch import Tensor, nn
 
 from sam_edge.errors import ModelError
 from sam_edge.models.attention import AttentionProducts
-from sam_edge.models.config import ModelConfig, StageConfig
+from sam_edge.segment.config import ModelConfig, StageConfig
 from sam_edge.models.neck import build_neck
 from sam_edge.models.vit import swap_modules
-
-TINY_VIT_5M_STAGES = (
-    StageConfig(embed=64, depth=2, heads=0, window=0, stride=1),
-    StageConfig(embed=128, depth=2, heads=4, window=7, stride=2),
-    StageConfig(embed=160, depth=6, heads=5, window=14, stride=2),
-    StageConfig(embed=320, depth=2, heads=10, window=7, stride=1),
-)
-"""The 5 M parameter TinyViT of MobileSAM and TinySAM."""
 
 STEM_STRIDE = 4
 """Down-sampling of the convolutional stem, before the first stage."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sam_edge.models.attention import AttentionProducts
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.prompts import Prompts
+from sam_edge.models.prompts import on_device
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.samples import Chance, Seen, watch_attention, watch_layer
 from sam_edge.quantize.task_loss import draw, task_loss
@@ -133,9 +134,10 @@ class Observer:
         watch = Watch(walk.seed + 2, walk.rows, self.gradient)
         with watched(layers, watch, watch_as) as seen, self._learning(), torch.set_grad_enabled(self.gradient):
             for image in images:
-                pixels, frame = to_pixels(image, self.model.config)
+                arrays, frame = to_pixels(image, self.model.config)
                 watch.rows = walk.rows
-                pixels = pixels.to(next(self.model.parameters()).device).requires_grad_(self.gradient)
+                device = next(self.model.parameters()).device
+                pixels = torch.from_numpy(arrays).to(device).requires_grad_(self.gradient)
                 with block_by_block(self.model.image_encoder) if self.gradient else nullcontext():
                     embeddings = self.model.encode(pixels)
                 watch.rows = max(FEWEST_ROWS, walk.rows // 2)
@@ -154,7 +156,7 @@ class Observer:
     def _decode(self, leaf: Tensor, wanted: Tensor | None, prompts: Prompts, outcomes: torch.Generator) -> None:
         """Decode prompts a few at a time; points once more, each with its own mask as a prompt."""
         for start in range(0, prompts.labels.shape[1], PROMPTS_AT_ONCE):
-            chunk = prompts.part(slice(start, start + PROMPTS_AT_ONCE)).to(leaf.device)
+            chunk = on_device(prompts.part(slice(start, start + PROMPTS_AT_ONCE)), leaf.device)
             logits = self._once(leaf, wanted, chunk, outcomes)
             if (chunk.labels == 1).any():
                 self._once(leaf, wanted, Prompts(chunk.coords, chunk.labels, logits[:, :, :1]), outcomes)

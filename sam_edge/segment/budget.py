@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sam_edge.errors import EverythingError
-from sam_edge.models.config import ModelConfig
+from sam_edge.segment.config import ModelConfig
 
 FLOAT_BYTES = 4
 PREDICT_COPIES = 8

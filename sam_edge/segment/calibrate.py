@@ -8,19 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from segment_anything.utils.amg import build_point_grid
 
 from sam_edge.errors import EverythingError
-from sam_edge.models.config import Coverage, Thresholds
-from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.config import Coverage, Thresholds
 from sam_edge.segment.budget import Budget
 from sam_edge.segment.crop_walk import MULTIMASK, CropWalk, Filters
 from sam_edge.segment.everything import MAX_MEMORY_BYTES
 from sam_edge.segment.frame import to_pixels
-from sam_edge.segment.grid import first_pass
-from sam_edge.segment.predictor import MASK_THRESHOLD
+from sam_edge.segment.grid import first_pass, regular_grid
+from sam_edge.segment.masks import MASK_THRESHOLD
 from sam_edge.segment.records import suppress
 from sam_edge.segment.runtime import Runtime, as_runtime
 
@@ -81,9 +78,8 @@ class Calibration:
         return asdict(self)
 
 
-@torch.inference_mode()
 def calibrate(
-    model: EdgeSam | Runtime,
+    model: Runtime | Any,
     photos: Iterable[Picture],
     options: CalibrateOptions = CalibrateOptions(),
     *,
@@ -99,7 +95,7 @@ def calibrate(
     pictures = list(photos)
     if not pictures:
         raise EverythingError("calibration needs at least one photo.")
-    grid = build_point_grid(options.points_per_side)
+    grid = regular_grid(options.points_per_side)
     budget = Budget.of(runtime.config, len(grid), 64, max_memory_bytes)
     # once: of SAM-B in torch they take longer than a first pass does
     embedded = [runtime.encode(to_pixels(picture, runtime.config)[0]) for picture in pictures]
@@ -152,10 +148,10 @@ class _Photo:
     """How sure the first pass's masks are to answer it; -inf where none passed."""
     first: Int[np.ndarray, "f"]
     survivors: float
-    points: Int[torch.Tensor, "k"]
+    points: Int[np.ndarray, "k"]
     """Point of each mask that passed, as everything below."""
-    boxes: Int[torch.Tensor, "k 4"]
-    iou: Float[torch.Tensor, "k"]
+    boxes: Int[np.ndarray, "k 4"]
+    iou: Float[np.ndarray, "k"]
     bits: UInt8[np.ndarray, "k bytes"]
     """Low-resolution masks."""
 
@@ -165,32 +161,32 @@ class _Photo:
         skipped[self.first] = False
         return skipped
 
-    def kept(self, tau: float) -> Int[torch.Tensor, "n"]:
+    def kept(self, tau: float) -> Int[np.ndarray, "n"]:
         """Masks left of those whose points are asked."""
-        asked = torch.from_numpy(~self.skips(tau))[self.points].nonzero()[:, 0]
+        asked = np.flatnonzero(~self.skips(tau)[self.points])
         return asked[suppress(self.boxes[asked], self.iou[asked], BOX_NMS)]
 
 
 def _look(walk: CropWalk, first: Int[np.ndarray, "f"], coverage: Coverage, *, whole: bool) -> _Photo:
     """Ask the first pass, and all other points, too, where `whole`."""
-    confidence = torch.full((len(walk.points),), -torch.inf)
+    confidence = np.full(len(walk.points), -np.inf, np.float32)
     parts, survivors = [], set()
     for passing in walk.passing(first):
-        confidence = torch.maximum(confidence, walk.confidence(passing.logits, coverage))
+        confidence = np.maximum(confidence, walk.confidence(passing.logits, coverage))
         survivors |= set(passing.points.tolist())
         parts.append(passing)
     if whole:
         parts += walk.passing(np.setdiff1d(np.arange(len(walk.points)), first))
-    boxes = [part.boxes for part in parts] or [torch.zeros(0, 4, dtype=torch.long)]
+    boxes = [part.boxes for part in parts] or [np.zeros((0, 4), np.int64)]
     return _Photo(
-        confidence=confidence.numpy(),
+        confidence=confidence,
         first=first,
         survivors=len(survivors) / len(first),
-        points=torch.cat([part.points for part in parts] or [torch.zeros(0, dtype=torch.long)]),
-        boxes=torch.cat(boxes),
-        iou=torch.cat([part.iou for part in parts] or [torch.zeros(0)]),
+        points=np.concat([part.points for part in parts] or [np.zeros(0, np.int64)]),
+        boxes=np.concat(boxes),
+        iou=np.concat([part.iou for part in parts] or [np.zeros(0, np.float32)]),
         bits=np.concatenate(
-            [np.packbits(part.logits.flatten(1).numpy() > MASK_THRESHOLD, axis=1) for part in parts]
+            [np.packbits(part.logits.reshape(len(part.logits), -1) > MASK_THRESHOLD, axis=1) for part in parts]
             or [np.zeros((0, 1), np.uint8)]
         ),
     )
@@ -217,10 +213,10 @@ def _within_loss(
 
 def _losses(photo: _Photo, taus: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
     """1 - mean over the whole grid's masks of the IoU with the best mask that is left, at low resolution."""
-    wanted = photo.bits[photo.kept(np.inf).numpy()]
+    wanted = photo.bits[photo.kept(np.inf)]
     if not len(wanted):
         return np.zeros(len(taus))
-    kept = [photo.kept(tau).numpy() for tau in taus]
+    kept = [photo.kept(tau) for tau in taus]
     some = np.unique(np.concatenate(kept))
     overlap = np.stack([_ious(one, photo.bits[some]) for one in wanted])
     return np.array([1 - overlap[:, np.searchsorted(some, left)].max(1, initial=0).mean() for left in kept])
@@ -241,7 +237,7 @@ def _by_quantile(walks: Iterable[CropWalk], first: Int[np.ndarray, "f"], survivo
     # the scores alone: logits of all masks would fill the memory
     scores = [(passing.iou, passing.stability) for walk in walks for passing in walk.passing(first)]
     three = MULTIMASK.stop - MULTIMASK.start
-    iou, stability = (torch.cat(part).reshape(-1, three).numpy() for part in zip(*scores, strict=True))
+    iou, stability = (np.concat(part).reshape(-1, three) for part in zip(*scores, strict=True))
     # a score without a value, of masks empty at every threshold, passes none
     stability = np.nan_to_num(stability, nan=0.0)
 

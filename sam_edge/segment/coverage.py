@@ -9,12 +9,10 @@ point just outside a mask may count where all is flat, and one well inside may n
 """
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
-from torch import Tensor
 
-from sam_edge.segment.predictor import MASK_THRESHOLD
+from sam_edge.segment.masks import MASK_THRESHOLD
 
 LARGE = 0.1
 """Least share of the crop that a mask must have under the rule `contrast`."""
@@ -26,13 +24,13 @@ USUAL = 0.07
 """Geometric mean of both together in COCO's photos, at 32 points per side."""
 
 
-def large(logits: Float[Tensor, "k h w"], used: tuple[float, float]) -> Bool[Tensor, "k"]:
+def large(logits: Float32[np.ndarray, "k h w"], used: tuple[float, float]) -> Bool[np.ndarray, "k"]:
     """Which masks have `LARGE` of the crop; `used` is the share of the logits' height and width that is not padding."""
     height, width = (max(round(side * share), 1) for side, share in zip(logits.shape[1:], used, strict=True))
-    return (logits[:, :height, :width] > MASK_THRESHOLD).flatten(1).float().mean(1) >= LARGE
+    return (logits[:, :height, :width] > MASK_THRESHOLD).mean((1, 2), dtype=np.float32) >= LARGE
 
 
-def log_contrast(crop: UInt8[np.ndarray, "h w 3"], grid: Float[np.ndarray, "p 2"]) -> Float[Tensor, "p"]:
+def log_contrast(crop: UInt8[np.ndarray, "h w 3"], grid: Float[np.ndarray, "p 2"]) -> Float32[np.ndarray, "p"]:
     """Natural logarithm of the contrast around points in [0, 1] x [0, 1], over what is usual in photos.
 
     Contrast is the standard deviation within a cell of the grid, 1 / sqrt(P) of the crop's sides, averaged over the
@@ -43,4 +41,4 @@ def log_contrast(crop: UInt8[np.ndarray, "h w 3"], grid: Float[np.ndarray, "p 2"
     pixels = np.asarray(small, np.float32).reshape(cells, SUBDIVISIONS, cells, SUBDIVISIONS, 3) / 255
     contrast = (pixels.std((1, 3)).mean(-1) + NOISE) / USUAL
     columns, rows = np.minimum((grid * cells).astype(int), cells - 1).T
-    return torch.from_numpy(np.log(contrast[rows, columns]))
+    return np.log(contrast[rows, columns])

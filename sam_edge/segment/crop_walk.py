@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from segment_anything.utils.amg import is_box_near_crop_edge
-from torch import Tensor
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
-from sam_edge.models.config import Coverage
-from sam_edge.models.prompts import FOREGROUND, Prompts
+from sam_edge.segment.config import Coverage
 from sam_edge.segment.budget import Budget
 from sam_edge.segment.coverage import large, log_contrast
 from sam_edge.segment.frame import Frame, to_pixels
+from sam_edge.segment.crops import near_crop_edge
 from sam_edge.segment.masks import mask_of, measure
+from sam_edge.segment.prompts import FOREGROUND, Prompts
 from sam_edge.segment.records import Found, run_lengths, suppress
 from sam_edge.segment.runtime import Embeddings, Runtime
 from sam_edge.segment.scaling import Scaling
@@ -42,16 +40,16 @@ class Filters:
 class Passing:
     """Masks that passed the filters."""
 
-    points: Int[Tensor, "k"]
+    points: Int[np.ndarray, "k"]
     """Which point each answers."""
-    masks: Int[Tensor, "k"]
+    masks: Int[np.ndarray, "k"]
     """Which of the point's four masks it is."""
-    iou: Float[Tensor, "k"]
+    iou: Float32[np.ndarray, "k"]
     """Predicted IoU."""
-    stability: Float[Tensor, "k"]
-    boxes: Int[Tensor, "k 4"]
+    stability: Float32[np.ndarray, "k"]
+    boxes: Int[np.ndarray, "k 4"]
     """XYXY in the crop."""
-    logits: Float[Tensor, "stored h w"]
+    logits: Float32[np.ndarray, "stored h w"]
     """Low-resolution logits of all K, or of none where candidates keep them."""
 
 
@@ -74,7 +72,7 @@ class CropWalk:
         self.size, self.crop_box = image.shape[:2], crop_box
         self.points = grid * np.array([x1 - x0, y1 - y0])
         self.scaling = Scaling.of(frame, runtime.config.mask_size)
-        self._coords = frame.to_input(torch.from_numpy(self.points)).float()
+        self._coords = frame.to_input(self.points).astype(np.float32)
         self._runtime, self._filters, self._budget = runtime, filters, budget
         self._crop, self._grid = image[y0:y1, x0:x1], grid
         self._used = frame.input_size[0] / frame.image_size, frame.input_size[1] / frame.image_size
@@ -88,16 +86,18 @@ class CropWalk:
         """Ask points, a batch at a time, and yield the masks that pass; `on_points` hears how many were asked."""
         filters = self._filters
         for first in range(0, len(points), self._budget.points):
-            batch = torch.from_numpy(points[first : first + self._budget.points])
+            batch = points[first : first + self._budget.points]
             prediction = self._runtime.predict(self._state, self._prompts(batch))
             iou = prediction.iou[:, MULTIMASK]
             # what segment-anything writes as `> 0.0` turns the filter off, and so here
-            wanted = iou > filters.pred_iou if filters.pred_iou > 0 else torch.ones_like(iou, dtype=torch.bool)
-            some = wanted.nonzero().split(self._budget.masks) if wanted.any() else ()
-            for sets, masks in (pair.T for pair in some):
+            wanted = iou > filters.pred_iou if filters.pred_iou > 0 else np.ones_like(iou, bool)
+            all_sets, all_masks = np.nonzero(wanted)
+            for start in range(0, len(all_sets), self._budget.masks):
+                some = slice(start, start + self._budget.masks)
+                sets, masks = all_sets[some], all_masks[some]
                 logits = self._runtime.upscale(prediction, sets, masks + MULTIMASK.start)
                 measured = measure(logits, self.scaling, filters.stability_offset)
-                keep = ~is_box_near_crop_edge(measured.boxes, self.crop_box, [0, 0, self.size[1], self.size[0]])
+                keep = ~near_crop_edge(measured.boxes, self.crop_box, (0, 0, self.size[1], self.size[0]))
                 if filters.stability > 0:
                     keep &= measured.stability >= filters.stability
                 if keep.any():
@@ -111,20 +111,20 @@ class CropWalk:
                     )
             on_points(len(batch))
 
-    def confidence(self, logits: Float[Tensor, "k h w"], coverage: Coverage) -> Float[Tensor, "p"]:
+    def confidence(self, logits: Float32[np.ndarray, "k h w"], coverage: Coverage) -> Float32[np.ndarray, "p"]:
         """How sure masks are to answer each of all points; -inf where none does."""
         if coverage == "contrast":
             logits = logits[large(logits, self._used)]
         if not len(logits):
-            return torch.full((len(self.points),), -torch.inf)
-        xs, ys = torch.from_numpy(self.points).long().T
+            return np.full(len(self.points), -np.inf, np.float32)
+        xs, ys = self.points.astype(np.int64).T
         # a point on the far edge, 1.0 in the grid, belongs to the last pixel
         height, width = self.scaling.size
-        largest = self.scaling.at(logits, ys.clamp(max=height - 1), xs.clamp(max=width - 1)).amax(0)
+        largest = self.scaling.at(logits, np.minimum(ys, height - 1), np.minimum(xs, width - 1)).max(0)
         return largest - self._log_contrast if coverage == "contrast" else largest
 
     @cached_property
-    def _log_contrast(self) -> Float[Tensor, "p"]:
+    def _log_contrast(self) -> Float32[np.ndarray, "p"]:
         return log_contrast(self._crop, self._grid)
 
     def found(self, candidates: "Candidates") -> list[Found]:
@@ -137,7 +137,7 @@ class CropWalk:
             Found(
                 size=(self.size[0], self.size[1]),
                 runs=run_lengths(self._uncropped(mask_of(logits, self.scaling))),
-                box=tuple((merged.boxes[index].numpy() + shift).tolist()),
+                box=tuple((merged.boxes[index] + shift).tolist()),
                 predicted_iou=merged.iou[index].item(),
                 stability_score=merged.stability[index].item(),
                 point=tuple((self.points[merged.points[index]] + shift[:2]).tolist()),
@@ -146,18 +146,18 @@ class CropWalk:
             for index, logits in zip(kept, self._logits(candidates, merged, kept), strict=True)
         ]
 
-    def _prompts(self, points: Int[Tensor, "n"]) -> Prompts:
+    def _prompts(self, points: Int[np.ndarray, "n"]) -> Prompts:
         coords = self._coords[points][None, :, None]
-        return Prompts.build(coords, torch.full(coords.shape[:3], FOREGROUND))
+        return Prompts.build(coords, np.full(coords.shape[:3], FOREGROUND))
 
-    def _logits(self, candidates: "Candidates", merged: Passing, kept: list[int]) -> Iterator[Float[Tensor, "h w"]]:
+    def _logits(self, candidates: "Candidates", merged: Passing, kept: list[int]) -> Iterator[Float32[np.ndarray, "h w"]]:
         """Logits of the masks kept, those decoded again that were dropped in between."""
         for index in kept:
             point, mask = merged.points[index : index + 1], merged.masks[index : index + 1]
-            logits = candidates.logits.get((int(point), int(mask)))
+            logits = candidates.logits.get((int(point[0]), int(mask[0])))
             if logits is None:
                 prediction = self._runtime.predict(self._state, self._prompts(point))
-                logits = self._runtime.upscale(prediction, torch.zeros_like(mask), mask)[0]
+                logits = self._runtime.upscale(prediction, np.zeros_like(mask), mask)[0]
             yield logits
 
     def _uncropped(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "height width"]:
@@ -175,14 +175,14 @@ class Candidates:
     def __init__(self, stored: int, box_nms: float) -> None:
         self._stored, self._box_nms = stored, box_nms
         self._parts: list[Passing] = []
-        self.logits: dict[tuple[int, int], Float[Tensor, "h w"]] = {}
+        self.logits: dict[tuple[int, int], Float32[np.ndarray, "h w"]] = {}
         """By point and mask."""
 
     def add(self, passing: Passing) -> None:
         """Take masks in."""
         for point, mask, logits in zip(passing.points.tolist(), passing.masks.tolist(), passing.logits, strict=True):
             # a copy, for a view would keep the logits of its whole batch
-            self.logits[point, mask] = logits.clone()
+            self.logits[point, mask] = logits.copy()
         nothing = passing.logits[:0]
         self._parts.append(Passing(**{**vars(passing), "logits": nothing}))
         if len(self.logits) > self._stored:
@@ -191,11 +191,10 @@ class Candidates:
     def in_order(self) -> Passing:
         """All of them but their logits, in the order of their points and masks, however they came."""
         if not self._parts:
-            none = torch.zeros(0, dtype=torch.long)
-            empty = torch.zeros(0)
-            return Passing(none, none, empty, empty, torch.zeros(0, 4, dtype=torch.long), torch.zeros(0, 0, 0))
-        joined = {name: torch.cat([getattr(part, name) for part in self._parts]) for name in vars(self._parts[0])}
-        order = torch.from_numpy(np.lexsort((joined["masks"], joined["points"])))
+            none, empty = np.zeros(0, np.int64), np.zeros(0, np.float32)
+            return Passing(none, none, empty, empty, np.zeros((0, 4), np.int64), np.zeros((0, 0, 0), np.float32))
+        joined = {name: np.concat([getattr(part, name) for part in self._parts]) for name in vars(self._parts[0])}
+        order = np.lexsort((joined["masks"], joined["points"]))
         return Passing(**{name: part if name == "logits" else part[order] for name, part in joined.items()})
 
     def _drop(self) -> None:

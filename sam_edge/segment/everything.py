@@ -9,16 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
-from segment_anything.utils.amg import generate_crop_boxes
-from torchvision.ops import box_area
 
 from sam_edge.errors import EverythingError
-from sam_edge.models.config import COVERAGES, Coverage
-from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.config import COVERAGES, Coverage
 from sam_edge.segment.budget import Budget
 from sam_edge.segment.crop_walk import Candidates, CropWalk, Filters
+from sam_edge.segment.crops import crop_boxes
 from sam_edge.segment.frame import require_picture
 from sam_edge.segment.grid import first_pass, layer_grids
 from sam_edge.segment.records import OUTPUT_MODES, Found, OutputMode, suppress, without_nested, without_small_regions
@@ -33,7 +30,7 @@ class EverythingGenerator:
     """Finds masks all over a picture.
 
     Args:
-        model: a model, or any runtime.
+        model: any runtime, or a torch model of sam-edge's.
         points_per_side: points along each side of the grid; None if `point_grids` are given.
         points_per_batch: prompts to a decoder call, fewer where memory asks for it.
         pred_iou_thresh: predicted IoU that a mask must exceed; the model's own by default.
@@ -67,7 +64,7 @@ class EverythingGenerator:
 
     def __init__(
         self,
-        model: EdgeSam | Runtime,
+        model: Runtime | Any,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float | None = None,
@@ -125,7 +122,6 @@ class EverythingGenerator:
         most_points = max(len(grid) for grid in self.point_grids)
         self._budget = Budget.of(self.runtime.config, most_points, points_per_batch, max_memory_bytes)
 
-    @torch.inference_mode()
     def generate(
         self, image: UInt8[np.ndarray, "h w 3"], on_progress: Callable[[int, int], None] = lambda done, total: None
     ) -> list[dict[str, Any]]:
@@ -148,8 +144,10 @@ class EverythingGenerator:
         found = [one for box, grid in crops for one in self._crop(image, box, grid, on_points)]
         if len(crops) > 1 and found:
             # masks of smaller crops are preferred
-            boxes, crop_boxes = (torch.tensor(part) for part in ([o.box for o in found], [o.crop_box for o in found]))
-            found = [found[index] for index in suppress(boxes, 1 / box_area(crop_boxes), self.crop_nms_thresh)]
+            boxes, crop = (np.array(part) for part in ([o.box for o in found], [o.crop_box for o in found]))
+            # in float32, as segment-anything has it
+            area = ((crop[:, 2] - crop[:, 0]) * (crop[:, 3] - crop[:, 1])).astype(np.float32)
+            found = [found[index] for index in suppress(boxes, 1 / area, self.crop_nms_thresh)]
         if self.min_mask_region_area:
             threshold = max(self.filters.box_nms, self.crop_nms_thresh)
             found = without_small_regions(found, self.min_mask_region_area, threshold)
@@ -158,7 +156,7 @@ class EverythingGenerator:
 
     def _crops(self, image: np.ndarray) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:
         """XYXY of the picture and its crops, and the points of each."""
-        boxes, layers = generate_crop_boxes(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
+        boxes, layers = crop_boxes((image.shape[0], image.shape[1]), self.crop_n_layers, self.crop_overlap_ratio)
         return [
             ((x0, y0, x1, y1), self.point_grids[layer])
             for (x0, y0, x1, y1), layer in zip(boxes, layers, strict=True)
@@ -182,7 +180,7 @@ class EverythingGenerator:
             left[first] = False
             for passing in walk.passing(first, on_points):
                 candidates.add(passing)
-                left &= ~(walk.confidence(passing.logits, self.coverage) > self.tau).numpy()
+                left &= ~(walk.confidence(passing.logits, self.coverage) > self.tau)
             on_points(len(grid) - len(first) - int(left.sum()))
         for passing in walk.passing(np.flatnonzero(left), on_points):
             candidates.add(passing)

@@ -1,17 +1,13 @@
-"""From a picture to a model's square input and back: segment-anything's resizing, padding and up-scaling."""
+"""From a picture to a model's square input: segment-anything's resizing, normalising and padding."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
-from torchvision.transforms.functional import resize, to_pil_image
+from jaxtyping import Float, Float32, Shaped, UInt8
+from PIL import Image
 
 from sam_edge.errors import DataError
-from sam_edge.models.config import ModelConfig
+from sam_edge.segment.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -24,24 +20,20 @@ class Frame:
 
     @classmethod
     def of(cls, height: int, width: int, image_size: int) -> "Frame":
-        """The frame of a picture whose long side becomes `image_size`."""
-        input_size = ResizeLongestSide.get_preprocess_shape(height, width, image_size)
-        return cls((height, width), (max(input_size[0], 1), max(input_size[1], 1)), image_size)
+        """The frame of a picture whose long side becomes `image_size` (`ResizeLongestSide` of segment-anything)."""
+        scale = image_size * 1.0 / max(height, width)
+        # a side of a very long picture would be rounded to nothing
+        return cls((height, width), (max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)), image_size)
 
-    def to_original(self, logits: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c height width"]:
-        """Low-resolution logits at the picture's size, padding removed (segment-anything's `postprocess_masks`)."""
-        full = F.interpolate(logits, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
-        picture = full[..., : self.input_size[0], : self.input_size[1]]
-        return F.interpolate(picture, self.original_size, mode="bilinear", align_corners=False)
-
-    def to_input(self, coords: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
+    def to_input(self, coords: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
         """Pixels (x, y) of the picture as pixels of the model's input."""
         height, width = self.original_size
-        scale = coords.new_tensor([self.input_size[1] / width, self.input_size[0] / height])
-        return coords * scale
+        return coords * np.array([self.input_size[1] / width, self.input_size[0] / height], coords.dtype)
 
 
-def to_pixels(image: UInt8[np.ndarray, "h w 3"], config: ModelConfig) -> tuple[Float[Tensor, "1 3 s s"], Frame]:
+def to_pixels(
+    image: UInt8[np.ndarray, "h w 3"], config: ModelConfig
+) -> tuple[Float32[np.ndarray, "1 3 s s"], Frame]:
     """Resize, normalise and pad an RGB picture as segment-anything does.
 
     Raises:
@@ -49,9 +41,9 @@ def to_pixels(image: UInt8[np.ndarray, "h w 3"], config: ModelConfig) -> tuple[F
     """
     require_picture(image)
     frame = Frame.of(image.shape[0], image.shape[1], config.image_size)
-    # as its `apply_image`, but for sides that would be rounded to nothing
-    resized = np.array(resize(to_pil_image(image), list(frame.input_size)))
-    return normalise(torch.from_numpy(resized).permute(2, 0, 1)[None], config), frame
+    # as its `apply_image`, which resizes a Pillow image through torchvision
+    resized = Image.fromarray(image).resize(frame.input_size[::-1], Image.Resampling.BILINEAR)
+    return normalise(np.asarray(resized).transpose(2, 0, 1)[None], config), frame
 
 
 def require_picture(image: np.ndarray) -> None:
@@ -60,9 +52,13 @@ def require_picture(image: np.ndarray) -> None:
         raise DataError(f"an image must be H x W x 3 uint8, got {image.shape} {image.dtype}.")
 
 
-def normalise(pixels: Tensor, config: ModelConfig) -> Float[Tensor, "b 3 s s"]:
-    """B x 3 x H x W pixels in 0..255, normalised and padded right and below to the model's square."""
-    mean = torch.tensor(config.pixel_mean, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(config.pixel_std, device=pixels.device).view(3, 1, 1)
-    height, width = pixels.shape[-2:]
-    return F.pad((pixels - mean) / std, (0, config.image_size - width, 0, config.image_size - height))
+def normalise(pixels: Shaped[np.ndarray, "b 3 h w"], config: ModelConfig) -> Float32[np.ndarray, "b 3 s s"]:
+    """Pixels in 0..255, normalised and padded with zeros right and below to the model's square."""
+    mean, std = (np.array(part, np.float32)[:, None, None] for part in (config.pixel_mean, config.pixel_std))
+    batch, _, height, width = pixels.shape
+    padded = np.zeros((batch, 3, config.image_size, config.image_size), np.float32)
+    # in place: a large model's square holds 12 MB of floats
+    inside = padded[:, :, :height, :width]
+    np.subtract(pixels, mean, out=inside, dtype=np.float32)
+    np.divide(inside, std, out=inside)
+    return padded

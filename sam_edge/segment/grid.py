@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from segment_anything.utils.amg import build_all_layer_point_grids
 
 from sam_edge.errors import EverythingError
 
@@ -39,7 +38,7 @@ def layer_grids(
                 f"points_per_side must be at least {downscale**layers} here, to leave a point per side in each crop; "
                 f"got {points_per_side}."
             )
-        return build_all_layer_point_grids(points_per_side, layers, downscale)
+        return [regular_grid(points_per_side // downscale**layer) for layer in range(layers + 1)]
     assert point_grids is not None
     grids = [np.asarray(grid, np.float64) for grid in point_grids]
     if len(grids) <= layers:
@@ -51,6 +50,12 @@ def layer_grids(
                 f"each of point_grids must be N x 2 points (x, y) in [0, 1] with N at least 1, got shape {grid.shape}."
             )
     return grids
+
+
+def regular_grid(points_per_side: int) -> Float[np.ndarray, "n 2"]:
+    """The centres of a square's equal cells, row by row (segment-anything's `build_point_grid`)."""
+    ticks = np.linspace(1 / (2 * points_per_side), 1 - 1 / (2 * points_per_side), points_per_side)
+    return np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
 
 
 def first_pass(grid: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, "m"]:

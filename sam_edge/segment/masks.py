@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, UInt, UInt8
-from torch import Tensor
+from jaxtyping import Bool, Float32, Int, UInt, UInt8
 
-from sam_edge.segment.predictor import MASK_THRESHOLD
 from sam_edge.segment.scaling import AxisScaling, Scaling
 
+MASK_THRESHOLD = 0.0
+"""Logit above which a pixel belongs to a mask."""
 TILE_BYTES = 2**20
 """Float logits computed at a time; a core's cache holds them."""
 
@@ -24,19 +23,19 @@ TILE_BYTES = 2**20
 class Measured:
     """K masks at the picture's size, as far as the filters need to know them."""
 
-    stability: Float[Tensor, "k"]
+    stability: Float32[np.ndarray, "k"]
     """IoU of the masks cut a little above and a little below the threshold; NaN where both are empty."""
-    boxes: Int[Tensor, "k 4"]
+    boxes: Int[np.ndarray, "k 4"]
     """XYXY of the first and last pixels; zeros for an empty mask."""
 
 
-def measure(logits: Float[Tensor, "k h w"], scaling: Scaling, offset: float) -> Measured:
+def measure(logits: Float32[np.ndarray, "k h w"], scaling: Scaling, offset: float) -> Measured:
     """Stability score and box of each mask, as segment-anything computes them from logits at the picture's size.
 
     `offset` is how far the mask threshold is moved either way for the stability score.
     """
     if not len(logits):
-        return Measured(torch.zeros(0), torch.zeros(0, 4, dtype=torch.long))
+        return Measured(np.zeros(0, np.float32), np.zeros((0, 4), np.int64))
     thresholds = (MASK_THRESHOLD, MASK_THRESHOLD + offset, MASK_THRESHOLD - offset)
     low, high = _tile_ranges(logits, scaling)
     mixed = np.zeros(low.shape, bool)
@@ -61,11 +60,12 @@ def measure(logits: Float[Tensor, "k h w"], scaling: Scaling, offset: float) -> 
     touched = np.unpackbits(columns.view(np.uint8).reshape(len(columns), -1), axis=1)
     left, right = _ends(touched[:, : scaling.columns.length])
     boxes = np.stack([left, top, right, bottom], 1)
-    smaller, larger = torch.from_numpy(counts)
-    return Measured((smaller / larger).float(), torch.from_numpy(boxes))
+    smaller, larger = counts
+    with np.errstate(invalid="ignore"):
+        return Measured((smaller / larger).astype(np.float32), boxes)
 
 
-def mask_of(logits: Float[Tensor, "h w"], scaling: Scaling) -> Bool[np.ndarray, "height width"]:
+def mask_of(logits: Float32[np.ndarray, "h w"], scaling: Scaling) -> Bool[np.ndarray, "height width"]:
     """One mask at the picture's size, in column-major order, which is the order of COCO's run lengths."""
     low, high = _tile_ranges(logits[None], scaling)
     mixed = (low <= MASK_THRESHOLD) & (high > MASK_THRESHOLD)
@@ -78,33 +78,34 @@ def mask_of(logits: Float[Tensor, "h w"], scaling: Scaling) -> Bool[np.ndarray, 
 
 
 def _mixed_tiles(
-    logits: Float[Tensor, "k h w"], scaling: Scaling, mixed: Bool[np.ndarray, "k i j"]
-) -> Iterator[tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"], int, Float[np.ndarray, "m tile_h tile_w"]]]:
+    logits: Float32[np.ndarray, "k h w"], scaling: Scaling, mixed: Bool[np.ndarray, "k i j"]
+) -> Iterator[tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"], int, Float32[np.ndarray, "m tile_h tile_w"]]]:
     """Logits in the tiles marked: their masks in rising order, tile rows, the one tile column, and the pixels."""
     rows, columns = scaling.rows, scaling.columns
-    cells_y = torch.tensor(rows.starts)[:, None] + torch.arange(rows.weights.shape[2])
+    cells_y = np.array(rows.starts)[:, None] + np.arange(rows.weights.shape[2])
     at_once = max(TILE_BYTES // (4 * rows.tile * columns.tile), 1)
     for j, start in enumerate(columns.starts):
         part, weights = logits[:, :, start : start + columns.weights.shape[2]], columns.weights[j].T
         masks, i = np.nonzero(mixed[:, :, j])
         for first in range(0, len(masks), at_once):
-            these, tile_rows = masks[first : first + at_once], torch.from_numpy(i[first : first + at_once])
-            cells = part[torch.from_numpy(these)[:, None], cells_y[tile_rows]]
-            values = torch.bmm(rows.weights[tile_rows], cells @ weights)
-            yield these, i[first : first + at_once], j, values.numpy()
+            these, tile_rows = masks[first : first + at_once], i[first : first + at_once]
+            cells = part[these[:, None], cells_y[tile_rows]]
+            # one product of all their rows: a stack of small ones is slow
+            across = (cells.reshape(-1, cells.shape[2]) @ weights).reshape(*cells.shape[:2], -1)
+            yield these, tile_rows, j, rows.weights[tile_rows] @ across
 
 
 def _tile_ranges(
-    logits: Float[Tensor, "k h w"], scaling: Scaling
-) -> tuple[Float[np.ndarray, "k i j"], Float[np.ndarray, "k i j"]]:
+    logits: Float32[np.ndarray, "k h w"], scaling: Scaling
+) -> tuple[Float32[np.ndarray, "k i j"], Float32[np.ndarray, "k i j"]]:
     """Smallest and largest logit that each tile depends on."""
     height, width = scaling.rows.weights.shape[2], scaling.columns.weights.shape[2]
     bands = [logits[:, start : start + height] for start in scaling.rows.starts]
-    low, high = torch.stack([band.amin(1) for band in bands], 1), torch.stack([band.amax(1) for band in bands], 1)
+    low, high = np.stack([band.min(1) for band in bands], 1), np.stack([band.max(1) for band in bands], 1)
     starts = scaling.columns.starts
-    low = torch.stack([low[..., start : start + width].amin(2) for start in starts], 2)
-    high = torch.stack([high[..., start : start + width].amax(2) for start in starts], 2)
-    return low.numpy(), high.numpy()
+    low = np.stack([low[..., start : start + width].min(2) for start in starts], 2)
+    high = np.stack([high[..., start : start + width].max(2) for start in starts], 2)
+    return low, high
 
 
 def _tile_lengths(axis: AxisScaling) -> Int[np.ndarray, "tiles"]:

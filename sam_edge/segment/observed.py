@@ -4,11 +4,10 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float32, Int
 
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.prompts import Prompts
 from sam_edge.segment.runtime import Embeddings, Prediction, Runtime, State
 
 
@@ -20,7 +19,6 @@ class ObservedRuntime:
 
     def __init__(self, runtime: Runtime, synchronise: Callable[[], None] | None = None) -> None:
         self.name, self.config = runtime.name, runtime.config
-        self.device = getattr(runtime, "device", torch.device("cpu"))
         self._runtime, self._synchronise = runtime, synchronise or (lambda: None)
         self.reset()
 
@@ -34,15 +32,19 @@ class ObservedRuntime:
         self.upscaled = 0
         """Masks brought to low-resolution logits one by one."""
 
-    def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Embeddings:
+    def encode(self, pixels: Float32[np.ndarray, "b 3 s s"]) -> Embeddings:
         """The runtime's own."""
         embeddings, seconds = self._timed(self._runtime.encode, pixels)
         self.encode_seconds += seconds
         return embeddings
 
+    def host(self, embeddings: Embeddings) -> Float32[np.ndarray, "b c g g"]:
+        """The runtime's own."""
+        return self._runtime.host(embeddings)
+
     def decode(
         self, embeddings: Embeddings, prompts: Prompts
-    ) -> tuple[Float[Tensor, "b n 4 h w"], Float[Tensor, "b n 4"]]:
+    ) -> tuple[Float32[np.ndarray, "b n 4 h w"], Float32[np.ndarray, "b n 4"]]:
         """The runtime's own."""
         return self._decoded(prompts, self._runtime.decode, embeddings, prompts)
 
@@ -55,8 +57,8 @@ class ObservedRuntime:
         return self._decoded(prompts, self._runtime.predict, state, prompts)
 
     def upscale(
-        self, prediction: Prediction, sets: Int[Tensor, "k"], masks: Int[Tensor, "k"]
-    ) -> Float[Tensor, "k h w"]:
+        self, prediction: Prediction, sets: Int[np.ndarray, "k"], masks: Int[np.ndarray, "k"]
+    ) -> Float32[np.ndarray, "k h w"]:
         """The runtime's own."""
         self.upscaled += len(sets)
         return self._decoded(None, self._runtime.upscale, prediction, sets, masks)

@@ -1,28 +1,25 @@
 """segment-anything's `SamPredictor` on any runtime: the same methods, arguments and results."""
 
+import sys
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
-from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
+from jaxtyping import Bool, Float, Float32, Int
 
 from sam_edge.errors import PromptError
-from sam_edge.models.prompts import Prompts
-from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.frame import Frame, normalise, to_pixels
+from sam_edge.segment.masks import MASK_THRESHOLD, mask_of
+from sam_edge.segment.prompts import Prompts
 from sam_edge.segment.runtime import Runtime, as_runtime
-
-MASK_THRESHOLD = 0.0
+from sam_edge.segment.scaling import Scaling
 
 
 class SamPredictor:
     """Embeds an image once, then answers prompts about it."""
 
-    def __init__(self, sam_model: EdgeSam | Runtime) -> None:
+    def __init__(self, sam_model: Runtime | Any) -> None:
+        """`sam_model` is a runtime, or a torch model of sam-edge's."""
         self.model = as_runtime(sam_model)
-        self.transform = ResizeLongestSide(self.model.config.image_size)
         self.mask_threshold = MASK_THRESHOLD
         self.reset_image()
 
@@ -31,6 +28,7 @@ class SamPredictor:
         self.is_image_set = False
         self.features: Any = None
         self.frame: Frame | None = None
+        self._scaling: Scaling | None = None
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
         """Embed an H x W x 3 uint8 image, RGB or BGR.
@@ -44,21 +42,21 @@ class SamPredictor:
         self.reset_image()
         self._embed(pixels, frame)
 
-    def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
-        """Embed a 1 x 3 x H x W image in 0..255 whose long side is already the model's image size."""
+    def set_torch_image(self, transformed_image: Any, original_image_size: tuple[int, ...]) -> None:
+        """Embed a 1 x 3 x H x W image in 0..255, tensor or array, whose long side is already the model's image size."""
         size = self.model.config.image_size
-        if transformed_image.ndim != 4 or max(transformed_image.shape[2:]) != size:
-            raise PromptError(
-                f"set_torch_image needs 1 x 3 x H x W with long side {size}, got {tuple(transformed_image.shape)}."
-            )
+        pixels = _array(transformed_image)
+        if pixels.ndim != 4 or max(pixels.shape[2:]) != size:
+            raise PromptError(f"set_torch_image needs 1 x 3 x H x W with long side {size}, got {tuple(pixels.shape)}.")
         height, width = original_image_size
-        input_size = (transformed_image.shape[2], transformed_image.shape[3])
         self.reset_image()
-        self._embed(normalise(transformed_image, self.model.config), Frame((height, width), input_size, size))
+        frame = Frame((height, width), (pixels.shape[2], pixels.shape[3]), size)
+        self._embed(normalise(pixels, self.model.config), frame)
 
-    def _embed(self, pixels: Float[Tensor, "1 3 s s"], frame: Frame) -> None:
+    def _embed(self, pixels: Float32[np.ndarray, "1 3 s s"], frame: Frame) -> None:
         self.features = self.model.encode(pixels)
         self.frame = frame
+        self._scaling = Scaling.of(frame, self.model.config.mask_size)
         self.is_image_set = True
 
     def predict(
@@ -85,59 +83,80 @@ class SamPredictor:
                 raise PromptError("point_labels must hold one label for each of point_coords.")
             if np.ndim(point_coords) != 2 or np.shape(point_coords)[1] != 2:
                 raise PromptError(f"point_coords must be N x 2, got {np.shape(point_coords)}.")
-            points = frame.to_input(torch.as_tensor(np.asarray(point_coords), dtype=torch.float32))[None]
-            labels = torch.as_tensor(np.asarray(point_labels))[None]
+            points = frame.to_input(np.asarray(point_coords, np.float32))[None]
+            labels = np.asarray(point_labels)[None]
         if box is not None:
             if np.size(box) != 4:
                 raise PromptError(f"box must be x0, y0, x1, y1, got {np.shape(box)}.")
-            corners = torch.as_tensor(np.asarray(box), dtype=torch.float32).reshape(-1, 2, 2)
-            boxes = frame.to_input(corners).reshape(-1, 4)
+            boxes = frame.to_input(np.asarray(box, np.float32).reshape(-1, 2, 2)).reshape(-1, 4)
         if mask_input is not None:
             side = self.model.config.mask_size
             if np.shape(mask_input) != (1, side, side):
                 raise PromptError(f"mask_input must be 1 x {side} x {side}, got {np.shape(mask_input)}.")
-            masks = torch.as_tensor(np.asarray(mask_input), dtype=torch.float32)[None]
-        result = self.predict_torch(points, labels, boxes, masks, multimask_output, return_logits)
-        found, iou, low_res = (part[0].cpu().numpy() for part in result)
-        return found, iou, low_res
+            masks = np.asarray(mask_input, np.float32)[None]
+        low_res, iou = self.predict_low_res(points, labels, boxes, masks, multimask_output)
+        found = self.logits(low_res) if return_logits else self.masks(low_res)
+        return found[0], iou[0], low_res[0]
 
     def predict_torch(
         self,
-        point_coords: Tensor | None,
-        point_labels: Tensor | None,
-        boxes: Tensor | None = None,
-        mask_input: Tensor | None = None,
+        point_coords: Any,
+        point_labels: Any,
+        boxes: Any = None,
+        mask_input: Any = None,
         multimask_output: bool = True,
         return_logits: bool = False,
-    ) -> tuple[Bool[Tensor, "n c H W"] | Float[Tensor, "n c H W"], Float[Tensor, "n c"], Float[Tensor, "n c h w"]]:
-        """N prompt sets at once, in the model's frame.
+    ) -> tuple[Any, Any, Any]:
+        """N prompt sets of torch's tensors at once, in the model's frame; the answers are tensors where they are.
 
-        Points are N x P x 2, labels N x P, boxes N x 4, masks N x 1 x h x w.
+        Points are N x P x 2, labels N x P, boxes N x 4, masks N x 1 x h x w. Returns masks N x C x H x W, predicted IoU
+        N x C, and low-resolution logits N x C x h x w.
         """
-        frame = self._require_frame()
-        low_res, iou = self.predict_low_res(point_coords, point_labels, boxes, mask_input, multimask_output)
-        logits = frame.to_original(low_res)
-        return logits if return_logits else logits > self.mask_threshold, iou, low_res
+        given = [part for part in (point_coords, boxes, mask_input) if part is not None]
+        if not given:
+            raise PromptError("a prompt needs at least one point, box or mask.")
+        parts = (None if part is None else _array(part) for part in (point_coords, point_labels, boxes, mask_input))
+        low_res, iou = self.predict_low_res(*parts, multimask_output)
+        found = self.logits(low_res) if return_logits else self.masks(low_res)
+        # whoever has tensors has torch, which is not imported for anybody else
+        torch = sys.modules["torch"]
+        first, second, third = (torch.from_numpy(part).to(given[0].device) for part in (found, iou, low_res))
+        return first, second, third
 
     def predict_low_res(
         self,
-        point_coords: Tensor | None,
-        point_labels: Tensor | None,
-        boxes: Tensor | None = None,
-        mask_input: Tensor | None = None,
+        point_coords: Float[np.ndarray, "n p 2"] | None,
+        point_labels: Int[np.ndarray, "n p"] | None,
+        boxes: Float[np.ndarray, "n 4"] | None = None,
+        mask_input: Float[np.ndarray, "n 1 h w"] | None = None,
         multimask_output: bool = True,
-    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c"]]:
-        """Low-resolution logits and predicted IoU: the three masks of an ambiguous prompt, or the single one."""
+    ) -> tuple[Float32[np.ndarray, "n c h w"], Float32[np.ndarray, "n c"]]:
+        """Low-resolution logits and predicted IoU of N prompt sets in the model's frame: the three masks of an
+        ambiguous prompt, or the single one."""
         self._require_frame()
-        prompts = Prompts.build(
-            None if point_coords is None else point_coords.float()[None],
-            None if point_labels is None else point_labels[None],
-            None if boxes is None else boxes.float()[None],
-            None if mask_input is None else mask_input.float()[None],
+        points, corners, masks = (
+            None if part is None else np.asarray(part, np.float32)[None] for part in (point_coords, boxes, mask_input)
         )
+        prompts = Prompts.build(points, None if point_labels is None else point_labels[None], corners, masks)
         logits, iou = self.model.decode(self.features, prompts)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         return logits[0, :, chosen], iou[0, :, chosen]
+
+    def masks(self, low_res: Float32[np.ndarray, "n c h w"]) -> Bool[np.ndarray, "n c H W"]:
+        """Masks at the picture's size."""
+        return self._each(low_res, lambda scaling, logits: mask_of(logits, scaling), np.bool_)
+
+    def logits(self, low_res: Float32[np.ndarray, "n c h w"]) -> Float32[np.ndarray, "n c H W"]:
+        """Logits at the picture's size."""
+        return self._each(low_res, lambda scaling, logits: scaling.full(logits), np.float32)
+
+    def _each(self, low_res: np.ndarray, function: Any, dtype: type) -> np.ndarray:
+        scaling = self._scaling
+        assert scaling is not None
+        found = np.empty((*low_res.shape[:2], *scaling.size), dtype)
+        for index in np.ndindex(low_res.shape[:2]):
+            found[index] = function(scaling, low_res[index])
+        return found
 
     def get_image_embedding(self) -> Any:
         """The current image's embedding: 1 x C x g x g for torch, opaque for other runtimes."""
@@ -145,9 +164,9 @@ class SamPredictor:
         return self.features
 
     @property
-    def device(self) -> torch.device:
-        """Where prompts are best put."""
-        return getattr(self.model, "device", torch.device("cpu"))
+    def device(self) -> Any:
+        """Where the model is: torch's device for torch, a name for other runtimes."""
+        return getattr(self.model, "device", "cpu")
 
     @property
     def original_size(self) -> tuple[int, int]:
@@ -163,3 +182,8 @@ class SamPredictor:
         if self.frame is None:
             raise PromptError("an image must be set with set_image(...) before mask prediction.")
         return self.frame
+
+
+def _array(value: Any) -> np.ndarray:
+    """An array, or what a tensor holds, in host memory."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)

@@ -4,12 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
-from segment_anything.utils.amg import coco_encode_rle, remove_small_regions
-from torch import Tensor
-from torchvision.ops import batched_nms
+
+from sam_edge.segment.regions import remove_small_regions
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -56,7 +54,9 @@ class Found:
 
     def rle(self) -> dict[str, Any]:
         """COCO's compressed run lengths."""
-        return coco_encode_rle(self._uncompressed())
+        height, width = self.size
+        rle: dict[str, Any] = coco_mask.frPyObjects(self._uncompressed(), height, width)
+        return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
     def _uncompressed(self) -> dict[str, Any]:
         return {"size": list(self.size), "counts": self.runs.tolist()}
@@ -70,9 +70,28 @@ def run_lengths(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "runs"]:
     return np.diff(np.concatenate([first, changes, [flat.size]])).astype(np.int32)
 
 
-def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Int[Tensor, "kept"]:
-    """Indices left by box non-maximum suppression, best first."""
-    return batched_nms(boxes.float(), scores, torch.zeros(len(boxes)), threshold)
+def suppress(
+    boxes: Int[np.ndarray, "n 4"], scores: Float[np.ndarray, "n"], threshold: float
+) -> Int[np.ndarray, "kept"]:
+    """Indices left by box non-maximum suppression, best first: torchvision's `nms`, in its float32 arithmetic.
+
+    Of boxes with equal scores the earlier comes first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    x0, y0, x1, y1 = boxes[order].astype(np.float32).T
+    area = (x1 - x0) * (y1 - y0)
+    left = np.ones(len(order), bool)
+    for place in range(len(order)):
+        if not left[place]:
+            continue
+        after = place + 1 + np.flatnonzero(left[place + 1 :])
+        width = np.minimum(x1[place], x1[after]) - np.maximum(x0[place], x0[after])
+        height = np.minimum(y1[place], y1[after]) - np.maximum(y0[place], y0[after])
+        common = np.maximum(width, 0) * np.maximum(height, 0)
+        with np.errstate(invalid="ignore"):
+            # two empty boxes are 0 / 0, which suppresses nothing
+            left[after[common / (area[place] + area[after] - common) > np.float32(threshold)]] = False
+    return order[left]
 
 
 def without_small_regions(found: list[Found], min_area: int, threshold: float) -> list[Found]:
@@ -83,8 +102,8 @@ def without_small_regions(found: list[Found], min_area: int, threshold: float) -
     cleaned = [_cleaned(one, min_area) for one in found]
     if not cleaned:
         return []
-    boxes = torch.tensor([one.box for one in cleaned])
-    unchanged = torch.tensor([float(new is old) for new, old in zip(cleaned, found, strict=True)])
+    boxes = np.array([one.box for one in cleaned])
+    unchanged = np.array([float(new is old) for new, old in zip(cleaned, found, strict=True)])
     return [cleaned[index] for index in suppress(boxes, unchanged, threshold)]
 
 

@@ -1,4 +1,4 @@
-"""Low-resolution logits at a picture's size, a piece at a time.
+"""Low-resolution logits at a picture's size, whole or a piece at a time.
 
 segment-anything interpolates twice (to the model's square, and from its unpadded part to the picture). Both steps are
 linear and separable, so together they are `rows @ logits @ columns.T` with two sparse matrices whose rows add up to 1.
@@ -7,10 +7,8 @@ A piece of the picture then needs a few logits only, and lies between the smalle
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float32, Int
 
 from sam_edge.segment.frame import Frame
 
@@ -30,25 +28,30 @@ class AxisScaling:
     """Pixels of a tile; those that the last tile has beyond the picture are NaN, which no threshold passes."""
     starts: tuple[int, ...]
     """First cell that each tile needs."""
-    weights: Float[Tensor, "tiles tile cells"]
+    weights: Float32[np.ndarray, "tiles tile cells"]
     """What each pixel of each tile takes from the tile's cells."""
-    tap_starts: Int[Tensor, "length"]
+    tap_starts: Int[np.ndarray, "length"]
     """First cell that each pixel needs."""
-    taps: Float[Tensor, "length taps"]
+    taps: Float32[np.ndarray, "length taps"]
     """What each pixel takes from its cells."""
 
     @classmethod
     def of(cls, cells: int, square: int, used: int, length: int) -> "AxisScaling":
         """`cells` logits to `square` pixels, of which the first `used` become `length`."""
-        # the two interpolations of the identity: the same float32 coefficients as segment-anything's
-        once = F.interpolate(torch.eye(cells)[None], square, mode="linear", align_corners=False)
-        matrix = F.interpolate(once[..., :used], length, mode="linear", align_corners=False)[0].T.contiguous()
+        matrix = interpolated(interpolated(np.eye(cells, dtype=np.float32), square)[:used], length)
         first, last = _ends(matrix)
         count = int((last - first).max())
-        tap_starts = first.clamp(max=cells - count)
-        taps = matrix.gather(1, tap_starts[:, None] + torch.arange(count))
+        tap_starts = np.minimum(first, cells - count)
+        taps = np.take_along_axis(matrix, tap_starts[:, None] + np.arange(count), 1)
         tile, starts, weights = _tiles(matrix, first, last, -(-cells * used // square // TILE_CELLS))
         return cls(length, tile, starts, weights, tap_starts, taps)
+
+    def applied(self, values: Float32[np.ndarray, "cells n"]) -> Float32[np.ndarray, "length n"]:
+        """The whole axis at the picture's size."""
+        out = values[self.tap_starts] * self.taps[:, :1]
+        for tap in range(1, self.taps.shape[1]):
+            out += values[self.tap_starts + tap] * self.taps[:, tap : tap + 1]
+        return out
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,30 @@ class Scaling:
         """Height and width of the picture."""
         return self.rows.length, self.columns.length
 
-    def at(self, logits: Float[Tensor, "k h w"], ys: Int[Tensor, "p"], xs: Int[Tensor, "p"]) -> Float[Tensor, "k p"]:
+    def full(self, logits: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "height width"]:
+        """All of a mask's logits at the picture's size (segment-anything's `postprocess_masks`)."""
+        # columns first, as rows of the transpose: what is gathered then is contiguous
+        across = self.columns.applied(np.ascontiguousarray(logits.T))
+        return self.rows.applied(np.ascontiguousarray(across.T))
+
+    def at(
+        self, logits: Float32[np.ndarray, "k h w"], ys: Int[np.ndarray, "p"], xs: Int[np.ndarray, "p"]
+    ) -> Float32[np.ndarray, "k p"]:
         """Logits at some pixels of the picture."""
-        cells_y = self.rows.tap_starts[ys][:, None] + torch.arange(self.rows.taps.shape[1])
-        cells_x = self.columns.tap_starts[xs][:, None] + torch.arange(self.columns.taps.shape[1])
+        cells_y = self.rows.tap_starts[ys][:, None] + np.arange(self.rows.taps.shape[1])
+        cells_x = self.columns.tap_starts[xs][:, None] + np.arange(self.columns.taps.shape[1])
         around = logits[:, cells_y[:, :, None], cells_x[:, None, :]]
-        return torch.einsum("kpyx,py,px->kp", around, self.rows.taps[ys], self.columns.taps[xs])
+        weights = self.rows.taps[ys][:, :, None] * self.columns.taps[xs][:, None, :]
+        return np.einsum("kpyx,pyx->kp", around, weights)
+
+
+def interpolated(values: Float32[np.ndarray, "n c"], length: int) -> Float32[np.ndarray, "length c"]:
+    """Linear interpolation along the first axis, by pixel centres (torch's `interpolate`, `align_corners=False`)."""
+    scale = np.float32(len(values) / length)
+    source = np.maximum(scale * (np.arange(length, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    first = source.astype(np.int64)
+    share = (source - first.astype(np.float32))[:, None]
+    return (1 - share) * values[first] + share * values[np.minimum(first + 1, len(values) - 1)]
 
 
 def _word_length(pixels: int) -> int:
@@ -87,22 +108,25 @@ def _word_length(pixels: int) -> int:
     return next(side for side in (8, 16, 32, WORD) if 4 * side >= 3 * pixels)
 
 
-def _ends(matrix: Float[Tensor, "n cells"]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+def _ends(matrix: Float32[np.ndarray, "n cells"]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     """First non-zero column of each row, and the one after its last."""
-    filled = (matrix != 0).to(torch.uint8)
-    return filled.argmax(1), matrix.shape[1] - filled.flip(1).argmax(1)
+    filled = matrix != 0
+    return filled.argmax(1), matrix.shape[1] - filled[:, ::-1].argmax(1)
 
 
 def _tiles(
-    matrix: Float[Tensor, "length cells"], first: Int[Tensor, "length"], last: Int[Tensor, "length"], count: int
-) -> tuple[int, tuple[int, ...], Float[Tensor, "tiles tile width"]]:
+    matrix: Float32[np.ndarray, "length cells"],
+    first: Int[np.ndarray, "length"],
+    last: Int[np.ndarray, "length"],
+    count: int,
+) -> tuple[int, tuple[int, ...], Float32[np.ndarray, "tiles tile width"]]:
     """The matrix as about `count` blocks along its diagonal, all of one shape."""
     length, cells = matrix.shape
     tile = _word_length(-(-length // max(count, 1)))
     pieces = [slice(start, min(start + tile, length)) for start in range(0, length, tile)]
     width = max(int(last[piece].max() - first[piece].min()) for piece in pieces)
     starts = tuple(min(int(first[piece].min()), cells - width) for piece in pieces)
-    weights = matrix.new_full((len(pieces), tile, width), torch.nan)
+    weights = np.full((len(pieces), tile, width), np.nan, np.float32)
     for index, (piece, start) in enumerate(zip(pieces, starts, strict=True)):
         weights[index, : piece.stop - piece.start] = matrix[piece, start : start + width]
     return tile, starts, weights

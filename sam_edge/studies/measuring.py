@@ -12,7 +12,7 @@ from sam_edge.data.joined import Joined
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.files import atomic_file
 from sam_edge.models.sam import EdgeSam
-from sam_edge.segment.runtime import TorchRuntime
+from sam_edge.models.torch_runtime import TorchRuntime
 
 
 def drawn(numbers: Sequence[int], limit: int | None) -> list[int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sam_edge.errors import TrainingError
 from sam_edge.models.canvas import CanvasWindow, Place, window_side
-from sam_edge.models.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
+from sam_edge.segment.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.features import FeatureLoss
 from sam_edge.training.losses import segmentation_loss

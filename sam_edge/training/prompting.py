@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sam_edge.models.prompts import BACKGROUND, FOREGROUND
+from sam_edge.segment.prompts import BACKGROUND, FOREGROUND
 
 
 def random_cells(region: Bool[Tensor, "*n h w"], generator: torch.Generator) -> Int[Tensor, "*n 2"]:

@@ -14,8 +14,8 @@ from sam_edge.bench.latency import (
     measure_in_turn,
 )
 from sam_edge.errors import BenchError
-from sam_edge.models.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
+from sam_edge.segment.prompts import Prompts
 
 
 class Clock:

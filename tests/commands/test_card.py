@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_edge.commands.card import write_card
+from sam_edge.commands.device.card import write_card
 from sam_edge.errors import DataError
 from sam_edge.models.checkpoint import save_checkpoint
 

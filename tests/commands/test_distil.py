@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.models.config import StageConfig, Thresholds
+from sam_edge.segment.config import StageConfig, Thresholds
 
 IMAGES = "synthetic:8:3"
 QUICK = ("--prompts", 3, "--max-rounds", 1, "--batch-size", 2, "--epochs", 1, "--workers", 0, "--validations", 1)

@@ -1,11 +1,11 @@
-"""sam_edge.commands.quantize: the gate and the race, on small models and scenes."""
+"""sam_edge.commands.workshop.quantize: the gate and the race, on small models and scenes."""
 
 import json
 
 import pytest
 
 from sam_edge.commands.common import sample_others, sample_pictures
-from sam_edge.commands.quantize import quantize
+from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.errors import BenchError, DataError, QuantizationError
 from sam_edge.models.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from sam_edge.quantize.ptq import QuantizeOptions
@@ -47,7 +47,7 @@ def test_agreement_costs_something_in_three_bits(checkpoint, tmp_path):
 
 
 def test_a_gate_that_nothing_passes_writes_nothing(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("sam_edge.commands.quantize.shown_agreement", lambda wanted, got: next(scores))
+    monkeypatch.setattr("sam_edge.commands.workshop.quantize.shown_agreement", lambda wanted, got: next(scores))
     scores = iter([1.0, *[0.5] * 1000])
     with pytest.raises(QuantizationError, match="--max-drop"):
         quantize(checkpoint, IMAGES, tmp_path / "q", COARSE, max_drop=0.0, **FEW)

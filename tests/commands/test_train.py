@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sam_edge.commands.train import parse_data, read_config
+from sam_edge.commands.workshop.train import parse_data, read_config
 from sam_edge.errors import CheckpointError, DataError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from sam_edge.training.loop import learning_rate_at
@@ -263,7 +263,7 @@ def test_neither_model_nor_config_and_foreign_folders_are_refused_before_any_ste
 def test_the_state_of_another_run_is_refused(config, tmp_path, run, monkeypatch):
     state = tmp_path / ".out.state.safetensors"
     args = arguments(config, tmp_path / "out", learning_rate=1e-3, checkpoint_seconds=0)
-    monkeypatch.setattr("sam_edge.commands.train.save_checkpoint", _killed)
+    monkeypatch.setattr("sam_edge.commands.workshop.train.save_checkpoint", _killed)
     with pytest.raises(KeyError):
         run(args)
     monkeypatch.undo()
@@ -281,7 +281,7 @@ def _killed(*args: object, **kwargs: object) -> None:
 
 def test_quantized_models_are_refused(tmp_path, run, tiny_slim, config, monkeypatch):
     tiny_slim.config = tiny_slim.config.replace(quantization={"layer": {"bits": 8}})
-    monkeypatch.setattr("sam_edge.commands.train.load_model", lambda spec: tiny_slim)
+    monkeypatch.setattr("sam_edge.commands.workshop.train.load_model", lambda spec: tiny_slim)
     code, _, err = run(["train", "integers", *arguments(config, tmp_path / "out")[3:]])
     assert code == 1
     assert "integers is quantized" in " ".join(err.split())

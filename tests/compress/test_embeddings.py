@@ -15,7 +15,7 @@ from sam_edge.compress.stored import StoredEmbeddings
 from sam_edge.compress.teacher_masks import own_masks
 from sam_edge.data import open_images
 from sam_edge.errors import CompressionError
-from sam_edge.models.config import Thresholds
+from sam_edge.segment.config import Thresholds
 from sam_edge.training.pictures import Pictures
 
 OPTIONS = EmbedOptions(views=2, shard_views=3, mask_points=3)

@@ -11,7 +11,7 @@ from sam_edge.compress.hard_prompts import (
     next_points,
 )
 from sam_edge.errors import TrainingError
-from sam_edge.models.prompts import BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT
+from sam_edge.segment.prompts import BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT
 
 SIZE, CELLS = 64, 16
 

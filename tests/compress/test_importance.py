@@ -8,7 +8,7 @@ from sam_edge.compress.groups import find_groups
 from sam_edge.compress.importance import accumulated_saliency, disturbed_loss
 from sam_edge.compress.labels import LabelledLoss
 from sam_edge.compress.slices import group_score
-from sam_edge.data import SyntheticScenes
+from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.errors import CompressionError
 
 NOISE = 0.01

@@ -6,7 +6,7 @@ import torch
 from sam_edge.compress.student import StudentOptions, build_student, student_config
 from sam_edge.errors import CompressionError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.models.known import KNOWN, KnownModel
+from sam_edge.segment.known import KNOWN, KnownModel
 from sam_edge.models.resize import resized
 
 

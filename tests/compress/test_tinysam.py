@@ -18,7 +18,7 @@ from sam_edge.compress.watching import Watch
 from sam_edge.data import is_val, open_images, open_labelled
 from sam_edge.errors import CompressionError, DataError
 from sam_edge.models.checkpoint import save_checkpoint
-from sam_edge.models.config import StageConfig, Thresholds
+from sam_edge.segment.config import StageConfig, Thresholds
 from sam_edge.training import loop
 from sam_edge.training.prompting import seeded
 

@@ -7,7 +7,7 @@ from PIL import Image
 from sam_edge.data.coco import CocoInstances
 from sam_edge.data.open import open_images, open_labelled
 from sam_edge.data.sa1b import Sa1bFolder
-from sam_edge.data.synthetic import SyntheticScenes
+from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.errors import DataError
 
 

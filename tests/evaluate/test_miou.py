@@ -9,8 +9,8 @@ import torch
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
 from sam_edge.errors import DataError
 from sam_edge.evaluate.miou import Asked, evaluate_miou, evaluate_prompts, inscribed_ellipse, iou
-from sam_edge.models.config import ModelConfig
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.prompts import Prompts
 
 SIZE = 64
 
@@ -251,7 +251,7 @@ def test_no_masks_at_all_is_an_error(tiny_config):
 
 def test_real_weights_score_as_their_own_predictor_does(tiny_config, make_sam, data):
     from sam_edge.segment.predictor import SamPredictor
-    from sam_edge.segment.runtime import TorchRuntime
+    from sam_edge.models.torch_runtime import TorchRuntime
 
     runtime = TorchRuntime(make_sam(tiny_config))
     predictor, scores = SamPredictor(runtime), []

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.prompts import Prompts
 
 
 @pytest.mark.parametrize(("clicks", "precision", "tolerance"), [(0, "fp32", 1e-4), (1, "fp32", 1e-4), (1, "int8", 0.1)])

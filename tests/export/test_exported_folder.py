@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError
-from sam_edge.export.onnx_runtime import ExportedFolder, OnnxRuntime, is_exported_folder
-from sam_edge.models.prompts import Prompts
+from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime, is_exported_folder
+from sam_edge.segment.prompts import Prompts
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""sam_edge.models.config: a config comes back from its file, and a wrong one does not."""
+"""sam_edge.segment.config: a config comes back from its file, and a wrong one does not."""
 
 import dataclasses
 import json
@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from sam_edge.errors import CheckpointError, ModelError
-from sam_edge.models.config import BlockConfig, DecoderConfig, ModelConfig, Thresholds, uniform_blocks
-from sam_edge.models.known import KNOWN
+from sam_edge.segment.config import BlockConfig, DecoderConfig, ModelConfig, Thresholds, uniform_blocks
+from sam_edge.segment.known import KNOWN
 
 
 def changed(config: ModelConfig, **fields) -> ModelConfig:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sam_edge.models.cost import cost
-from sam_edge.models.known import KNOWN
+from sam_edge.segment.known import KNOWN
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sam_edge.errors import PromptError
-from sam_edge.models.prompts import ABSENT, NOT_A_POINT, Prompts
+from sam_edge.segment.prompts import ABSENT, NOT_A_POINT, Prompts
 
 SETS = 3
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from sam_edge.errors import CheckpointError
 from sam_edge.models import download
 from sam_edge.models.download import fetch
-from sam_edge.models.known import KNOWN, KnownModel
+from sam_edge.segment.known import KNOWN, KnownModel
 
 CONTENT = b"weights " * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sam_edge.models.prompts import ABSENT, BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
+from sam_edge.segment.prompts import ABSENT, BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 
 from sam_edge.errors import QuantizationError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.prompts import Prompts
 from sam_edge.models.quantized import (
     Grid,
     LayerQuantization,

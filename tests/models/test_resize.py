@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sam_edge.errors import ModelError
-from sam_edge.models.prompts import Prompts
+from sam_edge.segment.prompts import Prompts
 from sam_edge.models.resize import resized
 
 

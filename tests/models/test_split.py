@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from sam_edge.models.config import DecoderConfig, ModelConfig, uniform_blocks
+from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.models.decoder import PromptableDecoder
 from sam_edge.models.decoder_cost import decoder_costs
 from sam_edge.models.factored import TINY, FactoredDecoder, can_factor, pays
-from sam_edge.models.known import KNOWN
-from sam_edge.models.prompts import ABSENT, NOT_A_POINT
+from sam_edge.segment.known import KNOWN
+from sam_edge.segment.prompts import ABSENT, NOT_A_POINT
 from sam_edge.models.quantized import Grid, LayerQuantization, insert_quantized_layers, set_integers
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam, initialise

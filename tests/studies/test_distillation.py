@@ -5,7 +5,7 @@ import json
 import torch
 
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.models.config import StageConfig
+from sam_edge.segment.config import StageConfig
 from sam_edge.studies import distillation
 
 

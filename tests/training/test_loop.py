@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_edge.data.synthetic import SceneOptions, SyntheticScenes
+from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.errors import TrainingError
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions, Progress, fit, learning_rate_at

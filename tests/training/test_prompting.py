@@ -2,7 +2,7 @@
 
 import torch
 
-from sam_edge.models.prompts import BACKGROUND, FOREGROUND
+from sam_edge.segment.prompts import BACKGROUND, FOREGROUND
 from sam_edge.training.prompting import correction, jitter_boxes, random_cells, seeded
 
 

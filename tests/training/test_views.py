@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sam_edge.data.sample import Annotation, LabelledImage
-from sam_edge.data.synthetic import SceneOptions, render_scene
+from sam_edge.scenes.synthetic import SceneOptions, render_scene
 from sam_edge.training.views import View, ViewOptions, cell_to_pixel, random_view
 
 BLUE, ORANGE = np.array([20, 40, 200]), np.array([240, 140, 20])

@@ -1,0 +1,222 @@
+"""`sam-edge card`: what a model is, how it was made, and how good it is, measured, as a page beside its weights."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sam_edge.commands.common import OnProgress, counting
+from sam_edge.data import Dataset, LabelledImage, open_some
+from sam_edge.data.split import Split
+from sam_edge.errors import DataError
+from sam_edge.evaluate.clicks import evaluate_clicks
+from sam_edge.evaluate.failures import Failure, worst_masks
+from sam_edge.evaluate.miou import Asked, evaluate_prompts
+from sam_edge.runtimes.open import open_runtime
+from sam_edge.files import atomic_folder, check_target
+from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.cost import Cost
+from sam_edge.commands.device.bench import cost_of
+from sam_edge.segment.overlay import overlay
+from sam_edge.segment.runtime import Runtime
+
+CLICKS = 5
+SHOWN_CLICKS = (1, 3, 5)
+FAILURES = 8
+TILE_PX = 224
+
+
+def write_card(
+    spec: str,
+    data: Sequence[str],
+    out: Path,
+    *,
+    notes: Path | None = None,
+    split: Split = "val",
+    limit: int | None = None,
+    seed: int = 0,
+    runtime: str = "auto",
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Measure MODEL on each of `data` and write `CARD.md`, `card.json` and `failures.png`.
+
+    `notes` is a Markdown file put first: what a measurement cannot know, such as licences.
+
+    Raises:
+        DataError: unreadable notes.
+    """
+    check_target(out)
+    first = f"# {spec}" if notes is None else _read(notes)
+    opened = open_runtime(spec, runtime, device)
+    pictures = [open_some(source, split, limit=limit, seed=seed) for source in data]
+    measured = [
+        {"data": source, **_measure(opened, some, on_progress)} for source, some in zip(data, pictures, strict=True)
+    ]
+    share = -(-FAILURES // len(data))
+    failures = [failure for some in pictures for failure in worst_masks(opened, some, share)]
+    page = _page(first, spec, opened.config, cost_of(opened), measured, limit, bool(failures))
+    settings = {"split": split, "limit": limit, "seed": seed, "runtime": opened.name, "device": device}
+    with atomic_folder(out) as work:
+        (work / "CARD.md").write_text(page)
+        (work / "card.json").write_text(json.dumps({"model": spec, **settings, "measured": measured}, indent=1))
+        if failures:
+            Image.fromarray(_sheet(failures)).save(work / "failures.png")
+    return {"model": spec, "out": str(out), "measured": measured}
+
+
+def _read(notes: Path) -> str:
+    try:
+        return notes.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{notes} cannot be read as text: {error}.") from error
+
+
+def _measure(opened: Runtime, some: Dataset[LabelledImage], on_progress: OnProgress | None) -> dict[str, Any]:
+    asked = Asked("box"), Asked("point"), Asked("point", multimask=True)
+    on_image = counting(2 * len(some), "mIoU", on_progress)
+    box, point, point_multimask = evaluate_prompts(opened, some, asked, on_image=on_image)
+    return {
+        "box": box.as_dict(),
+        "point": point.as_dict(),
+        "point_multimask": point_multimask.as_dict(),
+        "clicks": list(evaluate_clicks(opened, some, clicks=CLICKS, on_image=on_image).miou),
+    }
+
+
+def _page(
+    first: str,
+    spec: str,
+    config: ModelConfig,
+    size: Cost | None,
+    measured: list[dict[str, Any]],
+    limit: int | None,
+    pictured: bool,
+) -> str:
+    sources = " ".join(f"--data {Path(row['data']).name}" for row in measured)
+    parts = [
+        first,
+        "## Anatomy",
+        f"{config.arch}, {len(config.blocks) or len(config.stages)} "
+        f"{'blocks' if config.blocks else 'stages'}, image size {config.image_size} px, mask logits "
+        f"{config.mask_size} x {config.mask_size}{_costs(size)}.",
+        "## How it was made",
+        _table(("step", "data", "steps", "seed", "hours", "hardware", "date"), [_made(s) for s in config.lineage])
+        if config.lineage
+        else "No lineage is recorded.",
+        "## How good it is",
+        f"Mean IoU on the val split (by the hash of the file name), by `sam-edge card {spec} {sources}`"
+        + (f", {limit} pictures of each" if limit else "")
+        + ". The ellipse is the one inscribed in the box: a model below it has learned nothing from the picture.",
+        _table(
+            (
+                "data",
+                "pictures / masks",
+                "box",
+                "ellipse",
+                "1 point, single mask",
+                "by predicted IoU",
+                "best of three",
+                *(f"{count} clicks" for count in SHOWN_CLICKS[1:]),
+            ),
+            [_scores(row) for row in measured],
+        ),
+        "## Calibration of the predicted IoU",
+        "Box prompts, by tenths of the predicted IoU: mean predicted / mean actual IoU (masks).",
+        _calibration(measured),
+    ]
+    if pictured:
+        parts += [
+            "## Where it fails",
+            "The worst masks of at least 1 % of their picture, one per picture: wanted above, predicted below.",
+            "![The worst masks](failures.png)",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _costs(size: Cost | None) -> str:
+    if size is None:
+        return ""
+    return (
+        f"; {size.parameters / 1e6:.2f} M parameters ({size.encoder_parameters / 1e6:.2f} M in the encoder), "
+        f"{size.encoder_macs_with_attention / 1e9:.2f} GMAC per picture and {size.decoder_macs / 1e9:.3f} GMAC per prompt"
+    )
+
+
+def _made(step: dict[str, Any]) -> tuple[str, ...]:
+    settings = step.get("settings") or {}
+    data = step.get("data") or ""
+    if isinstance(data, list):
+        data = ", ".join(part if isinstance(part, str) else _weighted(part) for part in data)
+    shares = " + ".join(f"{share:g} {name}" for name, share in settings.get("shares", {}).items())
+    seconds = step.get("seconds")
+    return (
+        " of ".join(part for part in (str(step.get("step", "")), shares) if part),
+        str(data),
+        str((settings.get("loop") or {}).get("steps", "")),
+        str(step.get("seed", "")),
+        "" if seconds is None else f"{seconds / 3600:.2f}",
+        str(step.get("hardware", "")),
+        str(step.get("date", ""))[:10],
+    )
+
+
+def _weighted(source: dict[str, Any]) -> str:
+    size = f"{source['images']} pictures" if "images" in source else f"{source['shards']} shards"
+    return f"{source['name']} ({size}, weight {source['weight']:g})"
+
+
+def _scores(row: dict[str, Any]) -> tuple[str, ...]:
+    box, multi = row["box"], row["point_multimask"]
+    scores = (
+        box["miou"],
+        box["miou_ellipse"],
+        row["point"]["miou"],
+        multi["miou"],
+        multi["miou_best_of_three"],
+        *(row["clicks"][count - 1] for count in SHOWN_CLICKS[1:]),
+    )
+    return Path(row["data"]).name, f"{box['images']} / {box['masks']}", *(f"{score:.3f}" for score in scores)
+
+
+def _calibration(measured: list[dict[str, Any]]) -> str:
+    rows = []
+    for row in measured:
+        cells = [""] * 10
+        for part in row["box"]["reliability"]:
+            tenth = min(max(int(part["predicted"] * 10), 0), 9)
+            cells[tenth] = f"{part['predicted']:.2f} / {part['actual']:.2f} ({part['masks']})"
+        rows.append((Path(row["data"]).name, *cells, f"{row['box']['iou_error']:.3f}"))
+    return _table(("data", *(f"{tenth / 10:.1f}" for tenth in range(10)), "mean error"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _sheet(failures: Sequence[Failure]) -> UInt8[np.ndarray, "h w 3"]:
+    """Wanted above predicted, one column per failure."""
+    columns = []
+    for failure in failures:
+        x, y, width, height = failure.annotation.bbox_xywh
+        box = [(x, y, x + width, y + height)]
+        pair = (
+            overlay(failure.sample.image, [failure.annotation.mask()], boxes=box),
+            overlay(failure.sample.image, [failure.mask], boxes=box),
+        )
+        columns.append(np.vstack([_tile(picture) for picture in pair]))
+    return np.hstack(columns)
+
+
+def _tile(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:
+    scale = TILE_PX / max(picture.shape[:2])
+    width, height = (max(round(side * scale), 1) for side in picture.shape[1::-1])
+    tile = np.full((TILE_PX, TILE_PX, 3), 255, np.uint8)
+    tile[:height, :width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    return tile

@@ -1,0 +1,1 @@
+"""Commands that make models: they need torch and its company."""

@@ -1,0 +1,156 @@
+"""What runtimes of exported graphs have in common: a SAM's five graphs, called by name with named arrays."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from sam_edge.runtimes.folder import ExportedFolder
+from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.cost import Cost
+from sam_edge.segment.prompts import Prompts, in_parts
+from sam_edge.segment.runtime import Prediction
+
+Values = Mapping[str, Any]
+"""Named arrays: NumPy's, or a device's own."""
+CACHED_SETS = 4
+"""Prompt sets in one call on a CPU: few enough for its cache."""
+
+
+class GraphRuntime(ABC):
+    """The runtime contract over `_run`, which takes and gives arrays where the runtime keeps them.
+
+    What is given to it may be NumPy's or its own; what it gives is its own, and `_host` brings that to NumPy.
+    """
+
+    name: str
+    sets_at_once = CACHED_SETS
+    """Prompt sets in one call of a graph."""
+    keeps_arrays = True
+    """Whether what `_run` gives are NumPy arrays, of which rows can be picked."""
+
+    def __init__(self, folder: ExportedFolder) -> None:
+        self.folder = folder
+        self.config: ModelConfig = folder.config
+
+    @property
+    def cost(self) -> Cost | None:
+        """Parameters and MACs, as the export counted them."""
+        return self.folder.cost
+
+    @abstractmethod
+    def _run(self, graph: str, inputs: Values) -> Values:
+        """The outputs of one graph, by name."""
+
+    def _host(self, value: Any) -> np.ndarray:
+        """A value as a NumPy array."""
+        return np.asarray(value)
+
+    def encode(self, pixels: Float32[np.ndarray, "b 3 s s"]) -> Any:
+        """Image embeddings."""
+        return self._run("encoder", {"pixels": np.asarray(pixels, np.float32)})["embeddings"]
+
+    def host(self, embeddings: Any) -> Float32[np.ndarray, "b c g g"]:
+        """Embeddings as an array, to compare them with another runtime's."""
+        return self._host(embeddings)
+
+    def decode(
+        self, embeddings: Any, prompts: Prompts
+    ) -> tuple[Float32[np.ndarray, "b n 4 h w"], Float32[np.ndarray, "b n 4"]]:
+        """Mask logits and predicted IoU, a few sets at a time."""
+        found = []
+        for first in range(0, prompts.labels.shape[1], self.sets_at_once):
+            inputs = decoder_inputs(self.config, prompts.part(slice(first, first + self.sets_at_once)))
+            given = self._run("decoder", {"embeddings": embeddings, **inputs})
+            found.append((self._host(given["logits"]), self._host(given["iou"])))
+        logits, iou = (values[0] if len(values) == 1 else np.concat(values, 1) for values in zip(*found, strict=True))
+        return logits, iou
+
+    def prepare(self, embeddings: Any) -> Values:
+        """What one image's prompts share.
+
+        Raises:
+            ExportError: a folder that was exported before it had these graphs.
+        """
+        self.folder.require_split()
+        return {"embeddings": embeddings, **self._run("prepare", {"embeddings": embeddings})}
+
+    def predict(self, state: Values, prompts: Prompts) -> Prediction:
+        """Predicted IoU of N prompt sets; what the parts do not answer (`in_parts`) goes through the whole decoder."""
+        if not in_parts(prompts, self.config.decoder):
+            logits, iou = self.decode(state["embeddings"], prompts)
+            return Prediction(iou[0], logits[0])
+        image = self._of("predict", state)
+        coords, labels = np.asarray(prompts.coords, np.float32), np.asarray(prompts.labels, np.int64)
+        bands: list[Values] = []
+        for first in range(0, labels.shape[1], self.sets_at_once):
+            sets = slice(first, first + self.sets_at_once)
+            given = {
+                "point_coords": np.ascontiguousarray(coords[:, sets]),
+                "point_labels": np.ascontiguousarray(labels[:, sets]),
+            }
+            bands.append(self._run("predict", {**image, **given}))
+        iou = [self._host(band["iou"]) for band in bands]
+        return Prediction(np.concat(iou) if iou else np.zeros((0, 4), np.float32), (state, bands))
+
+    def upscale(
+        self, prediction: Prediction, sets: Int[np.ndarray, "k"], masks: Int[np.ndarray, "k"]
+    ) -> Float32[np.ndarray, "k h w"]:
+        """Low-resolution logits of some masks; each set among them is up-scaled once."""
+        if isinstance(prediction.handle, np.ndarray):
+            return prediction.handle[sets, masks]
+        state, bands = prediction.handle
+        logits = np.empty((len(sets), self.config.mask_size, self.config.mask_size), np.float32)
+        image = self._of("upscale", state)
+        for members, parts in self._groups(bands, np.unique(sets)):
+            here = np.flatnonzero(np.isin(sets, members))
+            places, wanted = np.searchsorted(members, sets[here]), np.asarray(masks)[here].astype(np.int64)
+            logits[here] = self._host(self._run("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"])
+        return logits
+
+    def _groups(
+        self, bands: Sequence[Values], wanted: Int[np.ndarray, "n"]
+    ) -> Iterator[tuple[Int[np.ndarray, "members"], Values]]:
+        """Sets in rising order and their parts, a call's worth at a time, until all `wanted` have come."""
+        names = self._inputs("upscale")
+        if self.keeps_arrays:
+            for first in range(0, len(wanted), self.sets_at_once):
+                members = wanted[first : first + self.sets_at_once]
+                yield members, rows_of(bands, self.sets_at_once, members, names)
+            return
+        # rows cannot be picked without a copy to the host: a band is up-scaled whole
+        for index in np.unique(wanted // self.sets_at_once):
+            parts = {name: value for name, value in bands[index].items() if name in names}
+            yield index * self.sets_at_once + np.arange(self.sets_at_once), parts
+
+    def _inputs(self, graph: str) -> Sequence[str]:
+        return tuple(self.folder.graphs[graph]["inputs"])
+
+    def _of(self, graph: str, state: Values) -> Values:
+        """What a graph takes of an image's parts."""
+        return {name: state[name] for name in self._inputs(graph) if name in state}
+
+
+def rows_of(bands: Sequence[Values], sets_at_once: int, sets: Int[np.ndarray, "n"], names: Sequence[str]) -> Values:
+    """The sets' entries of what `predict` gave in bands of `sets_at_once`, as far as it is among `names`."""
+    wanted = [name for name in bands[0] if name in names]
+    return {
+        name: np.stack([bands[index // sets_at_once][name][index % sets_at_once] for index in sets]) for name in wanted
+    }
+
+
+def decoder_inputs(config: ModelConfig, prompts: Prompts) -> dict[str, np.ndarray]:
+    """The decoder graph's prompt inputs, by name."""
+    batch, sets = prompts.labels.shape[:2]
+    if prompts.masks is None:
+        masks = np.zeros((batch, sets, 1, config.mask_size, config.mask_size), np.float32)
+    else:
+        masks = np.ascontiguousarray(prompts.masks, np.float32)
+    return {
+        "point_coords": np.ascontiguousarray(prompts.coords, np.float32),
+        "point_labels": np.ascontiguousarray(prompts.labels, np.int64),
+        "mask_input": masks,
+        "has_mask_input": np.full((batch, sets), prompts.masks is not None, np.float32),
+    }

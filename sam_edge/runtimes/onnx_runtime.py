@@ -1,0 +1,136 @@
+"""ONNX Runtime as a runtime, on the CPU or on whichever of its execution providers is chosen by name."""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam_edge.errors import BackendUnavailableError
+from sam_edge.halves import missing
+from sam_edge.runtimes.folder import ExportedFolder
+from sam_edge.runtimes.graphs import GraphRuntime, Values
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+"""What `--runtime onnxruntime-NAME` chooses, and what ONNX Runtime calls it."""
+ON_GPU = ("cuda", "tensorrt")
+"""Providers that keep what they compute on a CUDA device."""
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+GPU_SETS = 32
+"""Prompt sets in one call on a GPU."""
+
+
+def load_onnxruntime() -> Any:
+    """The module.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise missing(error, "ONNX Runtime") from error
+    return onnxruntime
+
+
+def clash() -> str | None:
+    """What is wrong where both of ONNX Runtime's distributions are installed: they own one folder, and mix in it."""
+    found = []
+    for name in DISTRIBUTIONS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    if len(found) < len(DISTRIBUTIONS):
+        return None
+    return (
+        f"{' and '.join(found)} are both installed and overwrite each other: pip uninstall --yes "
+        f"{' '.join(DISTRIBUTIONS)}, then install sam-edge with one of [cpu], [gpu] and [workshop]"
+    )
+
+
+class OnnxRuntime(GraphRuntime):
+    """An exported folder in ONNX Runtime; a graph is loaded when it is first called."""
+
+    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int = 0) -> None:
+        """`provider` is a key of `PROVIDERS`; `threads` 0 leaves the choice to ONNX Runtime.
+
+        Raises:
+            BackendUnavailableError: ONNX Runtime is absent, or has or starts no such provider here.
+            CheckpointError: no exported folder.
+        """
+        self._library = load_onnxruntime()
+        super().__init__(ExportedFolder.read(folder))
+        self.name = "onnxruntime" if provider == "cpu" else f"onnxruntime-{provider}"
+        self.device = "cuda" if provider in ON_GPU else "cpu"
+        self._provider, self._threads = PROVIDERS[provider], threads
+        self._sessions: dict[str, Any] = {}
+        # on a GPU, embeddings and what follows from them stay there
+        self.keeps_arrays = provider not in ON_GPU
+        if not self.keeps_arrays:
+            self.sets_at_once = GPU_SETS
+        if self._provider not in self._library.get_available_providers():
+            raise BackendUnavailableError(f"ONNX Runtime has no {self._provider} here: {self._remedy()}.")
+        if provider != "cpu":
+            # what cannot start says so now, not after a picture
+            self._session("encoder")
+
+    def _run(self, graph: str, inputs: Values) -> Values:
+        session, names = self._session(graph), list(self.folder.graphs[graph]["outputs"])
+        if self.keeps_arrays:
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        binding = session.io_binding()
+        for name, value in inputs.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, value)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in names:
+            binding.bind_output(name, self.device)
+        session.run_with_iobinding(binding)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def _host(self, value: Any) -> np.ndarray:
+        return value if isinstance(value, np.ndarray) else value.numpy()
+
+    def _session(self, graph: str) -> Any:
+        if graph not in self._sessions:
+            options = session_options(self.folder.graphs[graph], self._threads)
+            on_cpu = self._provider == PROVIDERS["cpu"]
+            file = self.folder.graph_for_this_cpu(graph) if on_cpu else self.folder.graph_file(graph)
+            session = self._library.InferenceSession(file, options, providers=[self._provider])
+            # without its libraries ONNX Runtime falls back to the CPU and says nothing
+            if session.get_providers()[0] != self._provider:
+                raise BackendUnavailableError(f"ONNX Runtime could not start its {self._provider}: {self._remedy()}.")
+            self._sessions[graph] = session
+        return self._sessions[graph]
+
+    def _remedy(self) -> str:
+        there = [name for name, known in PROVIDERS.items() if known in self._library.get_available_providers()]
+        on_gpu = "install sam-edge[gpu] and NVIDIA's CUDA libraries, or " if "cuda" in self.name else ""
+        return f"{on_gpu}use another (--runtime onnxruntime-NAME with NAME in {', '.join(there)}), or --device cpu"
+
+
+def session_options(graph: Mapping[str, Any], threads: int = 0) -> Any:
+    """ONNX Runtime's options for a graph by its entry in `model.json`."""
+    options = load_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # the arena keeps the largest working set of every graph, and plans for it before it is known
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # resizing and up-scaling want the same cores: spinning threads would keep them from it (measured with torch beside
+    # it: twice the time from picture to mask)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not graph.get("integers", True):
+        # weights of float layers are dequantized when they are loaded: left to itself ONNX Runtime makes MatMulNBits of
+        # some, which rounds activations its own way, and dequantizes the others in every call
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options

@@ -1,0 +1,1 @@
+"""Synthetic scenes with exact masks, for training and testing without photos."""
