@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from pycocotools import mask as coco_mask
-from segment_anything.utils.amg import coco_encode_rle, remove_small_regions
+from segment_anything.utils.amg import coco_encode_rle
 from torch import Tensor
 from torchvision.ops import batched_nms
+
+from sam_edge.segment.regions import remove_small_regions
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
