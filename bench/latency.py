@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sam_edge.errors import BenchError
-from sam_edge.segment.prompts import FOREGROUND, Prompts
 from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.grid import regular_grid
 from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.prompts import FOREGROUND, Prompts
 from sam_edge.segment.runtime import Runtime
 
 Call = Callable[[], object]

@@ -8,12 +8,12 @@ from jaxtyping import Float, Int
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
-from sam_edge.segment.config import ModelConfig
 from sam_edge.models.factored import FactoredDecoder, can_factor
-from sam_edge.segment.prompts import NOT_A_POINT
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.split import PlainSplit, SplitDecoder, wanted_masks
 from sam_edge.models.vit import swap_modules
+from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.prompts import NOT_A_POINT
 
 
 @dataclass(frozen=True)

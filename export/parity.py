@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from sam_edge.errors import ExportError
-from sam_edge.segment.prompts import ABSENT, Prompts
 from sam_edge.segment.frame import Frame, to_pixels
+from sam_edge.segment.prompts import ABSENT, Prompts
 from sam_edge.segment.runtime import Runtime
 
 GRID = 9
@@ -143,4 +143,3 @@ def mask_iou(a: Float[np.ndarray, "*n h w"], b: Float[np.ndarray, "*n h w"]) -> 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12))
-

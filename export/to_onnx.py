@@ -21,7 +21,6 @@ from sam_edge.export.parity import Parity, answers, compare, require
 from sam_edge.export.unsigned import note_signs
 from sam_edge.files import atomic_folder, check_target
 from sam_edge.models.cost import cost
-from sam_edge.segment.config import ModelConfig
 from sam_edge.models.quantized import (
     Dialect,
     QuantizedLayer,
@@ -35,6 +34,7 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.runtimes.folder import MANIFEST, graph_sha256
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.segment.config import ModelConfig
 
 Precision = Literal["fp32", "fp16", "int8"]
 Products = Literal["auto", "all", "none"]

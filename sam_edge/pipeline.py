@@ -18,8 +18,8 @@ from sam_edge.bench.report import Picture, Report, StepReport, write_report
 from sam_edge.bench.table import BenchRow, as_dict
 from sam_edge.bench.widths import widths_png
 from sam_edge.commands.device.bench import bench
-from sam_edge.commands.workshop.compress import compress
 from sam_edge.commands.device.evaluate import evaluate
+from sam_edge.commands.workshop.compress import compress
 from sam_edge.commands.workshop.export import to_engines, to_onnx
 from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.compress.distil import DistilOptions
@@ -28,13 +28,13 @@ from sam_edge.compress.slimming import Schedule, SlimOptions
 from sam_edge.compress.widths import ImportanceName, PruneOptions, Ranking
 from sam_edge.data import open_labelled
 from sam_edge.errors import BackendUnavailableError, DataError, RecipeError, SamEdgeError
-from sam_edge.runtimes.open import open_runtime
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.files import atomic_file, sha256_of
 from sam_edge.models.registry import load_model
 from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.recipe import Recipe, read_recipe
+from sam_edge.runtimes.open import open_runtime
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.predictor import SamPredictor
 

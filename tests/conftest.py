@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sam_edge.cli import main
-from sam_edge.segment.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 
 MakeSam = Callable[..., EdgeSam]
 Scatter = Callable[[nn.Module, int], None]

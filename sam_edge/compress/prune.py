@@ -10,9 +10,9 @@ from sam_edge.compress.groups import find_groups
 from sam_edge.compress.slices import ALL_PARTS, ChannelGroup, Part, group_score, removed
 from sam_edge.compress.widths import PruneOptions, Score, choose
 from sam_edge.errors import CompressionError
-from sam_edge.segment.config import BlockConfig, ModelConfig, StageConfig
 from sam_edge.models.sam import EdgeSam, build_encoder
 from sam_edge.models.vit import split_attention
+from sam_edge.segment.config import BlockConfig, ModelConfig, StageConfig
 
 
 def prepare(model: EdgeSam) -> None:

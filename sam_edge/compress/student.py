@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from sam_edge.errors import CompressionError
-from sam_edge.segment.config import ModelConfig
-from sam_edge.segment.known import KNOWN
 from sam_edge.models.registry import RANDOM, load_model
 from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.known import KNOWN
 
 DecoderStart = Literal["trained", "frozen", "scratch"]
 Projection = Literal["folded", "kept"]

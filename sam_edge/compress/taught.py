@@ -9,8 +9,8 @@ from sam_edge.compress.full_stage import LossWeights, StepOutputs, decode_views,
 from sam_edge.errors import CompressionError
 from sam_edge.models.canvas import CanvasWindow
 from sam_edge.models.checkpoint import weights_sha256
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.prompts import Prompts
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.stream import ViewBatch
 

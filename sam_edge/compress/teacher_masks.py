@@ -6,9 +6,9 @@ from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 from torchvision.ops import masks_to_boxes, nms
 
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.prompts import on_device
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.prompts import Prompts
 
 POINTS_PER_BATCH = 64
 BOX_NMS = 0.7

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sam_edge.errors import DataError
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.frame import to_pixels
+from sam_edge.segment.prompts import Prompts
 from sam_edge.training.pictures import Pictures
 
 IMAGES = 16

@@ -14,9 +14,9 @@ from sam_edge.compress.distil_views import DistilView, StoredViews
 from sam_edge.compress.full_stage import first_masks, resampled, rescaled
 from sam_edge.data.sample import most_interior_point
 from sam_edge.errors import DataError
-from sam_edge.segment.prompts import FOREGROUND, Prompts
 from sam_edge.models.prompts import on_device
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.prompts import FOREGROUND, Prompts
 
 VIEWS = 32
 """Held-out views that are looked at; each shows a whole picture."""

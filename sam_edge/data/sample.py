@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from pycocotools import mask as coco_mask
 
 from sam_edge.data.dataset import Dataset
+from sam_edge.data.distance import squared_distance
 from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.errors import DataError
 
@@ -80,9 +80,13 @@ class LabelledDataset(Dataset[LabelledImage]):
 
 
 def most_interior_point(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
-    """Column and row of the pixel farthest from the outside of a non-empty mask, in pixels."""
-    # The picture's border counts as outside: a point on the very edge is a poor prompt.
-    padded = np.pad(mask.astype(np.uint8), 1)
-    distance_px = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)
-    row, column = np.unravel_index(int(distance_px.argmax()), distance_px.shape)
-    return int(column) - 1, int(row) - 1
+    """Column and row of the pixel farthest from the outside of a non-empty mask, in pixels; the first of several.
+
+    The picture's border counts as outside: a point on the very edge is a poor prompt.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    # all around its box is outside, as is a picture's border
+    distance = squared_distance(mask[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1])
+    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+    return left + int(column), top + int(row)

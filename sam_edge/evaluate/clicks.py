@@ -10,8 +10,8 @@ from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import Annotation, LabelledImage, most_interior_point
 from sam_edge.errors import DataError
 from sam_edge.evaluate.miou import iou
-from sam_edge.segment.prompts import BACKGROUND, FOREGROUND
 from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.prompts import BACKGROUND, FOREGROUND
 from sam_edge.segment.runtime import Runtime
 
 

@@ -165,7 +165,9 @@ def _image_rows(predictor: SamPredictor, sample: LabelledImage, how: Asked, batc
     return rows
 
 
-def _prompts(predictor: SamPredictor, chunk: tuple[Annotation, ...], prompt: PromptKind) -> dict[str, np.ndarray | None]:
+def _prompts(
+    predictor: SamPredictor, chunk: tuple[Annotation, ...], prompt: PromptKind
+) -> dict[str, np.ndarray | None]:
     frame = predictor.frame
     assert frame is not None
     if prompt == "box":

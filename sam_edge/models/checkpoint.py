@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sam_edge.errors import CheckpointError, SamEdgeError
 from sam_edge.files import atomic_folder
-from sam_edge.segment.config import ModelConfig
 from sam_edge.models.packing import from_bytes, pack, to_bytes, unpack
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.known import WEIGHTS
 
 CONFIG = "config.json"

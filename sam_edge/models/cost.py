@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam_edge.segment.config import ModelConfig
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.cost import Cost
 from sam_edge.segment.prompts import Prompts
 

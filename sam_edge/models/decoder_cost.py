@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam_edge.segment.config import ModelConfig
 from sam_edge.models.factored import FactoredDecoder
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.split import PlainSplit, SplitDecoder
+from sam_edge.segment.config import ModelConfig
 
 
 def _product(start: torch.Size, x: torch.Size, y: torch.Size, **_: Any) -> int:

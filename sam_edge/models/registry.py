@@ -15,8 +15,8 @@ from sam_edge.models.checkpoint import (
     read_state_dict,
 )
 from sam_edge.models.keys import recognise
-from sam_edge.segment.known import KNOWN, PACKAGED, WEIGHTS, KnownModel, shipped_folder
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.known import KNOWN, PACKAGED, WEIGHTS, KnownModel, shipped_folder
 
 RANDOM = "random:"
 

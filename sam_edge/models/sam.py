@@ -5,10 +5,10 @@ from jaxtyping import Float
 from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
-from sam_edge.segment.config import ModelConfig
 from sam_edge.models.decoder import PromptableDecoder
 from sam_edge.models.drawn_prompts import prompt_encoder
 from sam_edge.models.vit import build_vit
+from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.runtime import Runtime
 
 POSITION_SPREAD = 4.8

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from sam_edge.errors import ModelError
 from sam_edge.models.attention import AttentionProducts
-from sam_edge.segment.config import ModelConfig, StageConfig
 from sam_edge.models.neck import build_neck
 from sam_edge.models.vit import swap_modules
+from sam_edge.segment.config import ModelConfig, StageConfig
 
 STEM_STRIDE = 4
 """Down-sampling of the convolutional stem, before the first stage."""

@@ -15,8 +15,8 @@ from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT, 
 from torch import Tensor, nn
 
 from sam_edge.models.attention import AttentionProducts
-from sam_edge.segment.config import BlockConfig, ModelConfig
 from sam_edge.models.neck import build_neck
+from sam_edge.segment.config import BlockConfig, ModelConfig
 
 
 class SplitAttention(nn.Module):

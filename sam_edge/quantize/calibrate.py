@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sam_edge.models.attention import AttentionProducts
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.prompts import on_device
 from sam_edge.models.sam import EdgeSam
 from sam_edge.quantize.samples import Chance, Seen, watch_attention, watch_layer
 from sam_edge.quantize.task_loss import draw, task_loss
 from sam_edge.segment.frame import Frame, to_pixels
+from sam_edge.segment.prompts import Prompts
 
 PROMPTS_AT_ONCE = 4
 """Prompt sets decoded in one go: the backward pass keeps about 0.2 GB of each at SAM's size."""

@@ -107,7 +107,9 @@ class GraphRuntime(ABC):
         for members, parts in self._groups(bands, np.unique(sets)):
             here = np.flatnonzero(np.isin(sets, members))
             places, wanted = np.searchsorted(members, sets[here]), np.asarray(masks)[here].astype(np.int64)
-            logits[here] = self._host(self._run("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"])
+            logits[here] = self._host(
+                self._run("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"]
+            )
         return logits
 
     def _groups(

@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
+from sam_edge.data.split import Split, select
+from sam_edge.errors import DataError
 from sam_edge.scenes.layouts import LAYOUTS, Thing
 from sam_edge.scenes.light import Shadow, photograph
 from sam_edge.scenes.shapes import cover
 from sam_edge.scenes.textures import palette, pattern
-from sam_edge.data.split import Split, select
-from sam_edge.errors import DataError
 
 
 @dataclass(frozen=True)

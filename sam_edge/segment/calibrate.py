@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from sam_edge.errors import EverythingError
-from sam_edge.segment.config import Coverage, Thresholds
 from sam_edge.segment.budget import Budget
+from sam_edge.segment.config import Coverage, Thresholds
 from sam_edge.segment.crop_walk import MULTIMASK, CropWalk, Filters
 from sam_edge.segment.everything import MAX_MEMORY_BYTES
 from sam_edge.segment.frame import to_pixels

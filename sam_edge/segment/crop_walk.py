@@ -7,11 +7,11 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
-from sam_edge.segment.config import Coverage
 from sam_edge.segment.budget import Budget
+from sam_edge.segment.config import Coverage
 from sam_edge.segment.coverage import large, log_contrast
-from sam_edge.segment.frame import Frame, to_pixels
 from sam_edge.segment.crops import near_crop_edge
+from sam_edge.segment.frame import Frame, to_pixels
 from sam_edge.segment.masks import mask_of, measure
 from sam_edge.segment.prompts import FOREGROUND, Prompts
 from sam_edge.segment.records import Found, run_lengths, suppress
@@ -150,7 +150,9 @@ class CropWalk:
         coords = self._coords[points][None, :, None]
         return Prompts.build(coords, np.full(coords.shape[:3], FOREGROUND))
 
-    def _logits(self, candidates: "Candidates", merged: Passing, kept: list[int]) -> Iterator[Float32[np.ndarray, "h w"]]:
+    def _logits(
+        self, candidates: "Candidates", merged: Passing, kept: list[int]
+    ) -> Iterator[Float32[np.ndarray, "h w"]]:
         """Logits of the masks kept, those decoded again that were dropped in between."""
         for index in kept:
             point, mask = merged.points[index : index + 1], merged.masks[index : index + 1]

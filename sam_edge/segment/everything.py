@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sam_edge.errors import EverythingError
-from sam_edge.segment.config import COVERAGES, Coverage
 from sam_edge.segment.budget import Budget
+from sam_edge.segment.config import COVERAGES, Coverage
 from sam_edge.segment.crop_walk import Candidates, CropWalk, Filters
 from sam_edge.segment.crops import crop_boxes
 from sam_edge.segment.frame import require_picture

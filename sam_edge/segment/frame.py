@@ -31,9 +31,7 @@ class Frame:
         return coords * np.array([self.input_size[1] / width, self.input_size[0] / height], coords.dtype)
 
 
-def to_pixels(
-    image: UInt8[np.ndarray, "h w 3"], config: ModelConfig
-) -> tuple[Float32[np.ndarray, "1 3 s s"], Frame]:
+def to_pixels(image: UInt8[np.ndarray, "h w 3"], config: ModelConfig) -> tuple[Float32[np.ndarray, "1 3 s s"], Frame]:
     """Resize, normalise and pad an RGB picture as segment-anything does.
 
     Raises:

@@ -22,11 +22,11 @@ from sam_edge.compress.tinysam import TinySamOptions, distil_full_stage
 from sam_edge.data import is_val
 from sam_edge.data.joined import Joined, open_joined
 from sam_edge.data.open import PicturesOnly
-from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.files import sha256_of
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint, weights_sha256
 from sam_edge.models.registry import RANDOM, load_model
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.studies.measuring import drawn, held_out, say, scores_of, write
 

@@ -45,7 +45,9 @@ def measure(
     """Embedding error by ratio and choice; gradients from `pictures`, the error on `measured`."""
     model = deepcopy(model)
     prepare(model)
-    inputs, seen = ([torch.from_numpy(to_pixels(one, model.config)[0]) for one in some] for some in (pictures, measured))
+    inputs, seen = (
+        [torch.from_numpy(to_pixels(one, model.config)[0]) for one in some] for some in (pictures, measured)
+    )
     saliency = {
         how: accumulated_saliency(
             model.image_encoder,

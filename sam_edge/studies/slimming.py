@@ -26,10 +26,10 @@ from sam_edge.compress.widths import PruneOptions
 from sam_edge.data import is_val
 from sam_edge.data.joined import Joined, open_joined
 from sam_edge.data.open import PicturesOnly
-from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.studies.measuring import drawn, held_out, say, scores_of, write
 from sam_edge.training.pictures import Pictures
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sam_edge.errors import TrainingError
 from sam_edge.models.canvas import CanvasWindow, Place, window_side
-from sam_edge.segment.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.training.features import FeatureLoss
 from sam_edge.training.losses import segmentation_loss
 from sam_edge.training.prompting import correction, jitter_boxes, random_cells, seeded

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from sam_edge.data.sa1b import Sa1bFolder
-from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint, weights_sha256
-from sam_edge.segment.config import ModelConfig
-from sam_edge.segment.known import NANO_CONFIG
 from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
+from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.known import NANO_CONFIG
 from sam_edge.training.interactive import InteractiveOptions
 from sam_edge.training.loop import LoopOptions, Progress
 from sam_edge.training.stream import Source

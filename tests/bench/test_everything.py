@@ -21,9 +21,9 @@ from sam_edge.bench.everything import (
     write_laps,
 )
 from sam_edge.errors import BenchError
+from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment.config import Thresholds
 from sam_edge.segment.records import Found, box_of, run_lengths
-from sam_edge.models.torch_runtime import TorchRuntime
 
 OPTIONS = RaceOptions(Thresholds(pred_iou=-1.0, stability=0.0, tau=0.0), points_per_side=5)
 

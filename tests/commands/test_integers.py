@@ -16,9 +16,9 @@ from sam_edge.errors import BenchError
 from sam_edge.export import unsigned
 from sam_edge.export.parity import answers
 from sam_edge.models.checkpoint import save_checkpoint
+from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.task_loss import task_loss
-from sam_edge.models.torch_runtime import TorchRuntime
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from sam_edge.compress.full_stage import (
     total_loss,
 )
 from sam_edge.errors import TrainingError
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.resize import resized
+from sam_edge.segment.prompts import Prompts
 from sam_edge.training.losses import mask_loss
 
 

@@ -8,8 +8,8 @@ from sam_edge.compress.groups import find_groups
 from sam_edge.compress.importance import accumulated_saliency, disturbed_loss
 from sam_edge.compress.labels import LabelledLoss
 from sam_edge.compress.slices import group_score
-from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.errors import CompressionError
+from sam_edge.scenes.synthetic import SyntheticScenes
 
 NOISE = 0.01
 IMAGES = 3

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from sam_edge.compress.prune import PruneOptions, check_ratio, prune_encoder
 from sam_edge.errors import CompressionError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.segment.config import ModelConfig, uniform_blocks
 from sam_edge.models.cost import cost
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.config import ModelConfig, uniform_blocks
 from sam_edge.segment.known import TINY_VIT_5M_STAGES
 
 BOTTLENECK = ("qk", "v", "mlp")

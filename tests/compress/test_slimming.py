@@ -19,9 +19,9 @@ from sam_edge.compress.labels import LabelledLoss
 from sam_edge.compress.slimming import Slimming, SlimOptions
 from sam_edge.compress.widths import PruneOptions
 from sam_edge.data import open_images
-from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.errors import CompressionError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
+from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.training import loop
 
 STAGES = ["1-embedding-pruned", "2-bottleneck-aligned", "3-bottleneck-pruned", "4-embedding-aligned"]

@@ -6,8 +6,8 @@ import torch
 from sam_edge.compress.student import StudentOptions, build_student, student_config
 from sam_edge.errors import CompressionError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.segment.known import KNOWN, KnownModel
 from sam_edge.models.resize import resized
+from sam_edge.segment.known import KNOWN, KnownModel
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from sam_edge.compress.full_stage import LossWeights, decode_views, first_masks
 from sam_edge.compress.hard_prompts import HardPromptOptions, draw_rounds
 from sam_edge.compress.student import StudentOptions, build_student
 from sam_edge.compress.tinysam import FullStage
-from sam_edge.segment.prompts import BOX_END, BOX_START, FOREGROUND, Prompts
 from sam_edge.models.registry import random_model
+from sam_edge.segment.prompts import BOX_END, BOX_START, FOREGROUND, Prompts
 
 PROMPTS, RUNS = 64, 3
 

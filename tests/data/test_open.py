@@ -7,8 +7,8 @@ from PIL import Image
 from sam_edge.data.coco import CocoInstances
 from sam_edge.data.open import open_images, open_labelled
 from sam_edge.data.sa1b import Sa1bFolder
-from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.errors import DataError
+from sam_edge.scenes.synthetic import SyntheticScenes
 
 
 def test_a_folder_of_pairs_opens_as_sa1b(sa1b_root):

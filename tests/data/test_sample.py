@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sam_edge.data.distance import squared_distance
 from sam_edge.data.sample import Annotation, most_interior_point
 from sam_edge.errors import DataError
 
@@ -32,6 +33,18 @@ def test_the_point_lies_inside_any_mask(seed):
     mask = np.random.default_rng(seed).random((30, 20)) < 0.1
     x, y = Annotation.from_mask(mask).point_xy
     assert mask[int(y), int(x)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_point_is_the_first_of_the_farthest_from_the_outside(seed):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((40, 60), bool)
+    for _ in range(8):
+        y, x = rng.integers(5, 30), rng.integers(5, 50)
+        mask[y : y + rng.integers(1, 9), x : x + rng.integers(1, 9)] = True
+    x, y = most_interior_point(mask)
+    distance = squared_distance(mask).ravel()
+    assert y * 60 + x == np.flatnonzero(distance == distance.max())[0]
 
 
 def test_an_empty_mask_is_refused():

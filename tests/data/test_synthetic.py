@@ -2,13 +2,13 @@ import cv2
 import numpy as np
 import pytest
 
+from sam_edge.data.split import is_val
+from sam_edge.errors import DataError
 from sam_edge.scenes.layouts import LAYOUTS
 from sam_edge.scenes.light import Shadow
 from sam_edge.scenes.shapes import UNIT_SHAPES, Coverage, Outline, cover
-from sam_edge.scenes.textures import PATTERNS, palette, pattern
-from sam_edge.data.split import is_val
 from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes, render_scene
-from sam_edge.errors import DataError
+from sam_edge.scenes.textures import PATTERNS, palette, pattern
 
 SEEDS = range(24)
 

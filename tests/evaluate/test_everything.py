@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.data.rle import decode_mask
 from sam_edge.errors import DataError, EverythingError
 from sam_edge.evaluate.everything import evaluate_strategies, found_ious, record_ious
 from sam_edge.evaluate.miou import iou
+from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.segment.config import Thresholds
 from sam_edge.segment.everything import EverythingGenerator
-from sam_edge.models.torch_runtime import TorchRuntime
 
 
 @pytest.fixture

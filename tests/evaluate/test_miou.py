@@ -250,8 +250,8 @@ def test_no_masks_at_all_is_an_error(tiny_config):
 
 
 def test_real_weights_score_as_their_own_predictor_does(tiny_config, make_sam, data):
-    from sam_edge.segment.predictor import SamPredictor
     from sam_edge.models.torch_runtime import TorchRuntime
+    from sam_edge.segment.predictor import SamPredictor
 
     runtime = TorchRuntime(make_sam(tiny_config))
     predictor, scores = SamPredictor(runtime), []

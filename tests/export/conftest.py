@@ -10,15 +10,15 @@ import torch
 
 from sam_edge.export import to_onnx
 from sam_edge.export.graphs import halve_positions
-from sam_edge.runtimes.onnx_runtime import OnnxRuntime
 from sam_edge.export.parity import Parity
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
-from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.quantized import QuantizedLayer, set_dialect, set_integers
 from sam_edge.models.sam import EdgeSam
-from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
+from sam_edge.segment.prompts import Prompts
 
 LARGEST_FOLDED = 512
 """As low for a tiny model as the real limit is for a real one."""

@@ -14,13 +14,13 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from sam_edge.export import to_onnx
 from sam_edge.export.graphs import halve_positions
-from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime, session_options
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.models import quantized_attention
 from sam_edge.models.grids import OnTwinGrid, TwinGrid
 from sam_edge.models.quantized import prepare_for_quantization, quantizable, set_integers, set_twin
-from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime, session_options
 
 SLOW = pytest.mark.slow
 FLOAT = ["fp32", pytest.param("tiny_vit_fp32", marks=SLOW)]

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.errors import BackendUnavailableError, ExportError
-from sam_edge.runtimes.onnx_runtime import OnnxRuntime
-from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime
 from sam_edge.export.parity import answers, compare
 from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
-from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime
+from sam_edge.scenes.synthetic import SyntheticScenes
+from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.segment.runtime import Runtime
 
 CONFIG = ModelConfig(
@@ -121,7 +121,9 @@ def test_bfloat16_runs_where_the_processor_has_it_and_is_refused_elsewhere(fp32:
 @pytest.mark.usefixtures("openvino")
 def test_a_graph_that_openvino_refuses_is_one_line(fp32: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_text("no graph")
-    monkeypatch.setattr("sam_edge.runtimes.onnx_runtime.ExportedFolder.graph_file", lambda *_: tmp_path / "encoder.onnx")
+    monkeypatch.setattr(
+        "sam_edge.runtimes.onnx_runtime.ExportedFolder.graph_file", lambda *_: tmp_path / "encoder.onnx"
+    )
     with pytest.raises(ExportError, match=r"OpenVINO refuses encoder\.onnx") as refused:
         OpenVinoRuntime(fp32)
     assert "\n" not in str(refused.value)

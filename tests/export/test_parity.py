@@ -9,9 +9,9 @@ import torch
 
 from sam_edge.errors import ExportError
 from sam_edge.export.parity import Answers, Parity, answers, compare, mask_agreement, parity_prompts, require
-from sam_edge.segment.prompts import ABSENT, BOX_START, FOREGROUND
-from sam_edge.segment.frame import Frame
 from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.segment.frame import Frame
+from sam_edge.segment.prompts import ABSENT, BOX_START, FOREGROUND
 
 
 def random_answers(seed: int) -> Answers:

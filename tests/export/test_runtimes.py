@@ -9,13 +9,13 @@ import torch
 
 from sam_edge.errors import BackendUnavailableError, ExportError, ModelError
 from sam_edge.export import runtimes
-from sam_edge.runtimes.onnx_runtime import ExportedFolder
-from sam_edge.runtimes.open import RUNTIMES, open_runtime, resolve_device
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.models.checkpoint import save_checkpoint
+from sam_edge.models.sam import EdgeSam
+from sam_edge.runtimes.onnx_runtime import ExportedFolder
+from sam_edge.runtimes.open import RUNTIMES, open_runtime, resolve_device
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.prompts import Prompts
-from sam_edge.models.sam import EdgeSam
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 

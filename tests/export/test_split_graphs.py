@@ -8,20 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sam_edge.scenes.synthetic import SyntheticScenes
-from sam_edge.runtimes.onnx_runtime import OnnxRuntime
-from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime
 from sam_edge.export.parity import parity_prompts, split_logits
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
-from sam_edge.segment.config import uniform_blocks
-from sam_edge.segment.known import KNOWN
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime
+from sam_edge.scenes.synthetic import SyntheticScenes
+from sam_edge.segment.config import uniform_blocks
 from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.frame import Frame
+from sam_edge.segment.known import KNOWN
 from sam_edge.segment.matching import agreement
-from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.segment.prompts import Prompts
 from sam_edge.segment.runtime import Runtime
 
 LOW = {"points_per_side": 4, "pred_iou_thresh": -10.0, "stability_score_thresh": -1.0}

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError, PromptError
-from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime, decoder_inputs
 from sam_edge.export.parity import answers, compare
+from sam_edge.export.to_onnx import OnnxOptions, export_onnx
+from sam_edge.export.to_tensorrt import TrtOptions, build_engines
+from sam_edge.files import sha256_of
+from sam_edge.models.sam import EdgeSam
+from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime, decoder_inputs
 from sam_edge.runtimes.tensorrt_runtime import (
     ENGINES,
     Engine,
@@ -22,12 +25,9 @@ from sam_edge.runtimes.tensorrt_runtime import (
     read_engines,
     write_engines,
 )
-from sam_edge.export.to_onnx import OnnxOptions, export_onnx
-from sam_edge.export.to_tensorrt import TrtOptions, build_engines
-from sam_edge.files import sha256_of
+from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.prompts import Prompts
-from sam_edge.models.sam import EdgeSam
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 

@@ -11,11 +11,11 @@ import torch
 from sam_edge.errors import ExportError
 from sam_edge.export import to_onnx
 from sam_edge.export.graphs import encoder_graph, to_half
-from sam_edge.runtimes.onnx_runtime import ExportedFolder, decoder_inputs, is_exported_folder
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
-from sam_edge.segment.prompts import ABSENT, Prompts
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.runtimes.onnx_runtime import ExportedFolder, decoder_inputs, is_exported_folder
 from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.prompts import ABSENT, Prompts
 
 SLOW = pytest.mark.slow
 FLOAT = ["fp32", pytest.param("tiny_vit_fp32", marks=SLOW)]

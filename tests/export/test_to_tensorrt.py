@@ -10,16 +10,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.errors import BackendUnavailableError, ExportError
-from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime
-from sam_edge.runtimes.tensorrt_runtime import Engine, choose_engines, read_engines
 from sam_edge.export.to_onnx import DecoderArithmetic, OnnxOptions, Precision, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, profile_shapes
 from sam_edge.files import sha256_of
-from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime
+from sam_edge.runtimes.tensorrt_runtime import Engine, choose_engines, read_engines
+from sam_edge.scenes.synthetic import SyntheticScenes
+from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 
 CONFIG = ModelConfig(
     arch="vit",

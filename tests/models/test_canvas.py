@@ -7,8 +7,8 @@ from segment_anything.modeling.image_encoder import get_rel_pos
 from sam_edge.errors import ModelError
 from sam_edge.models.canvas import CanvasWindow, Place, window_side
 from sam_edge.models.decoder import ImageState
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.registry import load_model
+from sam_edge.segment.prompts import Prompts
 
 
 @pytest.fixture

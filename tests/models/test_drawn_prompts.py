@@ -9,10 +9,10 @@ from segment_anything import SamAutomaticMaskGenerator as TheirGenerator
 from segment_anything import SamPredictor as TheirPredictor
 
 from sam_edge.models.drawn_prompts import CLICK_REACH_PX, DEEPEST, drawn
-from sam_edge.segment.prompts import Prompts
+from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.predictor import SamPredictor
-from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.segment.prompts import Prompts
 
 BOX = [10.0, 22.5, 41.0, 33.0]
 

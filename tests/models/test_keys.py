@@ -8,12 +8,12 @@ from segment_anything import sam_model_registry
 
 from sam_edge.errors import CheckpointError
 from sam_edge.models.checkpoint import load_weights
-from sam_edge.segment.config import BlockConfig
 from sam_edge.models.keys import recognise
-from sam_edge.segment.known import KNOWN
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.vit import split_fused_keys
+from sam_edge.segment.config import BlockConfig
+from sam_edge.segment.known import KNOWN
+from sam_edge.segment.prompts import Prompts
 
 
 def reloaded(state) -> EdgeSam:

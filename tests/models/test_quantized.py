@@ -12,7 +12,6 @@ from torch import nn
 
 from sam_edge.errors import QuantizationError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.quantized import (
     Grid,
     LayerQuantization,
@@ -34,6 +33,7 @@ from sam_edge.models.quantized import (
 )
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.scales import quantize_weight
+from sam_edge.segment.prompts import Prompts
 
 DIALECTS = ("cpu", "tensorrt")
 RANGES = [(-1.0, 1.0), (-0.3, 2.7), (-5.0, 0.01), (0.0, 6.0), (0.5, 4.0), (-3.0, -1.0), (0.0, 0.0), (-1e-4, 900.0)]

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ModelError, SamEdgeError
 from sam_edge.models import registry
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
-from sam_edge.segment.config import Thresholds
 from sam_edge.models.cost import cost
-from sam_edge.segment.known import KNOWN, KnownModel
 from sam_edge.models.registry import load_model, random_model
+from sam_edge.segment.config import Thresholds
+from sam_edge.segment.known import KNOWN, KnownModel
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sam_edge.errors import ModelError
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.resize import resized
+from sam_edge.segment.prompts import Prompts
 
 
 @pytest.fixture(params=["vit", "slim_vit"])

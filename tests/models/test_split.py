@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.models.decoder import PromptableDecoder
 from sam_edge.models.decoder_cost import decoder_costs
 from sam_edge.models.factored import TINY, FactoredDecoder, can_factor, pays
-from sam_edge.segment.known import KNOWN
-from sam_edge.segment.prompts import ABSENT, NOT_A_POINT
 from sam_edge.models.quantized import Grid, LayerQuantization, insert_quantized_layers, set_integers
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.models.split import PlainSplit, SplitDecoder, cut, wanted_masks
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
+from sam_edge.segment.known import KNOWN
+from sam_edge.segment.prompts import ABSENT, NOT_A_POINT
 
 SETS = 5
 

@@ -7,8 +7,8 @@ import torch
 from timm.models.tiny_vit import TinyVit
 
 from sam_edge.errors import ModelError
-from sam_edge.segment.config import ModelConfig
 from sam_edge.models.tiny_vit import build_tiny_vit
+from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.known import TINY_VIT_5M_STAGES
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
-from sam_edge.segment.config import BlockConfig
 from sam_edge.models.vit import SplitAttention, build_vit, split_attention, split_fused_keys, swap_modules
+from sam_edge.segment.config import BlockConfig
 
 
 def fused(size: int, rel_pos: bool, scatter) -> Attention:

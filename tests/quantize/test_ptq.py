@@ -17,9 +17,9 @@ from sam_edge.models.quantized import (
     prepare_for_quantization,
 )
 from sam_edge.models.quantized_attention import QuantizedProducts
+from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.segment.frame import to_pixels
-from sam_edge.models.torch_runtime import TorchRuntime
 
 FEW = QuantizeOptions(metric="minmax", prompts_per_image=2)
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from sam_edge.errors import EverythingError
-from sam_edge.segment.config import COVERAGES, Thresholds
+from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment.calibrate import CalibrateOptions, calibrate
+from sam_edge.segment.config import COVERAGES, Thresholds
 from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.matching import as_rle, best_ious
 from sam_edge.segment.observed import ObservedRuntime
-from sam_edge.models.torch_runtime import TorchRuntime
 
 OPEN = Thresholds(pred_iou=-1.0, stability=0.0)
 

@@ -6,13 +6,13 @@ import torch
 from segment_anything.utils.amg import build_point_grid
 
 from sam_edge.errors import EverythingError
-from sam_edge.segment.config import Thresholds
+from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment.budget import Budget
+from sam_edge.segment.config import Thresholds
 from sam_edge.segment.coverage import NOISE, USUAL
 from sam_edge.segment.crop_walk import CropWalk, Filters
 from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.observed import ObservedRuntime
-from sam_edge.models.torch_runtime import TorchRuntime
 
 SIDE, POINTS = 64, 8
 

@@ -12,15 +12,15 @@ from segment_anything.utils.amg import build_point_grid
 
 from sam_edge.data.image import read_image
 from sam_edge.errors import DataError, EverythingError
-from sam_edge.segment.config import Thresholds
 from sam_edge.models.registry import load_model
+from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment import everything
+from sam_edge.segment.config import Thresholds
 from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.grid import first_pass
 from sam_edge.segment.matching import as_rle
 from sam_edge.segment.observed import ObservedRuntime
 from sam_edge.segment.predictor import SamPredictor
-from sam_edge.models.torch_runtime import TorchRuntime
 
 LOW = {"points_per_side": 4, "pred_iou_thresh": -10.0, "stability_score_thresh": -1.0}
 CLOSE = 1e-4

@@ -6,8 +6,8 @@ import segment_anything
 import torch
 
 from sam_edge.errors import DataError, PromptError
-from sam_edge.segment.predictor import SamPredictor
 from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.segment.predictor import SamPredictor
 
 MASK = np.random.default_rng(5).normal(size=(1, 32, 32)).astype(np.float32)
 POINT = {"point_coords": np.array([[31.0, 22.0]]), "point_labels": np.array([1])}

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from sam_edge.models.factored import FactoredDecoder
-from sam_edge.segment.prompts import Prompts
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.split import PlainSplit
 from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.segment.prompts import Prompts
 from sam_edge.segment.runtime import Prediction, Runtime
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.errors import TrainingError
-from sam_edge.segment.prompts import BOX_START, FOREGROUND
+from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.segment.frame import Frame
+from sam_edge.segment.prompts import BOX_START, FOREGROUND
 from sam_edge.training import interactive
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.errors import TrainingError
+from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions, Progress, fit, learning_rate_at
 from sam_edge.training.stream import Source, ViewStream, stack_views, step_batches

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
-from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.errors import DataError
+from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.training import stream as stream_module
 from sam_edge.training.stream import Source, Steps, ViewStream, stack_views, step_batches
 from sam_edge.training.views import ViewOptions

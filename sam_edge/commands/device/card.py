@@ -11,17 +11,17 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sam_edge.commands.common import OnProgress, counting
+from sam_edge.commands.device.bench import cost_of
 from sam_edge.data import Dataset, LabelledImage, open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import DataError
 from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.failures import Failure, worst_masks
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
-from sam_edge.runtimes.open import open_runtime
 from sam_edge.files import atomic_folder, check_target
+from sam_edge.runtimes.open import open_runtime
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.cost import Cost
-from sam_edge.commands.device.bench import cost_of
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.runtime import Runtime
 

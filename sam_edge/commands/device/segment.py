@@ -12,8 +12,8 @@ from PIL import Image
 from sam_edge.data.image import read_image
 from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.errors import PromptError
-from sam_edge.runtimes.open import open_runtime
 from sam_edge.files import atomic_folder, check_target
+from sam_edge.runtimes.open import open_runtime
 from sam_edge.segment.config import Coverage
 from sam_edge.segment.everything import EverythingGenerator, Strategy
 from sam_edge.segment.overlay import overlay

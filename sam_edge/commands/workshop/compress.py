@@ -16,12 +16,12 @@ from sam_edge.data.sample import LabelledDataset
 from sam_edge.data.split import is_val
 from sam_edge.errors import DataError
 from sam_edge.evaluate.miou import evaluate_miou
-from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.cost import cost
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
 from sam_edge.training.processes import joined_processes, rank
 
 VALIDATION_IMAGES = 16

@@ -15,11 +15,11 @@ from sam_edge.data import open_images, open_labelled
 from sam_edge.data.open import PicturesOnly
 from sam_edge.data.sample import LabelledDataset
 from sam_edge.errors import CompressionError, DataError
-from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.cost import cost
 from sam_edge.models.registry import load_model
+from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.training.loop import Progress
 from sam_edge.training.pictures import Pictures
 from sam_edge.training.processes import joined_processes, rank, wait_for_all, world

@@ -20,14 +20,13 @@ from sam_edge.data.sample import LabelledImage
 from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
 from sam_edge.evaluate.everything import record_ious
-from sam_edge.models.torch_runtime import resolve_device
-from sam_edge.runtimes.open import open_runtime
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import holds_halves, save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
+from sam_edge.models.torch_runtime import resolve_device
+from sam_edge.runtimes.open import open_runtime
 from sam_edge.segment.calibrate import CalibrateOptions, calibrate
 from sam_edge.segment.everything import STRATEGIES
-
 
 
 def race_everything(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sam_edge.commands.common import sample_pictures
-from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder
-from sam_edge.models.torch_runtime import resolve_device
-from sam_edge.runtimes.engines import load_library
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.models.registry import load_model
+from sam_edge.models.torch_runtime import resolve_device
+from sam_edge.runtimes.engines import load_library
+from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder
 
 
 def to_onnx(

@@ -23,18 +23,18 @@ from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.parity import Answers, answers, compare
-from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
 from sam_edge.export.to_onnx import OnnxOptions, as_exported, write_encoder
 from sam_edge.export.unsigned import note_signs
-from sam_edge.runtimes.threads import cpu_threads
-from sam_edge.runtimes.clipping import clips_products, without_sign
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
 from sam_edge.quantize.ptq import QuantizeOptions, Rounding, quantize_model
 from sam_edge.quantize.scales import check_bits
 from sam_edge.quantize.search import Metric
 from sam_edge.quantize.task_loss import task_loss
+from sam_edge.runtimes.clipping import clips_products, without_sign
+from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.known import WEIGHTS
 

@@ -14,15 +14,15 @@ from sam_edge.data import open_some
 from sam_edge.errors import BenchError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.parity import answers, shown_agreement
-from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
-from sam_edge.runtimes.open import open_runtime
 from sam_edge.export.to_onnx import OnnxOptions, as_exported
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
 from sam_edge.quantize.gate import check_gate, hold_drop
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.runtimes.open import open_runtime
 
 Validate = Callable[[EdgeSam], float]
 

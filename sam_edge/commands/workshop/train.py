@@ -17,13 +17,13 @@ from sam_edge.compress.taught import TaughtSegmentation
 from sam_edge.data import Dataset, LabelledImage, Split, open_labelled
 from sam_edge.errors import CheckpointError, DataError, TrainingError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
-from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint
-from sam_edge.segment.config import SCHEMA, ModelConfig
 from sam_edge.models.cost import cost
 from sam_edge.models.registry import RANDOM, load_model
 from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
+from sam_edge.segment.config import SCHEMA, ModelConfig
 from sam_edge.training.loop import Progress, Validate
 from sam_edge.training.processes import joined_processes, rank, world
 from sam_edge.training.stream import Source
