@@ -1,4 +1,4 @@
-"""Where images and masks come from: photo folders, SA-1B (folders or tars), COCO; synthetic scenes where they are installed.
+"""Where images and masks come from: photo folders, SA-1B (folders or tars), COCO, and synthetic scenes.
 
 `open_labelled` and `open_images` take whatever a user names; everything yields HWC uint8 RGB arrays.
 """

@@ -78,7 +78,8 @@ class ExportedFolder:
             return file
         if places is None:
             raise ExportError(
-                f"{file} was exported before sam-edge noted what this processor, which has no VNNI, needs: export again."
+                f"{file} was exported by an earlier version, without what this processor needs, which has no VNNI: "
+                "export again."
             )
         return without_sign(file, places)
 

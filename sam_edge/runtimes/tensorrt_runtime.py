@@ -24,7 +24,7 @@ def load_pycuda() -> tuple[Any, Any]:
         BackendUnavailableError: pycuda is not installed, or finds no device.
     """
     try:
-        import pycuda.autoprimaryctx
+        import pycuda.autoprimaryctx  # noqa: F401 - makes the context
         from pycuda import driver, gpuarray
     except ModuleNotFoundError as error:
         raise missing(error, "TensorRT's runtime") from error

@@ -144,7 +144,8 @@ def _costs(size: Cost | None) -> str:
         return ""
     return (
         f"; {size.parameters / 1e6:.2f} M parameters ({size.encoder_parameters / 1e6:.2f} M in the encoder), "
-        f"{size.encoder_macs_with_attention / 1e9:.2f} GMAC per picture and {size.decoder_macs / 1e9:.3f} GMAC per prompt"
+        f"{size.encoder_macs_with_attention / 1e9:.2f} GMAC per picture and {size.decoder_macs / 1e9:.3f} GMAC "
+        "per prompt"
     )
 
 
