@@ -204,5 +204,5 @@ def _tile(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:
     scale = TILE_PX / max(picture.shape[:2])
     width, height = (max(round(side * scale), 1) for side in picture.shape[1::-1])
     tile = np.full((TILE_PX, TILE_PX, 3), 255, np.uint8)
-    tile[:height, :width] = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+    tile[:height, :width] = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
     return tile

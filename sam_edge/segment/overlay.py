@@ -117,7 +117,7 @@ def _line(first: int, last: int, thickness: int) -> slice:
 
 
 def _draw_disc(pixels: UInt8[np.ndarray, "h w 3"], x: int, y: int, radius: int, colour: tuple[int, int, int]) -> None:
-    """A smooth disc of 2 `radius` + 1 pixels, in place: pixels at its edge are covered by as much as they lie inside."""
+    """A disc of 2 `radius` + 1 pixels, in place; those at its edge are covered by as much as lies inside."""
     ys = np.arange(max(y - radius, 0), min(y + radius + 1, pixels.shape[0]))
     xs = np.arange(max(x - radius, 0), min(x + radius + 1, pixels.shape[1]))
     if len(ys) == 0 or len(xs) == 0:
