@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 
 
 def remove_small_regions(
-    mask: Bool[np.ndarray, "h w"], min_area: float, mode: Literal["holes", "islands"]
+    mask: Bool[np.ndarray, "h w"], min_area: int, mode: Literal["holes", "islands"]
 ) -> tuple[Bool[np.ndarray, "h w"], bool]:
     """The mask with holes filled, or islands removed, of less than `min_area` pixels, and whether any were.
 

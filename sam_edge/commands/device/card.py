@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -219,5 +218,5 @@ def _tile(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:
     scale = TILE_PX / max(picture.shape[:2])
     width, height = (max(round(side * scale), 1) for side in picture.shape[1::-1])
     tile = np.full((TILE_PX, TILE_PX, 3), 255, np.uint8)
-    tile[:height, :width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    tile[:height, :width] = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
     return tile
