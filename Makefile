@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	# while the links are there, setuptools takes them for the mapping and writes none
 	rm -f sam_edge/export sam_edge/kernels sam_edge/bench
-	$(BIN)/python -m pip install --quiet --editable '.[dev,rtx,openvino]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	rm -f $(VENV)/.installed-*
 	touch $@
 

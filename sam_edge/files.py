@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sam_edge.errors import SamEdgeError
 
-OURS = ("config.json", "model.json", "engine.json", "report.json", "bench.json", "masks.json")
+OURS = ("config.json", "model.json", "engine.json", "report.json", "bench.json", "masks.json", "masks.jsonl")
 """Files that show a folder to be sam-edge's own."""
 
 

@@ -21,6 +21,7 @@ app = typer.Typer(
 
 # in the order of the help
 app.command("models")(run.models)
+app.command("runtimes")(run.runtimes)
 app.command("train")(train.train)
 app.command("compress")(compress.compress)
 app.command("embed")(compress.embed)

@@ -1,4 +1,4 @@
-"""`run`, the whole lineage, and `models`, what it can start from."""
+"""`run`, the whole lineage; `models`, what it can start from; `runtimes`, what runs its results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,28 @@ def models(as_json: Json = False) -> None:
     for row in found:
         macs = f"{count(row['encoder_macs'])} / {count(row['encoder_macs_with_attention'])}"
         table.add_row(row["name"], count(row["parameters"]), macs, row["licence"], row["source"])
+    stdout().print(table)
+
+
+def runtimes(as_json: Json = False) -> None:
+    """List the libraries that run models: which are here, in what they compute here, and how to get the others."""
+    from dataclasses import asdict
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sam_edge.runtimes.listing import listed
+    from sam_edge.runtimes.processor import features
+
+    found = listed()
+    if as_json:
+        print_json({"processor": features(), "runtimes": [asdict(row) for row in found]})
+        return
+    table = Table(title="Runtimes", caption=f"This processor has {', '.join(features()) or 'nothing that it tells'}.")
+    for heading in ("runtime", "version", "computes in", "to do"):
+        table.add_column(heading, overflow="fold")
+    for row in found:
+        table.add_row(row.name, row.version or "-", row.computes, escape(row.remedy))
     stdout().print(table)
 
 

@@ -28,7 +28,10 @@ _CALIBRATE = partial(doc, "sam_edge.segment.calibrate", "CalibrateOptions")
 
 def segment(
     model: Model,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
+    image: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE|DIR|GLOB...", help="A picture; or several, folders of them, and patterns."),
+    ],
     out: Out,
     point: Annotated[
         list[str] | None,
@@ -46,27 +49,63 @@ def segment(
     crops: Annotated[int, typer.Option(help=_EVERYTHING("crops"))] = 0,
     min_area: Annotated[int, typer.Option(help=_EVERYTHING("min_area"))] = 0,
     max_memory_gb: Annotated[float, typer.Option(help=_EVERYTHING("max_memory_gb"))] = 2.0,
+    fast_read: Annotated[
+        bool,
+        typer.Option("--fast-read", help="Decode of a JPEG no more than the model sees; masks may differ a bit."),
+    ] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Of many pictures write each one's overlay and masks as PNG, too.")
+    ] = False,
     runtime: AsRuntime = RuntimeName.auto,
+    strict: Strict = False,
     as_json: Json = False,
     seed: Seed = 0,
     device: OnDevice = "auto",
 ) -> None:
-    """Segment a picture: an overlay, the masks as COCO annotations and as PNG files."""
+    """Segment a picture: an overlay, the masks as COCO annotations and as PNG files.
+
+    Of many pictures all masks go into one COCO file, masks.json; killed and started again with the same command, it
+    continues. A picture that cannot be read is counted and left out.
+    """
     from sam_edge.commands.device import segment as command
 
     prompts = command.parse_prompts(point or [], box, everything)
     options = command.EverythingOptions(
         strategy, points_per_side, pred_iou, stability, tau, coverage, nested, crops, min_area, max_memory_gb
     )
+    if len(image) > 1 or not Path(image[0]).is_file():
+        from sam_edge.commands.device.prelabel import prelabel
+
+        with progress("segment") as on_progress:
+            result = prelabel(
+                model,
+                image,
+                out,
+                prompts,
+                options,
+                runtime=runtime.value,
+                device=device,
+                fast_read=fast_read,
+                pictures=pictures,
+                strict=strict,
+                seed=seed,
+                on_progress=on_progress,
+            )
+        text = f"{out}: {result['masks']} masks of {result['pictures']} pictures, masks.json"
+        if result["skipped"]:
+            text += f"; {len(result['skipped'])} skipped, the first: {result['skipped'][0]['reason']}"
+        report(as_json, result, text)
+        return
     with progress("segment") as on_progress:
         result = command.segment(
             model,
-            image,
+            Path(image[0]),
             out,
             prompts,
             options,
             runtime=runtime.value,
             device=device,
+            fast_read=fast_read,
             seed=seed,
             on_progress=on_progress,
         )

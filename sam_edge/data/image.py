@@ -1,5 +1,6 @@
 """One image file to RGB bytes, whatever the camera, scanner or drawing program wrote."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,10 +27,35 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     return decode_image(path, str(path))
 
 
-def decode_image(file: Path | BinaryIO, where: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Like `read_image`, for an open file too; `where` is what errors call it."""
+def read_reduced(path: str | Path, side: int) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+    """Like `read_image`, of a JPEG a half, quarter or eighth whose sides are no shorter than `side` pixels where that
+    can be, and the height and width that the whole has.
+
+    The decoder then skips most of its work; pixels differ a little from those of the whole, reduced.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such image file; check the path.")
+    size = [0, 0]
+
+    def reduce(image: Image.Image) -> None:
+        size[:] = image.size[::-1]
+        image.draft("RGB", (side, side))
+
+    picture = decode_image(path, str(path), reduce)
+    height, width = size
+    # a camera held upright has turned the picture that it wrote
+    turned = (height > width) != (picture.shape[0] > picture.shape[1]) and height != width
+    return picture, (width, height) if turned else (height, width)
+
+
+def decode_image(
+    file: Path | BinaryIO, where: str, before: Callable[[Image.Image], None] = lambda image: None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Like `read_image`, for an open file too; `where` is what errors call it, `before` sees it before its pixels."""
     try:
         with Image.open(file) as image:
+            before(image)
             image.load()
             return _to_rgb(_upright(image))
     except DataError as error:

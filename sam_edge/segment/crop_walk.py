@@ -65,19 +65,22 @@ class CropWalk:
         filters: Filters,
         budget: Budget,
         embeddings: Embeddings | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        """`embeddings` are the crop's, where they are at hand."""
+        """`embeddings` are the crop's, where they are at hand; `size` is the picture's, where `image` is a reduced form
+        of it that the one crop shows whole."""
         x0, y0, x1, y1 = crop_box
         frame = Frame.of(y1 - y0, x1 - x0, runtime.config.image_size)
-        self.size, self.crop_box = image.shape[:2], crop_box
+        self.size, self.crop_box = size or (image.shape[0], image.shape[1]), crop_box
         self.points = grid * np.array([x1 - x0, y1 - y0])
         self.scaling = Scaling.of(frame, runtime.config.mask_size)
         self._coords = frame.to_input(self.points).astype(np.float32)
         self._runtime, self._filters, self._budget = runtime, filters, budget
+        # of a reduced picture the one crop is all that there is
         self._crop, self._grid = image[y0:y1, x0:x1], grid
         self._used = frame.input_size[0] / frame.image_size, frame.input_size[1] / frame.image_size
         if embeddings is None:
-            embeddings = runtime.encode(to_pixels(image[y0:y1, x0:x1], runtime.config)[0])
+            embeddings = runtime.encode(to_pixels(self._crop, runtime.config, (y1 - y0, x1 - x0))[0])
         self._state = runtime.prepare(embeddings)
 
     def passing(

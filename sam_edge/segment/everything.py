@@ -123,17 +123,26 @@ class EverythingGenerator:
         self._budget = Budget.of(self.runtime.config, most_points, points_per_batch, max_memory_bytes)
 
     def generate(
-        self, image: UInt8[np.ndarray, "h w 3"], on_progress: Callable[[int, int], None] = lambda done, total: None
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        original_size: tuple[int, int] | None = None,
     ) -> list[dict[str, Any]]:
         """Mask records of an RGB picture, with segment-anything's keys.
 
-        `on_progress(done, total)` counts the points asked or skipped.
+        `on_progress(done, total)` counts the points asked or skipped. `original_size` is the height and width that the
+        masks are to have, where the image was reduced; crops are then of the reduced one, and not allowed.
 
         Raises:
             DataError: not an H x W x 3 uint8 array.
+            EverythingError: crops of a reduced image.
         """
         require_picture(image)
-        crops = self._crops(image)
+        size = original_size or (image.shape[0], image.shape[1])
+        if self.crop_n_layers and size != image.shape[:2]:
+            raise EverythingError("crops are looked at for their pixels: read the picture whole, not reduced.")
+        crops = self._crops(size)
         done, total = 0, sum(len(grid) for _, grid in crops)
 
         def on_points(count: int) -> None:
@@ -141,7 +150,7 @@ class EverythingGenerator:
             done += count
             on_progress(done, total)
 
-        found = [one for box, grid in crops for one in self._crop(image, box, grid, on_points)]
+        found = [one for box, grid in crops for one in self._crop(image, size, box, grid, on_points)]
         if len(crops) > 1 and found:
             # masks of smaller crops are preferred
             boxes, crop = (np.array(part) for part in ([o.box for o in found], [o.crop_box for o in found]))
@@ -154,9 +163,9 @@ class EverythingGenerator:
         found = without_nested(found, self.nested_thresh)
         return [one.record(self.output_mode) for one in found]
 
-    def _crops(self, image: np.ndarray) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:
+    def _crops(self, size: tuple[int, int]) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:
         """XYXY of the picture and its crops, and the points of each."""
-        boxes, layers = crop_boxes((image.shape[0], image.shape[1]), self.crop_n_layers, self.crop_overlap_ratio)
+        boxes, layers = crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
         return [
             ((x0, y0, x1, y1), self.point_grids[layer])
             for (x0, y0, x1, y1), layer in zip(boxes, layers, strict=True)
@@ -167,11 +176,12 @@ class EverythingGenerator:
     def _crop(
         self,
         image: UInt8[np.ndarray, "h w 3"],
+        size: tuple[int, int],
         box: tuple[int, int, int, int],
         grid: Float[np.ndarray, "p 2"],
         on_points: Callable[[int], None],
     ) -> list[Found]:
-        walk = CropWalk(self.runtime, image, box, grid, self.filters, self._budget)
+        walk = CropWalk(self.runtime, image, box, grid, self.filters, self._budget, size=size)
         candidates = Candidates(self._budget.stored, self.filters.box_nms)
         left = np.ones(len(grid), bool)
         if self.strategy == "hierarchical":

@@ -31,14 +31,19 @@ class Frame:
         return coords * np.array([self.input_size[1] / width, self.input_size[0] / height], coords.dtype)
 
 
-def to_pixels(image: UInt8[np.ndarray, "h w 3"], config: ModelConfig) -> tuple[Float32[np.ndarray, "1 3 s s"], Frame]:
+def to_pixels(
+    image: UInt8[np.ndarray, "h w 3"], config: ModelConfig, size: tuple[int, int] | None = None
+) -> tuple[Float32[np.ndarray, "1 3 s s"], Frame]:
     """Resize, normalise and pad an RGB picture as segment-anything does.
+
+    `size` is the height and width that prompts and masks are about, where `image` is a reduced form of the picture.
 
     Raises:
         DataError: not an H x W x 3 uint8 array.
     """
     require_picture(image)
-    frame = Frame.of(image.shape[0], image.shape[1], config.image_size)
+    height, width = size or image.shape[:2]
+    frame = Frame.of(height, width, config.image_size)
     # as its `apply_image`, which resizes a Pillow image through torchvision
     resized = Image.fromarray(image).resize(frame.input_size[::-1], Image.Resampling.BILINEAR)
     return normalise(np.asarray(resized).transpose(2, 0, 1)[None], config), frame

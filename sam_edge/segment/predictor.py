@@ -30,15 +30,20 @@ class SamPredictor:
         self.frame: Frame | None = None
         self._scaling: Scaling | None = None
 
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+    def set_image(
+        self, image: np.ndarray, image_format: str = "RGB", original_size: tuple[int, int] | None = None
+    ) -> None:
         """Embed an H x W x 3 uint8 image, RGB or BGR.
+
+        `original_size` is the height and width that prompts and masks are about, where the image was reduced.
 
         Raises:
             PromptError: another format. DataError: another shape or type.
         """
         if image_format not in ("RGB", "BGR"):
             raise PromptError(f"image_format must be RGB or BGR, got {image_format}.")
-        pixels, frame = to_pixels(image if image_format == "RGB" else image[..., ::-1], self.model.config)
+        rgb = image if image_format == "RGB" else image[..., ::-1]
+        pixels, frame = to_pixels(rgb, self.model.config, original_size)
         self.reset_image()
         self._embed(pixels, frame)
 

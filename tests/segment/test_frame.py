@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sam_edge.errors import DataError
 from sam_edge.segment.frame import Frame, normalise, to_pixels
+from sam_edge.segment.scaling import Scaling
 
 SHAPES = [(64, 64), (50, 90), (91, 33), (10, 100), (203, 20), (1, 40), (640, 481), (37, 63)]
 
@@ -21,7 +23,8 @@ def test_pixels_are_segment_anything_s(tiny_sam, shape):
     pixels, frame = to_pixels(picture(*shape), tiny_sam.config)
     resized = ResizeLongestSide(64).apply_image(picture(*shape))
     wanted = tiny_sam.preprocess(torch.as_tensor(resized).permute(2, 0, 1)[None])
-    torch.testing.assert_close(pixels, wanted, rtol=1e-6, atol=1e-6)
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels, wanted.numpy())
     assert pixels.shape == (1, 3, 64, 64)
     assert frame == Frame(shape, resized.shape[:2], 64)
     # what is not picture is zero after it is normalised
@@ -29,22 +32,46 @@ def test_pixels_are_segment_anything_s(tiny_sam, shape):
     assert not pixels[..., resized.shape[1] :].any()
 
 
+@pytest.mark.parametrize("size", [64, 96, 1024])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (51, 97), (97, 51), (333, 271), (1, 59), (59, 1), (1201, 907)], ids=str)
+def test_pixels_are_torch_s_bit_for_bit(tiny_config, shape, size):
+    config = tiny_config.replace(image_size=size, pixel_mean=(120.7, 99.01, 3.3), pixel_std=(58.395, 57.12, 0.7))
+    resized = torch.as_tensor(ResizeLongestSide(size).apply_image(picture(*shape))).permute(2, 0, 1)
+    mean, std = (torch.tensor(part)[:, None, None] for part in (config.pixel_mean, config.pixel_std))
+    padding = (0, size - resized.shape[2], 0, size - resized.shape[1])
+    wanted = F.pad((resized - mean) / std, padding)[None].numpy()
+    assert to_pixels(picture(*shape), config)[0].tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("layout", ["a view", "column-major", "read-only"])
+def test_pictures_of_any_layout_are_the_same(tiny_config, layout):
+    image = picture(40, 60)
+    if layout == "a view":
+        given = np.repeat(image, 2, 1)[:, ::2]
+    else:
+        given = np.asfortranarray(image)
+        given.setflags(write=layout != "read-only")
+    np.testing.assert_array_equal(to_pixels(given, tiny_config)[0], to_pixels(image, tiny_config)[0])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_logits_come_back_as_segment_anything_brings_them_back(tiny_sam, shape):
     frame = Frame.of(*shape, 64)
-    low_res = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    wanted = tiny_sam.postprocess_masks(low_res, frame.input_size, frame.original_size)
-    got = frame.to_original(low_res)
-    assert got.shape == (2, 3, *shape)
-    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
+    low_res = np.random.default_rng(0).normal(size=(6, 32, 32)).astype(np.float32)
+    wanted = tiny_sam.postprocess_masks(torch.from_numpy(low_res)[None], frame.input_size, frame.original_size)
+    scaling = Scaling.of(frame, 32)
+    got = np.stack([scaling.full(one) for one in low_res])
+    assert got.shape == (6, *shape)
+    np.testing.assert_allclose(got, wanted[0].numpy(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_coordinates_are_segment_anything_s(shape):
     points = np.random.default_rng(1).uniform(0, 1, (4, 5, 2)) * [shape[1], shape[0]]
     wanted = ResizeLongestSide(64).apply_coords(points, shape)
-    got = Frame.of(*shape, 64).to_input(torch.as_tensor(points, dtype=torch.float32))
-    np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-5, atol=1e-4)
+    got = Frame.of(*shape, 64).to_input(points.astype(np.float32))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_a_very_flat_picture_keeps_one_row():
@@ -57,12 +84,12 @@ def test_a_very_flat_picture_keeps_one_row():
 def test_a_very_flat_picture_can_be_encoded(tiny_config, shape):
     pixels, frame = to_pixels(picture(*shape), tiny_config)
     assert pixels.shape == (1, 3, 64, 64)
-    assert frame.to_original(torch.zeros(1, 1, 32, 32)).shape == (1, 1, *shape)
+    assert Scaling.of(frame, 32).full(np.zeros((32, 32), np.float32)).shape == shape
 
 
 def test_pixels_are_normalised_by_the_config(tiny_config):
     config = tiny_config.replace(pixel_mean=(1.0, 2.0, 3.0), pixel_std=(2.0, 4.0, 8.0))
-    pixels = torch.full((1, 3, 64, 64), 11.0)
+    pixels = np.full((1, 3, 64, 64), 11.0, np.float32)
     assert normalise(pixels, config)[0, :, 5, 5].tolist() == [5.0, 2.25, 1.0]
 
 

@@ -1,4 +1,4 @@
-"""`sam-edge segment`: prompts from the command line, masks into a folder."""
+"""`sam-edge segment` of one picture: prompts from the command line, masks into a folder."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
-from sam_edge.data.image import read_image
+from sam_edge.data.image import read_image, read_reduced
 from sam_edge.data.rle import decode_mask, encode_mask
-from sam_edge.errors import PromptError
+from sam_edge.errors import EverythingError, PromptError
 from sam_edge.files import atomic_folder, check_target
 from sam_edge.runtimes.open import open_runtime
 from sam_edge.segment.config import Coverage
 from sam_edge.segment.everything import EverythingGenerator, Strategy
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.records import box_of
 from sam_edge.segment.runtime import Runtime
 
 
@@ -57,6 +59,29 @@ class EverythingOptions:
     max_memory_gb: float = 2.0
     """Bound on memory beyond the model, in GiB: a lower one asks in smaller batches."""
 
+    def generator(self, runtime: Runtime) -> EverythingGenerator:
+        """What finds everything so.
+
+        Raises:
+            EverythingError: options that cannot work together.
+        """
+        if not 0 < self.max_memory_gb < float("inf"):
+            raise EverythingError(f"max_memory_gb must be a positive number, got {self.max_memory_gb}.")
+        return EverythingGenerator(
+            runtime,
+            self.points_per_side,
+            pred_iou_thresh=self.pred_iou,
+            stability_score_thresh=self.stability,
+            crop_n_layers=self.crops,
+            min_mask_region_area=self.min_area,
+            output_mode="coco_rle",
+            strategy=self.strategy,
+            tau=self.tau,
+            coverage=self.coverage,
+            nested_thresh=self.nested,
+            max_memory_bytes=int(self.max_memory_gb * 2**30),
+        )
+
 
 def parse_prompts(points: list[str], box: str | None, everything: bool) -> ImagePrompts:
     """Prompts as they are written on the command line.
@@ -92,6 +117,75 @@ def _numbers(text: str, option: str, form: str, counts: tuple[int, ...]) -> list
     return numbers
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it was read."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    """RGB, perhaps reduced."""
+    size: tuple[int, int]
+    """Height and width of the whole, which prompts and masks are about."""
+
+    @classmethod
+    def read(cls, file: Path, at_least: int | None = None) -> "Picture":
+        """Read a file; of a JPEG, no more than a picture of `at_least` pixels to the side needs.
+
+        Raises:
+            DataError: an unreadable picture.
+        """
+        if at_least is not None:
+            return cls(*read_reduced(file, at_least))
+        image = read_image(file)
+        return cls(image, (image.shape[0], image.shape[1]))
+
+    def whole(self) -> UInt8[np.ndarray, "height width 3"]:
+        """At its own size."""
+        if self.image.shape[:2] == self.size:
+            return self.image
+        return np.asarray(Image.fromarray(self.image).resize(self.size[::-1], Image.Resampling.BILINEAR))
+
+
+class Segmenter:
+    """Asks one runtime the same of picture after picture."""
+
+    def __init__(
+        self, runtime: Runtime, prompts: ImagePrompts, everything: EverythingOptions, fast_read: bool = False
+    ) -> None:
+        """`fast_read` decodes of a JPEG no more than the model sees.
+
+        Raises:
+            EverythingError: options that cannot work together.
+        """
+        self._prompts = prompts
+        self._at_least = runtime.config.image_size if fast_read else None
+        self._predictor = SamPredictor(runtime) if prompts.points or prompts.box else None
+        self._generator = everything.generator(runtime) if self._predictor is None else None
+
+    def read(self, file: Path) -> Picture:
+        """A picture that the prompts lie in.
+
+        Raises:
+            DataError: an unreadable picture. PromptError: a point or box outside of it.
+        """
+        picture = Picture.read(file, self._at_least)
+        check_inside(self._prompts, picture.size[1], picture.size[0])
+        return picture
+
+    def records(
+        self, picture: Picture, on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[dict[str, Any]]:
+        """Mask records with COCO run lengths."""
+        if self._generator is not None:
+            return self._generator.generate(picture.image, on_progress, original_size=picture.size)
+        assert self._predictor is not None
+        return [_prompted(self._predictor, picture, self._prompts)]
+
+    def drawn(self, picture: Picture, masks: Sequence[np.ndarray], seed: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture with its masks and prompts."""
+        boxes = [self._prompts.box] if self._prompts.box else []
+        return overlay(picture.whole(), masks, points=self._prompts.points, boxes=boxes, seed=seed)
+
+
 def segment(
     spec: str,
     image_file: Path,
@@ -101,6 +195,7 @@ def segment(
     *,
     runtime: str = "auto",
     device: str = "auto",
+    fast_read: bool = False,
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
@@ -111,91 +206,75 @@ def segment(
         EverythingError: options that cannot work together.
     """
     check_target(out)
-    image = read_image(image_file)
-    _check_inside(prompts, image.shape[1], image.shape[0])
-    opened = open_runtime(spec, runtime, device)
-    masks: Sequence[np.ndarray]
-    if prompts.points or prompts.box:
-        records, masks = _prompted(opened, image, prompts)
-    else:
-        records = _everything(opened, image, everything, on_progress)
-        masks = _Decoded(records)
-    boxes = [prompts.box] if prompts.box else []
-    drawn = overlay(image, masks, points=prompts.points, boxes=boxes, seed=seed)
-    height, width = image.shape[:2]
+    # what cannot be segmented says so before a model is opened, which may take long
+    picture = Picture.read(image_file, 1 if fast_read else None)
+    check_inside(prompts, picture.size[1], picture.size[0])
+    segmenter = Segmenter(open_runtime(spec, runtime, device), prompts, everything, fast_read)
+    if fast_read:
+        picture = segmenter.read(image_file)
+
+    def on_points(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(done, total, "points")
+
+    records = segmenter.records(picture, on_points)
+    height, width = picture.size
     result = {"model": spec, "image": str(image_file), "width": width, "height": height, "masks": records}
     with atomic_folder(out) as work:
-        Image.fromarray(drawn).save(work / "overlay.png")
-        for index, mask in enumerate(masks):
-            Image.fromarray(mask).save(work / f"mask_{index:03d}.png")
+        write_pictures(segmenter, picture, records, work, seed)
         (work / "masks.json").write_text(json.dumps(coco(result)))
     return {"out": str(out), **result}
 
 
-def _check_inside(prompts: ImagePrompts, width: int, height: int) -> None:
+def write_pictures(
+    segmenter: Segmenter, picture: Picture, records: list[dict[str, Any]], folder: Path, seed: int
+) -> None:
+    """`overlay.png` and `mask_000.png`, ... of one picture."""
+    masks = _Decoded(records)
+    Image.fromarray(segmenter.drawn(picture, masks, seed)).save(folder / "overlay.png")
+    for index, mask in enumerate(masks):
+        Image.fromarray(mask).save(folder / f"mask_{index:03d}.png")
+
+
+def check_inside(prompts: ImagePrompts, width: int, height: int) -> None:
+    """Raises PromptError for a point or a box that a picture does not hold."""
     for x, y, _ in prompts.points:
         if not (0 <= x < width and 0 <= y < height):
             raise PromptError(f"point {x:g},{y:g} lies outside the picture of {width} x {height} pixels.")
-    if prompts.box and not (0 <= prompts.box[0] < width and 0 <= prompts.box[1] < height):
+    if prompts.box is None:
+        return
+    x0, y0, x1, y1 = prompts.box
+    if not (0 <= x0 < width and 0 <= y0 < height):
         raise PromptError(f"the box begins outside the picture of {width} x {height} pixels.")
+    if x1 > 2 * width or y1 > 2 * height:
+        raise PromptError(f"the box ends far outside the picture of {width} x {height} pixels: {x1:g},{y1:g}.")
 
 
-def _prompted(
-    runtime: Runtime, image: np.ndarray, prompts: ImagePrompts
-) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+def _prompted(predictor: SamPredictor, picture: Picture, prompts: ImagePrompts) -> dict[str, Any]:
     """One mask; for a single ambiguous point the best of three by predicted IoU, as segment-anything advises."""
-    predictor = SamPredictor(runtime)
-    predictor.set_image(image)
+    predictor.set_image(picture.image, original_size=picture.size)
+    frame = predictor.frame
+    assert frame is not None
     ambiguous = len(prompts.points) == 1 and prompts.box is None
-    masks, iou, _ = predictor.predict(
-        point_coords=np.array([point[:2] for point in prompts.points]) if prompts.points else None,
-        point_labels=np.array([point[2] for point in prompts.points]) if prompts.points else None,
-        box=None if prompts.box is None else np.array(prompts.box),
-        multimask_output=ambiguous,
-    )
-    best = int(iou.argmax())
-    mask = masks[best]
-    record = {
+    points = labels = box = None
+    if prompts.points:
+        points = frame.to_input(np.array([point[:2] for point in prompts.points], np.float32))[None]
+        labels = np.array([[point[2] for point in prompts.points]])
+    if prompts.box is not None:
+        box = frame.to_input(np.array(prompts.box, np.float32).reshape(2, 2)).reshape(1, 4)
+    low_res, iou = predictor.predict_low_res(points, labels, box, multimask_output=ambiguous)
+    best = int(iou[0].argmax())
+    # the others are never brought to the picture's size
+    mask = predictor.masks(low_res[:, best : best + 1])[0, 0]
+    x0, y0, x1, y1 = box_of(mask)
+    return {
         "segmentation": encode_mask(mask),
-        "bbox": _bbox(mask),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
         "area": int(mask.sum()),
-        "predicted_iou": float(iou[best]),
+        "predicted_iou": float(iou[0, best]),
         "point_coords": [list(point[:2]) for point in prompts.points],
-        "crop_box": [0, 0, image.shape[1], image.shape[0]],
+        "crop_box": [0, 0, picture.size[1], picture.size[0]],
     }
-    return [record], [mask]
-
-
-def _bbox(mask: np.ndarray) -> list[int]:
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(ys):
-        return [0, 0, 0, 0]
-    return [int(xs[0]), int(ys[0]), int(xs[-1] - xs[0]), int(ys[-1] - ys[0])]
-
-
-def _everything(
-    runtime: Runtime,
-    image: np.ndarray,
-    options: EverythingOptions,
-    on_progress: Callable[[int, int, str], None] | None,
-) -> list[dict[str, Any]]:
-    generator = EverythingGenerator(
-        runtime,
-        options.points_per_side,
-        pred_iou_thresh=options.pred_iou,
-        stability_score_thresh=options.stability,
-        crop_n_layers=options.crops,
-        min_mask_region_area=options.min_area,
-        output_mode="coco_rle",
-        strategy=options.strategy,
-        tau=options.tau,
-        coverage=options.coverage,
-        nested_thresh=options.nested,
-        max_memory_bytes=int(options.max_memory_gb * 2**30),
-    )
-    if on_progress is None:
-        return generator.generate(image)
-    return generator.generate(image, lambda done, total: on_progress(done, total, "points"))
 
 
 class _Decoded(Sequence[np.ndarray]):
@@ -213,14 +292,22 @@ class _Decoded(Sequence[np.ndarray]):
 
 def coco(result: dict[str, Any]) -> dict[str, Any]:
     """What `segment` found, as a COCO data set of one picture; records keep their own keys beside COCO's."""
-    picture = {"id": 1, "file_name": Path(result["image"]).name, "width": result["width"], "height": result["height"]}
-    annotations = [
-        {"id": index, "image_id": 1, "category_id": 1, "iscrowd": 0, **record}
-        for index, record in enumerate(result["masks"], 1)
-    ]
     return {
         "info": {"description": f"masks found by sam-edge with {result['model']}"},
-        "images": [picture],
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "object"}],
+        "images": [coco_image(1, Path(result["image"]).name, result["width"], result["height"])],
+        "annotations": [coco_annotation(index, 1, record) for index, record in enumerate(result["masks"], 1)],
+        "categories": CATEGORIES,
     }
+
+
+CATEGORIES = [{"id": 1, "name": "object"}]
+
+
+def coco_image(number: int, name: str, width: int, height: int) -> dict[str, Any]:
+    """COCO's entry of a picture."""
+    return {"id": number, "file_name": name, "width": width, "height": height}
+
+
+def coco_annotation(number: int, image: int, record: dict[str, Any]) -> dict[str, Any]:
+    """COCO's entry of a mask."""
+    return {"id": number, "image_id": image, "category_id": 1, "iscrowd": 0, **record}
