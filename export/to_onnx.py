@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from onnxscript import ir, opset18
 from sam_edge.errors import ExportError
 from sam_edge.export.graphs import GraphSpec, encoder_graph, graphs, halve_positions, to_half
 from sam_edge.export.parity import Parity, answers, compare, require
+from sam_edge.export.readme import Accuracy, folder_readme
 from sam_edge.export.unsigned import note_signs
 from sam_edge.files import atomic_folder, check_target
 from sam_edge.models.cost import cost
@@ -34,7 +35,9 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.runtimes.folder import MANIFEST, graph_sha256
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.runtime import Runtime
 
 Precision = Literal["fp32", "fp16", "int8"]
 Products = Literal["auto", "all", "none"]
@@ -82,12 +85,18 @@ class OnnxOptions:
 
 
 def export_onnx(
-    model: EdgeSam, out: str | Path, images: Sequence[np.ndarray], options: OnnxOptions
+    model: EdgeSam,
+    out: str | Path,
+    images: Sequence[np.ndarray],
+    options: OnnxOptions,
+    source: str = "a checkpoint",
+    measure: Callable[[Runtime], Accuracy] | None = None,
 ) -> tuple[Path, Parity]:
     """Write an exported folder; `model` is consumed (halved, or switched to the dialect, in place).
 
     The decoder takes B images x N prompt sets x P points, all free; the picture's own size stays outside. `fp16`
-    is compared with the float model, `int8` with the quantized one as torch simulates it.
+    is compared with the float model, `int8` with the quantized one as torch simulates it. The folder's README.md names
+    `source` as what was exported, and says what `measure` finds of the graphs.
 
     Raises:
         ExportError: a precision that the checkpoint does not have, or masks on `images` that differ from torch's.
@@ -108,6 +117,7 @@ def export_onnx(
         dtype = torch.float16
     with atomic_folder(out) as work:
         described = {spec.name: _write(spec, work) for spec in graphs(model, dtype)}
+        counted = cost(model.config.replace(quantization=None))
         manifest: dict[str, Any] = {
             "schema": SCHEMA,
             "precision": options.precision,
@@ -115,13 +125,20 @@ def export_onnx(
             "integer_form": _integer_form(model, options) if quantized else None,
             "opset": OPSET,
             "config": asdict(model.config),
-            "cost": asdict(cost(model.config.replace(quantization=None))),
+            "cost": asdict(counted),
             "graphs": described,
         }
         (work / MANIFEST).write_text(json.dumps(manifest))
-        parity = compare(wanted, answers(OnnxRuntime(work), images, split=True))
+        runtime = OnnxRuntime(work, threads=cpu_threads())
+        parity = compare(wanted, answers(runtime, images, split=True))
         require(parity, SMALLEST_IOU[options.precision], f"the {options.precision} export")
         manifest["parity"] = parity.as_dict()
+        accuracy = None if measure is None else measure(runtime)
+        manifest["accuracy"] = None if accuracy is None else asdict(accuracy)
+        page = folder_readme(
+            Path(out).name, source, options.precision, model.config, counted, described, parity, accuracy
+        )
+        (work / "README.md").write_text(page, encoding="utf-8")
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return Path(out), parity
 

@@ -35,6 +35,13 @@ def export_onnx(
     products: Annotated[Products, typer.Option(help=_ONNX("products"))] = "auto",
     decoder: Annotated[DecoderArithmetic, typer.Option(help=_ONNX("decoder"))] = "float",
     images: Images = DEFAULT_IMAGES,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Labelled pictures: README.md says what the graphs score on their val split."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Score on so many of them, drawn by the seed.")] = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: OnDevice = "cpu",
@@ -46,7 +53,7 @@ def export_onnx(
 
     options = OnnxOptions(precision, dialect, twin, products, decoder)
     with progress("export"):
-        result = export.to_onnx(model, images, out, options, seed=seed, device=device)
+        result = export.to_onnx(model, images, out, options, data=data, limit=limit, seed=seed, device=device)
     files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())
     report(as_json, result, f"{out}: {files}; masks agree with torch to IoU {result['parity']['mask_iou']:.4f}")
 

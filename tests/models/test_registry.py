@@ -14,7 +14,7 @@ from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, sa
 from sam_edge.models.cost import cost
 from sam_edge.models.registry import load_model, random_model
 from sam_edge.segment.config import Thresholds
-from sam_edge.segment.known import KNOWN, KnownModel
+from sam_edge.segment.known import KNOWN, KnownModel, shipped_folder
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_known_name_wins_over_a_path_without_a_separator(checkpoint, monkeypat
 
 @pytest.mark.parametrize("name", ["nano", "nano-t"])
 def test_a_packaged_model_is_what_its_name_says_or_its_absence_is_explained(name):
-    folder = Path(registry.__file__).parent / name
+    folder = shipped_folder(name)
     if not is_checkpoint_folder(folder):
         with pytest.raises(CheckpointError, match=f"{name} is not in this installation"):
             load_model(name)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from segment_anything.utils.amg import build_point_grid
 
 from sam_edge.errors import EverythingError
@@ -32,14 +31,14 @@ def test_coverage_by_contrast_needs_a_large_mask_and_a_flat_picture(tiny_config,
         TorchRuntime(make_sam(tiny_config)), picture, (0, 0, SIDE, SIDE), grid, Filters(-1, 0, 1, 0.7), budget
     )
     cells = tiny_config.mask_size
-    everywhere, speck = torch.full((1, cells, cells), 3.0), torch.full((1, cells, cells), -1.0)
+    everywhere, speck = (np.full((1, cells, cells), logit, np.float32) for logit in (3.0, -1.0))
     speck[:, : cells // 4, : cells // 4] = 9.0
-    both = torch.cat([everywhere, speck])
+    both = np.concatenate([everywhere, speck])
     by_logit = walk.confidence(both, "logit")
     assert by_logit.max() == pytest.approx(9.0)
     assert by_logit.min() == pytest.approx(3.0)
-    assert torch.equal(walk.confidence(both, "contrast"), walk.confidence(everywhere, "contrast"))
-    assert torch.isneginf(walk.confidence(speck, "contrast")).all()
+    np.testing.assert_array_equal(walk.confidence(both, "contrast"), walk.confidence(everywhere, "contrast"))
+    assert np.isneginf(walk.confidence(speck, "contrast")).all()
     # a float64 loop over the picture's own pixels: here a cell is 8 x 8 of them
     for point, found in zip(grid, walk.confidence(everywhere, "contrast").tolist(), strict=True):
         x, y = (int(coordinate * POINTS) * SIDE // POINTS for coordinate in point)

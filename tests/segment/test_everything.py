@@ -297,7 +297,7 @@ else:
     model = EdgeSam(KNOWN["vit_b"].config.replace(blocks=uniform_blocks(1, 16, 2, (), window=8)))
     initialise(model, 0)
 runtime = TorchRuntime(model)
-runtime.encode(torch.zeros(1, 3, model.config.image_size, model.config.image_size))
+runtime.encode(np.zeros((1, 3, model.config.image_size, model.config.image_size), np.float32))
 image = np.random.default_rng(0).integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
 image = image.repeat(40, 0).repeat(40, 1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

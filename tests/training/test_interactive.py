@@ -1,5 +1,6 @@
 """sam_edge.training.interactive: prompts belong to examples, not to batches."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from sam_edge.errors import TrainingError
 from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.segment.frame import Frame
 from sam_edge.segment.prompts import BOX_START, FOREGROUND
+from sam_edge.segment.scaling import Scaling
 from sam_edge.training import interactive
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions
@@ -132,6 +134,7 @@ def test_targets_meet_logits_brought_to_their_size(tiny_sam, monkeypatch, scale)
     batch = next(iter(step_batches(ViewStream([Source(scenes)], views, 5), 2, 0, 1, workers=0, collate=stacked)))
     method, decoded, met = InteractiveSegmentation(tiny_sam, InteractiveOptions(interactive_share=1.0), 1), [], []
     decode, loss = method.decode, interactive.segmentation_loss
+    scaling = Scaling.of(Frame.of(64, 64, 64), size)
     monkeypatch.setattr(method, "decode", lambda *given: decoded.append(decode(*given)) or decoded[-1])
     monkeypatch.setattr(interactive, "segmentation_loss", lambda *given: met.append(given) or loss(*given))
     method(batch, 0)
@@ -139,8 +142,9 @@ def test_targets_meet_logits_brought_to_their_size(tiny_sam, monkeypatch, scale)
         assert logits.shape[-1] == size
         assert finer.shape[-1] == target.shape[-1] == scale * size
         # 2 x: the view's own pixels, as the predictor brings masks to a picture of this size
-        wanted = logits if scale == 1 else Frame.of(64, 64, 64).to_original(logits.flatten(0, 1))
-        torch.testing.assert_close(finer.flatten(), wanted.flatten())
+        each = logits.detach().reshape(-1, size, size).numpy()
+        wanted = np.stack([mask if scale == 1 else scaling.full(mask) for mask in each])
+        torch.testing.assert_close(finer.detach().flatten(), torch.from_numpy(wanted).flatten())
     with pytest.raises(TrainingError, match="target_scale"):
         TrainOptions(LoopOptions(steps=1), target_scale=0)
 

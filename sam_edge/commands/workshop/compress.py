@@ -60,7 +60,7 @@ def compress(
         )
         model = slimming.run()
         settings = {**options.as_dict(), "stages": slimming.records}
-        add_step(model, "compress", settings, options.prune.seed, parent, [images])
+        add_step(model, "compress", settings, options.prune.seed, parent, [Path(images).name], parent=spec)
         if rank() == 0:
             save_checkpoint(model, out)
         after = cost(model.config)

@@ -112,7 +112,9 @@ def distil(
         progress = distil_full_stage(student, teacher, store, pictures, options, state_file=state_file, on_step=on_step)
         settings = {**asdict(options), "method": "tinysam", "labels": "teacher" if labelled is None else "data"}
         settings["embeddings"] = {**asdict(store.options), "squared_error": store.error}
-        add_step(student, "compress", settings, options.seed, store.index["teacher_sha256"], [Path(images).name])
+        add_step(
+            student, "compress", settings, options.seed, store.index["teacher_sha256"], [Path(images).name], parent=spec
+        )
         if rank() == 0:
             save_checkpoint(student, out)
             state_file.unlink(missing_ok=True)

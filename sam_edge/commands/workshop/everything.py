@@ -106,7 +106,7 @@ def calibrate_everything(
     # opened anew: opened as a runtime, a model's attention is rewritten
     model = load_model(spec)
     settings = {**asdict(options), "photos": len(pictures)}
-    add_step(model, "calibrate", settings, seed, weights_sha256(model), [Path(images).name])
+    add_step(model, "calibrate", settings, seed, weights_sha256(model), [Path(images).name], parent=spec)
     model.config = model.config.replace(thresholds=found.thresholds)
     save_checkpoint(model, out, half=holds_halves(model))
     return {"out": str(out), **found.as_dict()}

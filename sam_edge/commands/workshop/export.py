@@ -5,21 +5,50 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sam_edge.bench.hardware import hardware
 from sam_edge.commands.common import sample_pictures
+from sam_edge.data import open_some
+from sam_edge.evaluate.miou import Asked, evaluate_prompts
+from sam_edge.export.readme import Accuracy
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
+from sam_edge.files import check_target
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.runtimes.engines import load_library
 from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder
+from sam_edge.segment.known import KNOWN
+from sam_edge.segment.runtime import Runtime
 
 
 def to_onnx(
-    spec: str, images: str, out: Path, options: OnnxOptions, *, seed: int = 0, device: str = "auto"
+    spec: str,
+    images: str,
+    out: Path,
+    options: OnnxOptions,
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Export to ONNX, with parity on real pictures, and write an exported folder."""
+    """Export to ONNX, with parity on real pictures, and write an exported folder.
+
+    With `data`, its README.md says how accurate the graphs are on `limit` pictures of the val split.
+    """
+    check_target(out)
+    labelled = None if data is None else open_some(data, "val", limit=limit, seed=seed)
+
+    def measure(runtime: Runtime) -> Accuracy:
+        assert labelled is not None
+        point, box = evaluate_prompts(runtime, labelled, [Asked("point", True), Asked("box")])
+        machine = f"{hardware()['cpu']}, {runtime.name}"
+        return Accuracy(Path(str(data)).name, box.images, box.masks, point.miou, box.miou, machine)
+
     model = load_model(spec, resolve_device(device))
-    _, parity = export_onnx(model, out, sample_pictures(images, 2, seed), options)
+    name = spec if spec in KNOWN else Path(spec).name
+    pictures = sample_pictures(images, 2, seed)
+    _, parity = export_onnx(model, out, pictures, options, name, measure if labelled is not None else None)
     sizes = {file.name: file.stat().st_size for file in sorted(out.glob("*.onnx"))}
     return {"out": str(out), "precision": options.precision, "parity": parity.as_dict(), "file_bytes": sizes}
 

@@ -77,7 +77,8 @@ def quantize(
         gate = {"measure": measure, **asdict(hold_drop(quantizer, max_drop, validate, score, on_progress))}
     settings = {**asdict(options), "calibration_images": len(pictures), "max_drop": max_drop}
     result = None if gate is None else {"gate": gate}
-    add_step(model, "quantize", settings, options.seed, parent, [images, *([gate_data] if gate_data else [])], result)
+    sources = [Path(source).name for source in (images, gate_data) if source]
+    add_step(model, "quantize", settings, options.seed, parent, sources, result, spec)
     save_checkpoint(model, out, half=True)
     return {
         "out": str(out),

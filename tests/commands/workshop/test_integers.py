@@ -11,9 +11,8 @@ from PIL import Image
 
 from sam_edge.bench.integers import race
 from sam_edge.bench.quantization import Setting
-from sam_edge.commands import integers
+from sam_edge.commands.workshop import integers
 from sam_edge.errors import BenchError
-from sam_edge.export import unsigned
 from sam_edge.export.parity import answers
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.models.torch_runtime import TorchRuntime
@@ -40,7 +39,7 @@ def test_the_integer_graph_races_as_this_cpu_computes_it_rightly(lineage, monkey
         return race(contenders, **settings)
 
     monkeypatch.setattr(integers, "race", watched)
-    monkeypatch.setattr(unsigned, "clips_products", lambda: clips)
+    monkeypatch.setattr(integers, "clips_products", lambda: clips)
     found = integers.encoder_race(*lineage, "synthetic:2", runtimes=["onnxruntime"], pictures=1, turns=1)
     assert signs["onnxruntime int8"] == (not clips)
     assert not signs["onnxruntime float"]
@@ -60,8 +59,8 @@ def test_answers_diverge_by_the_task_loss_of_a_prompt(tiny_slim, photo):
     other = replace(wanted, logits=wanted.logits + 1.0, iou=wanted.iou + 0.1)
     assert integers.divergence([wanted], [wanted]) == pytest.approx(0.0, abs=1e-6)
     found = integers.divergence([wanted, wanted], [wanted, other])
-    prompts = wanted.logits.shape[1]
-    assert found == pytest.approx(task_loss(other.logits, other.iou, wanted.logits, wanted.iou).item() / prompts / 2)
+    given = (torch.from_numpy(part) for part in (other.logits, other.iou, wanted.logits, wanted.iou))
+    assert found == pytest.approx(task_loss(*given).item() / wanted.logits.shape[1] / 2)
     assert found > 0
 
 
@@ -71,7 +70,7 @@ def test_a_picture_is_encoded_once_for_all_forms_of_the_decoder(tiny_slim, photo
     monkeypatch.setattr(tiny_slim, "encode", lambda pixels: calls.append(1) or encode(pixels))
     kept = {}
     first, again = (answers(integers._EncodesOnce(tiny_slim, "cpu", kept, 1), [photo])[0] for _ in range(2))
-    torch.testing.assert_close(again.logits, first.logits, rtol=0, atol=0)
+    np.testing.assert_array_equal(again.logits, first.logits)
     answers(integers._EncodesOnce(tiny_slim, "cpu", kept, 1), [photo[::-1].copy()])
     assert len(calls) == 2
     assert len(kept) == 1
