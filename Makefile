@@ -2,13 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
+# what a device has: no torch
+DEVICE := .venv-device
+STATE := $(shell sha256sum pyproject.toml | cut -c1-16)
+STAMP := $(VENV)/.installed-$(STATE)
+DEVICE_STAMP := $(DEVICE)/.installed-$(STATE)
 
 # Labelled photos beside the checkout, where there are any; synthetic scenes elsewhere.
 PHOTOS := $(firstword $(wildcard ../shared/data/coco128))
 DEMO_DATA := $(if $(PHOTOS),--images $(PHOTOS) --data $(PHOTOS),)
 
-.PHONY: demo test test-slow check format links clean
+.PHONY: demo test test-device test-slow check format links clean
 
 demo: $(STAMP)
 	$(BIN)/sam-edge run --out demo $(DEMO_DATA)
@@ -16,6 +20,10 @@ demo: $(STAMP)
 # tests keep to one thread each; timings, which neighbours would spoil, are among the slow ones
 test: $(STAMP)
 	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# the tests of the device half where torch is not installed
+test-device: $(DEVICE_STAMP)
+	$(DEVICE)/bin/python -m pytest -q
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow or not slow"
@@ -34,14 +42,16 @@ format: $(STAMP)
 links:
 	@for folder in export kernels bench; do ln -sfn ../$$folder sam_edge/$$folder; done
 
-$(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+$(STAMP): EXTRAS := dev
+$(DEVICE_STAMP): EXTRAS := cpu,test
+$(STAMP) $(DEVICE_STAMP): pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
 	# while the links are there, setuptools takes them for the mapping and writes none
 	rm -f sam_edge/export sam_edge/kernels sam_edge/bench
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	rm -f $(VENV)/.installed-*
+	$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	rm -f $(@D)/.installed-*
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info sam_edge/export sam_edge/kernels sam_edge/bench
+	rm -rf $(VENV) $(DEVICE) demo build dist *.egg-info sam_edge/export sam_edge/kernels sam_edge/bench

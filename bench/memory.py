@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -19,8 +20,33 @@ SPLIT_GRAPHS = ("prepare", "predict", "upscale")
 """The decoder again, in three parts for everything mode."""
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a command took."""
+
+    peak_bytes: int
+    """Peak resident size."""
+    wall_s: float
+    """From start to end."""
+    cpu_s: float
+    """Processor time of all its threads."""
+
+
 def peak_bytes(command: Sequence[str], timeout_s: float) -> int:
-    """Peak resident size of `command`, run in a fresh process with its output thrown away.
+    """Peak resident size of `command`; see `run_alone`."""
+    return run_alone(command, timeout_s).peak_bytes
+
+
+def run_alone(
+    command: Sequence[str],
+    timeout_s: float,
+    *,
+    limits: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Taken:
+    """What `command` takes, run in a fresh process with its output thrown away.
+
+    `limits` are the launcher's: ("--address-space", BYTES), ("--group", FOLDER). `environment` is added to ours.
 
     Where the command starts others of its own, the largest single process counts, not their sum. Memory on a
     GPU is not resident memory. The smallest answer possible is some 10 MB, the launcher's own size.
@@ -35,7 +61,8 @@ def peak_bytes(command: Sequence[str], timeout_s: float) -> int:
         )
     # Linux carries a process's own peak over into the child it starts, so a command started from here would
     # seem to need at least what this process, with torch, has needed. A small launcher starts it instead.
-    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("memory_launcher.py")), *command]
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("memory_launcher.py"))]
+    launcher += [*limits, *command]
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             launcher,
@@ -43,6 +70,7 @@ def peak_bytes(command: Sequence[str], timeout_s: float) -> int:
             stdout=subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,
+            env=None if environment is None else {**os.environ, **environment},
         )
         try:
             answer, _ = process.communicate(timeout=timeout_s)
@@ -66,7 +94,8 @@ def peak_bytes(command: Sequence[str], timeout_s: float) -> int:
     if result["exit_code"] > 0:
         raise BenchError(f"{command[0]} failed with exit code {result['exit_code']}: {last}")
     # getrusage counts KiB, but for macOS, which counts bytes
-    return int(result["ru_maxrss"]) * (1 if sys.platform == "darwin" else 1024)
+    peak = int(result["ru_maxrss"]) * (1 if sys.platform == "darwin" else 1024)
+    return Taken(peak, result["wall_s"], result["cpu_s"])
 
 
 def file_bytes(path: str | Path, *, pattern: str = "*") -> int:

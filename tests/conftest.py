@@ -1,34 +1,72 @@
-"""Small SAMs whose every tensor is random, so that no weight can be left out unnoticed."""
+"""What all tests share: pictures, and a command line in this process.
 
+Where torch is not installed, tests that import it or the workshop are left out, and the rest is what a device has.
+"""
+
+import ast
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from time import process_time
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from sam_edge.cli import main
-from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 
-MakeSam = Callable[..., EdgeSam]
-Scatter = Callable[[nn.Module, int], None]
+HAS_TORCH = find_spec("torch") is not None
+pytest_plugins = ["tests.torch_fixtures"] if HAS_TORCH else []
+WORKSHOP = (
+    "torch",
+    "torchvision",
+    "segment_anything",
+    "onnx",
+    "safetensors",
+    "matplotlib",
+    "cv2",
+    "hypothesis_torch",
+    "tests.torch_fixtures",
+    "sam_edge.scenes",
+    "sam_edge.models",
+    "sam_edge.training",
+    "sam_edge.compress",
+    "sam_edge.quantize",
+    "sam_edge.export",
+    "sam_edge.commands.workshop",
+    "sam_edge.studies",
+    "sam_edge.recipe",
+    "sam_edge.pipeline",
+    "sam_edge.bench.integers",
+    "sam_edge.bench.plots",
+    "sam_edge.bench.report",
+    "sam_edge.bench.widths",
+)
+"""What a device does not have."""
 
 
-def _scatter(module: nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in [*module.named_parameters(), *module.named_buffers()]:
-            if not value.is_floating_point():
-                continue
-            noise = 0.1 * torch.randn(value.shape, generator=generator)
-            if name in ("pixel_mean", "pixel_std"):
-                # no weights: they belong to the config
-                continue
-            value.copy_(value * noise.exp() if name.endswith("running_var") else value + noise)
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out what cannot be imported without torch."""
+    if HAS_TORCH or collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    names = set()
+    for node in ast.parse(collection_path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return any(name == part or name.startswith((f"{part}.", f"{part}_")) for name in names for part in WORKSHOP) or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests whose models are made with torch, where it is not installed."""
+    for item in items if not HAS_TORCH else ():
+        if TORCH_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.skip(reason="torch is not installed"))
+
+
+TORCH_FIXTURES = {"make_sam", "scatter", "tiny_sam", "tiny_slim", "pixels"}
 
 
 @pytest.fixture
@@ -46,10 +84,9 @@ def seconds() -> Callable[[Callable[[], object]], float]:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Models this small only lose by threads, and much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -81,38 +118,6 @@ def tiny_vit_config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def scatter() -> Scatter:
-    """Moves every weight and statistic of a module off its initial value, by a seed."""
-    return _scatter
-
-
-@pytest.fixture(scope="session")
-def make_sam(scatter: Scatter) -> MakeSam:
-    """Builds an `EdgeSam` of a config with seeded random weights everywhere."""
-
-    def make(config: ModelConfig, seed: int = 0) -> EdgeSam:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = EdgeSam(config)
-        scatter(model, seed)
-        return model
-
-    return make
-
-
-@pytest.fixture
-def tiny_sam(tiny_config: ModelConfig, make_sam: MakeSam) -> EdgeSam:
-    """The ViT SAM of `tiny_config`."""
-    return make_sam(tiny_config)
-
-
-@pytest.fixture
-def pixels() -> torch.Tensor:
-    """Two normalised images of 64 x 64."""
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="session")
 def photo() -> np.ndarray:
     """A smooth random RGB picture, 50 high and 90 wide, with structure of several sizes."""
     rng = np.random.default_rng(2)
@@ -132,12 +137,6 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data beside the project")
     return folder
-
-
-@pytest.fixture
-def tiny_slim(tiny_config: ModelConfig, make_sam: MakeSam) -> EdgeSam:
-    """A small SAM with q, k and v apart."""
-    return make_sam(tiny_config.replace(arch="slim_vit"))
 
 
 @pytest.fixture

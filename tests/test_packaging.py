@@ -48,4 +48,4 @@ def test_packaged_data_exists(setuptools: dict) -> None:
 
 @pytest.mark.parametrize("name", ["nano", "nano-t"])
 def test_a_packaged_model_weighs_at_most_12_megabytes(name: str) -> None:
-    assert (ROOT / "sam_edge" / "models" / name / "model.safetensors").stat().st_size <= 12_000_000
+    assert (ROOT / "sam_edge" / "shipped" / name / "model.safetensors").stat().st_size <= 12_000_000

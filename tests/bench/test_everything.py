@@ -13,13 +13,13 @@ from sam_edge.bench.everything import (
     Lap,
     Ours,
     RaceOptions,
-    SegmentAnythings,
     race,
     race_table,
     speedups,
     summarise,
     write_laps,
 )
+from sam_edge.commands.workshop.everything import SegmentAnythings
 from sam_edge.errors import BenchError
 from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment.config import Thresholds

@@ -4,18 +4,33 @@ import json
 import platform
 import re
 
+import pytest
 import torch
 
 from sam_edge.bench.hardware import hardware, lines, slug
+from sam_edge.runtimes.threads import cpu_threads
 
 
 def test_hardware_is_plain_json_of_this_machine() -> None:
     found = hardware()
     assert json.loads(json.dumps(found)) == found
     assert found["python"] == platform.python_version()
-    assert found["threads"] == torch.get_num_threads()
+    assert found["threads"] == cpu_threads()
     assert found["cores"] >= 1
+    assert found["gpu"] == (torch.cuda.get_device_name(0) if torch.cuda.is_available() else None)
     assert found["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_threads_are_those_asked_for_or_no_more_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked in (1, 3, 48):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(asked))
+        assert hardware()["threads"] == asked
+    for nothing in ("", "0", "2,1", "-1", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        found = hardware()
+        assert 1 <= found["threads"] <= found["cores"]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert hardware()["threads"] == found["threads"]
 
 
 def test_a_slug_names_processor_threads_and_versions() -> None:

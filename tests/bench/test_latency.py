@@ -14,8 +14,10 @@ from sam_edge.bench.latency import (
     measure_in_turn,
 )
 from sam_edge.errors import BenchError
+from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
 from sam_edge.segment.prompts import Prompts
+from sam_edge.segment.runtime import Runtime
 
 
 class Clock:
@@ -35,7 +37,7 @@ class Clock:
         return call
 
 
-class FakeRuntime:
+class FakeRuntime(Runtime):
     """Answers in the right shapes; records what it was asked."""
 
     def __init__(self, name: str = "fake", log: list[tuple[str, str, int]] | None = None) -> None:
@@ -49,19 +51,21 @@ class FakeRuntime:
         )
         self.log = [] if log is None else log
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
         assert pixels.shape == (1, 3, 64, 64)
+        assert pixels.dtype == np.float32
         self.log.append((self.name, "encode", 1))
-        return torch.zeros(1, 8, 4, 4)
+        return np.zeros((1, 8, 4, 4), np.float32)
 
-    def decode(self, embeddings: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, embeddings: np.ndarray, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+        assert (prompts.coords.dtype, prompts.labels.dtype) == (np.float32, np.int64)
         sets = prompts.coords.shape[1]
         self.log.append((self.name, "decode", sets))
-        logits = torch.full((1, sets, 4, 16, 16), -10.0)
+        logits = np.full((1, sets, 4, 16, 16), -10.0, np.float32)
         # a square around each prompt: everything mode finds as many masks as there are far-apart points
-        for index, (x, y) in enumerate((prompts.coords[0, :, 0] / 4).long().tolist()):
+        for index, (x, y) in enumerate((prompts.coords[0, :, 0] / 4).astype(int).tolist()):
             logits[0, index, :, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = 10.0
-        return logits, torch.ones(1, sets, 4)
+        return logits, np.ones((1, sets, 4), np.float32)
 
 
 @pytest.fixture
@@ -145,9 +149,16 @@ def test_a_runtimes_own_synchronise_is_used(picture: np.ndarray) -> None:
     assert len(waits) == 2 * len(MEASUREMENTS)
 
 
-def test_a_torch_runtime_on_an_accelerator_is_waited_for() -> None:
-    runtime = FakeRuntime()
-    runtime.device = torch.device("cpu")  # type: ignore[attr-defined]
-    assert latency.synchroniser(runtime) is None
-    runtime.device = torch.device("cuda")  # type: ignore[attr-defined]
-    assert latency.synchroniser(runtime) is not None
+def test_a_torch_runtime_on_an_accelerator_is_waited_for(tiny_sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    runtime = TorchRuntime(tiny_sam)
+    wait = latency.synchroniser(runtime)
+    assert wait is not None
+    wait()
+    # on the CPU a call that has returned is done
+    assert waited == []
+    runtime.device = torch.device("cuda")
+    wait()
+    assert waited == [torch.device("cuda")]
+    assert latency.synchroniser(FakeRuntime()) is None

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
 from sam_edge.errors import DataError
 from sam_edge.evaluate.clicks import evaluate_clicks, next_click
+from sam_edge.segment.runtime import Runtime
 
 SIZE = 64
 
@@ -30,7 +30,7 @@ class Pictures(LabelledDataset):
         return LabelledImage(str(index), np.zeros((SIZE, SIZE, 3), np.uint8), tuple(masks))
 
 
-class Obedient:
+class Obedient(Runtime):
     """A runtime whose mask is a disc around each foreground click, minus one around each background click."""
 
     name = "obedient"
@@ -44,13 +44,13 @@ class Obedient:
     def decode(self, embeddings, prompts):
         self.asked.append(prompts)
         cells = self.config.mask_size
-        ys, xs = torch.meshgrid(torch.arange(cells), torch.arange(cells), indexing="ij")
-        at = (torch.stack([xs, ys], -1) + 0.5) * (SIZE / cells) - 0.5
-        distance = (at[None, None] - prompts.coords[0, :, :, None, None]).norm(dim=-1)
+        ys, xs = np.mgrid[:cells, :cells]
+        at = (np.stack([xs, ys], -1) + 0.5) * (SIZE / cells) - 0.5
+        distance = np.linalg.norm(at[None, None] - prompts.coords[0, :, :, None, None], axis=-1)
         near, labels = distance <= self.radius, prompts.labels[0, :, :, None, None]
         mask = (near & (labels == 1)).any(1) & ~(near & (labels == 0)).any(1)
-        logits = torch.where(mask, 8.0, -8.0)[None, :, None].expand(-1, -1, 4, -1, -1)
-        return logits, torch.ones(logits.shape[:3])
+        logits = np.where(mask, np.float32(8), np.float32(-8))[None, :, None].repeat(4, 2)
+        return logits, np.ones(logits.shape[:3], np.float32)
 
 
 def test_the_next_click_is_put_inside_the_larger_error():
@@ -75,7 +75,10 @@ def test_each_round_sees_all_clicks_so_far_and_the_mask_before(tiny_config):
     result = evaluate_clicks(runtime, Pictures(1), clicks=3)
     assert [asked.labels.shape[2] - 1 for asked in runtime.asked] == [1, 2, 3]
     assert [asked.masks is None for asked in runtime.asked] == [True, False, False]
-    torch.testing.assert_close(runtime.asked[2].coords[:, :, :2], runtime.asked[1].coords[:, :, :2])
+    assert runtime.asked[2].coords.dtype == np.float32
+    np.testing.assert_allclose(
+        runtime.asked[2].coords[:, :, :2], runtime.asked[1].coords[:, :, :2], rtol=1.3e-6, atol=1e-5
+    )
     assert result.masks == 3
     assert len(result.miou) == 3
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-import torch
 
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
 from sam_edge.errors import DataError
 from sam_edge.evaluate.miou import Asked, evaluate_miou, evaluate_prompts, inscribed_ellipse, iou
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.prompts import Prompts
+from sam_edge.segment.runtime import Runtime
 
 SIZE = 64
 
@@ -59,7 +59,7 @@ def data() -> Samples:
 
 
 @dataclass
-class Fake:
+class Fake(Runtime):
     """A runtime whose masks are drawn by `draw(image number, set number)` -> four masks at the picture's size.
 
     It records the prompts that it is given.
@@ -88,17 +88,17 @@ class Fake:
             # asked once more, it begins at the first again
             wanted = sample.annotations[self.answered % len(sample.annotations)].mask()
             self.answered += 1
-            found.append(torch.stack([self._low_res(mask) for mask in self.masks(wanted)]))
-        scores = torch.tensor(self.iou).expand(1, len(found), 4)
-        return torch.stack(found)[None], scores
+            found.append(np.stack([self._low_res(mask) for mask in self.masks(wanted)]))
+        scores = np.tile(np.array(self.iou, np.float32), (1, len(found), 1))
+        return np.stack(found)[None], scores
 
-    def _low_res(self, mask: np.ndarray) -> torch.Tensor:
+    def _low_res(self, mask: np.ndarray) -> np.ndarray:
         """Signed logits on the grid of low-resolution masks."""
         height, width = mask.shape
         cells = self.config.mask_size
         at = (np.arange(cells) + 0.5) * max(height, width) / cells
         rows, columns = at.astype(int).clip(0, height - 1), at.astype(int).clip(0, width - 1)
-        return torch.from_numpy(np.where(mask[np.ix_(rows, columns)], 8.0, -8.0)).float()
+        return np.where(mask[np.ix_(rows, columns)], np.float32(8), np.float32(-8))
 
 
 def oracle(wanted):
@@ -162,7 +162,8 @@ def test_points_and_boxes_reach_the_runtime_in_its_own_frame(tiny_config, size):
         runtime = Fake(tiny_config, data, oracle)
         evaluate_miou(runtime, data, prompt=prompt)
         (asked,) = runtime.asked
-        coords, labels = asked.coords[0, 0].numpy(), asked.labels[0, 0].tolist()
+        assert (asked.coords.dtype, asked.labels.dtype) == (np.float32, np.int64)
+        coords, labels = asked.coords[0, 0], asked.labels[0, 0].tolist()
         if prompt == "box":
             assert labels == [2, 3]
             wanted = [[width // 4, height // 3], [width // 2, height - 5]]

@@ -9,11 +9,12 @@ from torch import nn
 
 from sam_edge.export import to_onnx
 from sam_edge.export.graphs import GraphSpec
-from sam_edge.export.unsigned import for_this_cpu
+from sam_edge.export.unsigned import note_signs
 from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.quantized import rounds_output, set_dialect
 from sam_edge.quantize.ptq import QuantizeOptions, Quantizer
 from sam_edge.quantize.samples import Chance, Seen, watch_attention, watch_layer
+from sam_edge.runtimes.clipping import clips_products, without_sign
 
 SHAPES = {
     "linear": (nn.Linear(24, 10), (3, 40, 24)),
@@ -61,7 +62,8 @@ def in_onnxruntime(layer: nn.Module, folder, *given: torch.Tensor) -> np.ndarray
     names = tuple("abc"[: len(given)])
     spec = GraphSpec("layer", Alone(layer).eval(), tuple(x.detach() for x in given), names, ("y",), {})
     file = folder / to_onnx._write(spec, folder)["file"]
-    session = ort.InferenceSession(for_this_cpu(file, "int8"), providers=["CPUExecutionProvider"])
+    graph = without_sign(file, note_signs(file)) if clips_products() else file
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     return session.run(None, {name: x.detach().numpy() for name, x in zip(names, given, strict=True)})[0]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from sam_edge.errors import BackendUnavailableError, ExportError
@@ -16,8 +15,9 @@ from sam_edge.export.to_tensorrt import TrtOptions, build_engines, profile_shape
 from sam_edge.files import sha256_of
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
-from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime
-from sam_edge.runtimes.tensorrt_runtime import Engine, choose_engines, read_engines
+from sam_edge.runtimes.engines import Engine, choose_engines, read_engines
+from sam_edge.runtimes.folder import ExportedFolder
+from sam_edge.runtimes.onnx_runtime import OnnxRuntime
 from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 
@@ -106,7 +106,7 @@ def test_int8_graphs_build_for_each_target_and_the_folder_still_runs_everywhere(
         assert (engine.precision, engine.flavor) == ("int8", "rtx")
     assert engines[2].shapes["point_coords"] == {"min": [1, 1, 1, 2], "opt": [1, 8, 2, 2], "max": [1, 8, 4, 2]}
     assert set(choose_engines(out, "sm89")) == set(GRAPHS)
-    embeddings = OnnxRuntime(out.path, threads=1).encode(torch.zeros(1, 3, 64, 64))
+    embeddings = OnnxRuntime(out.path, threads=1).encode(np.zeros((1, 3, 64, 64), np.float32))
     assert embeddings.shape == (1, 256, 4, 4)
 
 

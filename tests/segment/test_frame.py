@@ -33,7 +33,9 @@ def test_pixels_are_segment_anything_s(tiny_sam, shape):
 
 
 @pytest.mark.parametrize("size", [64, 96, 1024])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (51, 97), (97, 51), (333, 271), (1, 59), (59, 1), (1201, 907)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 2), (51, 97), (97, 51), (333, 271), (1, 59), (59, 1), (1201, 907)], ids=str
+)
 def test_pixels_are_torch_s_bit_for_bit(tiny_config, shape, size):
     config = tiny_config.replace(image_size=size, pixel_mean=(120.7, 99.01, 3.3), pixel_std=(58.395, 57.12, 0.7))
     resized = torch.as_tensor(ResizeLongestSide(size).apply_image(picture(*shape))).permute(2, 0, 1)

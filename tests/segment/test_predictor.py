@@ -104,6 +104,24 @@ def test_many_prompt_sets_at_once_are_segment_anything_s(predictors, photo):
     assert_same_answers(*answers)
 
 
+def test_low_resolution_answers_come_to_the_picture_s_size_as_segment_anything_s_do(predictors, photo):
+    rng = np.random.default_rng(4)
+    points, labels = rng.uniform(0, 64, (5, 2, 2)).astype(np.float32), rng.integers(0, 2, (5, 2))
+    theirs, ours = predictors
+    for predictor in predictors:
+        predictor.set_image(photo)
+    given = torch.from_numpy(points), torch.from_numpy(labels)
+    wanted = [part.detach().numpy() for part in theirs.predict_torch(*given, return_logits=True)]
+    low_res, iou = ours.predict_low_res(points, labels)
+    logits, masks = ours.logits(low_res), ours.masks(low_res)
+    assert_same_answers(wanted, (logits, iou, low_res))
+    assert masks.dtype == bool
+    assert masks.shape == logits.shape == (5, 3, 50, 90)
+    assert np.abs(wanted[0][masks != (wanted[0] > 0)]).max(initial=0) < 1e-4
+    assert ours.predict_torch(*given)[0].dtype == torch.bool
+    np.testing.assert_array_equal(ours.predict_torch(*given)[0].numpy(), masks)
+
+
 def test_a_transformed_image_is_taken_as_segment_anything_takes_it(predictors, photo):
     answers = []
     for predictor in predictors:
@@ -111,6 +129,9 @@ def test_a_transformed_image_is_taken_as_segment_anything_takes_it(predictors, p
         predictor.set_torch_image(torch.as_tensor(resized).permute(2, 0, 1)[None], photo.shape[:2])
         answers.append(predictor.predict(**BOX, return_logits=True))
     assert_same_answers(*answers)
+    # it is the picture itself
+    predictors[1].set_image(photo)
+    assert_same_answers(answers[1], predictors[1].predict(**BOX, return_logits=True))
     theirs, ours = predictors
     torch.testing.assert_close(ours.get_image_embedding(), theirs.get_image_embedding(), rtol=1e-4, atol=1e-4)
 

@@ -1,13 +1,14 @@
-"""sam_edge.segment.records: run lengths and clean-up are segment-anything's."""
+"""sam_edge.segment.records: run lengths, clean-up and suppression are segment-anything's and torchvision's."""
 
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.utils.amg import MaskData, mask_to_rle_pytorch
+from segment_anything.utils.amg import MaskData, batched_mask_to_box, coco_encode_rle, mask_to_rle_pytorch
+from torchvision.ops import batched_nms, nms
 
-from sam_edge.segment.records import Found, box_of, run_lengths, without_nested, without_small_regions
+from sam_edge.segment.records import Found, box_of, run_lengths, suppress, without_nested, without_small_regions
 
 
 def picture(seed: int, shape: tuple[int, int] = (40, 30)) -> np.ndarray:
@@ -34,6 +35,18 @@ def test_run_lengths_are_segment_anything_s_and_come_back(mask):
     assert (found(mask).mask() == mask).all()
 
 
+def test_run_lengths_of_any_mask_are_segment_anything_s_in_either_form():
+    rng = np.random.default_rng(1)
+    for density in np.linspace(0, 1, 60):
+        mask = rng.random(rng.integers(1, 40, 2)) < density
+        wanted = mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]
+        one = found(mask)
+        assert one.runs.tolist() == wanted["counts"]
+        assert one.record("uncompressed_rle")["segmentation"] == wanted
+        assert one.rle() == one.record("coco_rle")["segmentation"] == coco_encode_rle(wanted)
+        assert list(one.box) == batched_mask_to_box(torch.from_numpy(mask)[None])[0].tolist()
+
+
 @pytest.mark.parametrize("mode", ["binary_mask", "uncompressed_rle", "coco_rle"])
 def test_every_output_mode_holds_the_mask(mode):
     mask = picture(3)
@@ -45,6 +58,62 @@ def test_every_output_mode_holds_the_mask(mode):
     assert (decoded == mask).all()
     assert record["area"] == mask.sum()
     assert record["point_coords"] == [[1.5, 2.5]]
+
+
+def boxes_of(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    """XYXY in pixels: anywhere, in a few crowds, on a coarse grid where many overlap alike, or without area."""
+    corners = rng.integers(0, 60, (count, 2)) if kind != "grid" else 4 * rng.integers(0, 5, (count, 2))
+    sides = {
+        "anywhere": rng.integers(1, 60, (count, 2)),
+        "crowds": rng.integers(20, 24, (count, 2)),
+        "grid": 4 * rng.integers(1, 5, (count, 2)),
+        "degenerate": rng.integers(0, 3, (count, 2)),
+    }[kind]
+    return np.concatenate([corners % 7 if kind == "crowds" else corners, corners + sides], 1)
+
+
+def scores_of(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    """All different, of few values, or all the same."""
+    return {
+        "different": rng.permutation(count).astype(np.float32) / count,
+        "few": rng.integers(0, 3, count).astype(np.float32) / 2,
+        "equal": np.full(count, 0.5, np.float32),
+    }[kind]
+
+
+@pytest.mark.parametrize("scores", ["different", "few", "equal"])
+@pytest.mark.parametrize("kind", ["anywhere", "crowds", "grid", "degenerate"])
+def test_suppression_is_torchvision_s(kind, scores):
+    rng = np.random.default_rng(7)
+    some_went = False
+    # of quotients that occur on a grid, some are rounded up to single precision and some down
+    for threshold in (0.0, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0):
+        for count in (1, 2, 40, 150):
+            boxes, score = boxes_of(kind, count, rng), scores_of(scores, count, rng)
+            given = torch.from_numpy(boxes).float(), torch.from_numpy(score)
+            got = suppress(boxes, score, threshold)
+            some_went |= len(got) < count
+            assert got.tolist() == nms(*given, threshold).tolist(), threshold
+            # as segment-anything calls it
+            one_class = torch.zeros(count, dtype=torch.long)
+            assert got.tolist() == batched_nms(*given, one_class, threshold).tolist(), threshold
+    assert some_went
+
+
+def test_suppression_of_fractional_boxes_is_torchvision_s():
+    rng = np.random.default_rng(8)
+    for _ in range(40):
+        corners = rng.uniform(0, 50, (100, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(0, 40, (100, 2))], 1).astype(np.float32)
+        scores, threshold = rng.random(100).astype(np.float32), float(rng.uniform())
+        wanted = nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold)
+        assert suppress(boxes, scores, threshold).tolist() == wanted.tolist()
+
+
+def test_of_no_boxes_none_are_left():
+    got = suppress(np.zeros((0, 4), np.int64), np.zeros(0, np.float32), 0.5)
+    assert got.shape == (0,)
+    assert np.issubdtype(got.dtype, np.integer)
 
 
 def test_small_regions_go_as_in_segment_anything():
