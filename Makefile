@@ -12,7 +12,7 @@ DEVICE_STAMP := $(DEVICE)/.installed-$(STATE)
 PHOTOS := $(firstword $(wildcard ../shared/data/coco128))
 DEMO_DATA := $(if $(PHOTOS),--images $(PHOTOS) --data $(PHOTOS),)
 
-.PHONY: demo test test-device test-slow check format links clean
+.PHONY: demo test test-device test-slow ship check format links clean
 
 demo: $(STAMP)
 	$(BIN)/sam-edge run --out demo $(DEMO_DATA)
@@ -37,6 +37,12 @@ check: $(STAMP) links
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# what ships beside nano's weights: integers, and the graphs that are nano where there is no torch
+ship: $(STAMP)
+	$(BIN)/sam-edge quantize nano --images $(PHOTOS) --out sam_edge/shipped/nano-int8
+	$(BIN)/sam-edge export-onnx sam_edge/shipped/nano-int8 --precision int8 --products none \
+		--images $(PHOTOS) --data $(PHOTOS) --out sam_edge/shipped/nano-onnx
 
 # mypy follows files, not setuptools' mapping
 links:

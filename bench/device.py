@@ -174,6 +174,9 @@ def control_group(most_bytes: int) -> Iterator[Path | None]:
         (Path("/sys/fs/cgroup"), "memory.max"),
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
     ):
+        if not (root / "cgroup.procs").exists():
+            # a folder that only looks like one takes a limit and does nothing
+            continue
         group = root / f"sam-edge-{os.getpid()}"
         try:
             group.mkdir()

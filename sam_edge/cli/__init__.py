@@ -22,6 +22,7 @@ app = typer.Typer(
 # in the order of the help
 app.command("models")(run.models)
 app.command("runtimes")(run.runtimes)
+app.command("sample")(run.sample)
 app.command("train")(train.train)
 app.command("compress")(compress.compress)
 app.command("embed")(compress.embed)

@@ -37,9 +37,7 @@ def export_onnx(
     images: Images = DEFAULT_IMAGES,
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="DIR", help="Labelled pictures: README.md says what the graphs score on their val split."
-        ),
+        typer.Option(metavar="DIR", help="Labelled pictures: README.md says what the graphs score on their val split."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Score on so many of them, drawn by the seed.")] = None,
     as_json: Json = False,

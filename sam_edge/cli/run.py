@@ -1,4 +1,4 @@
-"""`run`, the whole lineage; `models`, what it can start from; `runtimes`, what runs its results."""
+"""`run`, the whole lineage; `models`, what it can start from; `runtimes`, what runs its results; `sample`, a photo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sam_edge.cli.options import IMAGES_HELP, Json, OnDevice, Out
-from sam_edge.cli.output import print_json, stdout
+from sam_edge.cli.output import print_json, report, stdout
 
 
 def models(as_json: Json = False) -> None:
@@ -49,6 +49,22 @@ def runtimes(as_json: Json = False) -> None:
     for row in found:
         table.add_row(row.name, row.version or "-", row.computes, escape(row.remedy))
     stdout().print(table)
+
+
+def sample(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the photo goes.")] = Path("photo.jpg"),
+    as_json: Json = False,
+) -> None:
+    """Write a photo to try things on: an espresso, by Rachel Michetti (CC0)."""
+    from sam_edge.errors import SamEdgeError
+    from sam_edge.files import atomic_file
+    from sam_edge.segment.known import shipped_folder
+
+    if out.exists():
+        raise SamEdgeError(f"{out} is there already: choose another --out.")
+    with atomic_file(out) as part:
+        part.write_bytes((shipped_folder("sample") / "photo.jpg").read_bytes())
+    report(as_json, {"out": str(out)}, f"{out}: 600 x 400 pixels")
 
 
 def run(

@@ -73,9 +73,9 @@ def segment(
     options = command.EverythingOptions(
         strategy, points_per_side, pred_iou, stability, tau, coverage, nested, crops, min_area, max_memory_gb
     )
-    if len(image) > 1 or not Path(image[0]).is_file():
-        from sam_edge.commands.device.prelabel import prelabel
+    from sam_edge.commands.device.prelabel import names_one_picture, prelabel
 
+    if not names_one_picture(image):
         with progress("segment") as on_progress:
             result = prelabel(
                 model,

@@ -95,5 +95,5 @@ def _synthetic(spec: str | Path, split: Split) -> LabelledDataset | None:
         raise DataError(f"{spec}: expected synthetic, synthetic:COUNT or synthetic:COUNT:SEED in whole numbers.")
     count = int(numbers[0]) if numbers else DEFAULT_SCENES
     seed = int(numbers[1]) if len(numbers) == 2 else 0
-    scenes: LabelledDataset = workshop("sam_edge.scenes.synthetic", spec).SyntheticScenes(count, seed, split=split)
+    scenes: LabelledDataset = workshop("sam_edge.scenes.synthetic", str(spec)).SyntheticScenes(count, seed, split=split)
     return scenes

@@ -92,8 +92,8 @@ class GraphRuntime(ABC):
                 "point_labels": np.ascontiguousarray(labels[:, sets]),
             }
             bands.append(self._run("predict", {**image, **given}))
-        iou = [self._host(band["iou"]) for band in bands]
-        return Prediction(np.concat(iou) if iou else np.zeros((0, 4), np.float32), (state, bands))
+        found = [self._host(band["iou"]) for band in bands]
+        return Prediction(np.concat(found) if found else np.zeros((0, 4), np.float32), (state, bands))
 
     def upscale(
         self, prediction: Prediction, sets: Int[np.ndarray, "k"], masks: Int[np.ndarray, "k"]

@@ -1,5 +1,6 @@
 """ONNX Runtime as a runtime, on the CPU or on whichever of its execution providers is chosen by name."""
 
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,6 +68,8 @@ class OnnxRuntime(GraphRuntime):
             CheckpointError: no exported folder.
         """
         self._library = load_onnxruntime()
+        if (wrong := clash()) is not None:
+            warnings.warn(wrong, stacklevel=2)
         super().__init__(ExportedFolder.read(folder))
         self.name = "onnxruntime" if provider == "cpu" else f"onnxruntime-{provider}"
         self.device = "cuda" if provider in ON_GPU else "cpu"

@@ -120,8 +120,10 @@ class SamPredictor:
         given = [part for part in (point_coords, boxes, mask_input) if part is not None]
         if not given:
             raise PromptError("a prompt needs at least one point, box or mask.")
-        parts = (None if part is None else _array(part) for part in (point_coords, point_labels, boxes, mask_input))
-        low_res, iou = self.predict_low_res(*parts, multimask_output)
+        points, labels, corners, masks = (
+            None if part is None else _array(part) for part in (point_coords, point_labels, boxes, mask_input)
+        )
+        low_res, iou = self.predict_low_res(points, labels, corners, masks, multimask_output)
         found = self.logits(low_res) if return_logits else self.masks(low_res)
         # whoever has tensors has torch, which is not imported for anybody else
         torch = sys.modules["torch"]

@@ -70,8 +70,9 @@ class Prompts:
             corners = xp.asarray([BOX_START, BOX_END], device=boxes.device)
             label_parts.append(xp.broadcast_to(corners, (*boxes.shape[:2], 2)))
         if not coords_parts:
-            coords_parts.append(_zeros(xp, masks, (*masks.shape[:2], 1, 2)))
-            label_parts.append(xp.full((*masks.shape[:2], 1), ABSENT, device=masks.device))
+            # a mask alone
+            coords_parts.append(_zeros(xp, given, (*given.shape[:2], 1, 2)))
+            label_parts.append(xp.full((*given.shape[:2], 1), ABSENT, device=given.device))
         label_parts = [xp.asarray(part, dtype=xp.int64) for part in label_parts]
         return cls(xp.concat(coords_parts, 2), xp.concat(label_parts, 2), masks)
 

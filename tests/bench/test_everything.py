@@ -19,9 +19,7 @@ from sam_edge.bench.everything import (
     summarise,
     write_laps,
 )
-from sam_edge.commands.workshop.everything import SegmentAnythings
 from sam_edge.errors import BenchError
-from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment.config import Thresholds
 from sam_edge.segment.records import Found, box_of, run_lengths
 
@@ -121,6 +119,9 @@ def test_a_race_needs_a_photo_and_a_reference(monkeypatch):
 
 
 def test_real_contenders_find_the_same_and_account_for_it(tiny_config, make_sam, photo):
+    from sam_edge.commands.workshop.everything import SegmentAnythings
+    from sam_edge.models.torch_runtime import TorchRuntime
+
     runtime = TorchRuntime(make_sam(tiny_config))
     contenders = {
         REFERENCE: SegmentAnythings(make_sam(tiny_config), OPTIONS),

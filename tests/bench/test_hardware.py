@@ -5,7 +5,6 @@ import platform
 import re
 
 import pytest
-import torch
 
 from sam_edge.bench.hardware import hardware, lines, slug
 from sam_edge.runtimes.threads import cpu_threads
@@ -17,6 +16,10 @@ def test_hardware_is_plain_json_of_this_machine() -> None:
     assert found["python"] == platform.python_version()
     assert found["threads"] == cpu_threads()
     assert found["cores"] >= 1
+
+
+def test_the_gpu_and_its_library_are_torch_s() -> None:
+    torch, found = pytest.importorskip("torch"), hardware()
     assert found["gpu"] == (torch.cuda.get_device_name(0) if torch.cuda.is_available() else None)
     assert found["versions"]["torch"].startswith(torch.__version__.split("+")[0])
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from sam_edge.bench import latency
 from sam_edge.bench.latency import (
@@ -14,7 +13,6 @@ from sam_edge.bench.latency import (
     measure_in_turn,
 )
 from sam_edge.errors import BenchError
-from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.segment.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
 from sam_edge.segment.prompts import Prompts
 from sam_edge.segment.runtime import Runtime
@@ -150,6 +148,10 @@ def test_a_runtimes_own_synchronise_is_used(picture: np.ndarray) -> None:
 
 
 def test_a_torch_runtime_on_an_accelerator_is_waited_for(tiny_sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sam_edge.models.torch_runtime import TorchRuntime
+
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     runtime = TorchRuntime(tiny_sam)

@@ -13,7 +13,8 @@ from sam_edge.export import to_onnx
 from sam_edge.export.graphs import encoder_graph, to_half
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
-from sam_edge.runtimes.onnx_runtime import ExportedFolder, decoder_inputs, is_exported_folder
+from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder
+from sam_edge.runtimes.graphs import decoder_inputs
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.prompts import ABSENT, Prompts
 
@@ -33,10 +34,15 @@ def some_prompts(batch: int, sets: int, points: int, mask_size: int = 0) -> Prom
     """Random points, with a mask prompt where it has a size."""
     generator = torch.Generator().manual_seed(sets)
     return Prompts(
-        64 * torch.rand(batch, sets, points, 2, generator=generator),
-        torch.randint(-1, 4, (batch, sets, points), generator=generator),
-        torch.randn(batch, sets, 1, mask_size, mask_size, generator=generator) if mask_size else None,
+        (64 * torch.rand(batch, sets, points, 2, generator=generator)).numpy(),
+        torch.randint(-1, 4, (batch, sets, points), generator=generator).numpy(),
+        torch.randn(batch, sets, 1, mask_size, mask_size, generator=generator).numpy() if mask_size else None,
     )
+
+
+def some_pixels(batch: int, seed: int) -> np.ndarray:
+    """Noise in place of pictures."""
+    return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 def assert_agree(name: str, wanted: np.ndarray, got: np.ndarray, float_tolerance: float) -> None:
@@ -53,11 +59,11 @@ def assert_agree(name: str, wanted: np.ndarray, got: np.ndarray, float_tolerance
 
 
 def test_an_encoder_in_halves_is_torch_s_in_float(small_config, make_sam, tmp_path):
-    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    pixels = some_pixels(2, seed=2)
     with torch.inference_mode():
-        wanted = make_sam(small_config).image_encoder(pixels).numpy()
+        wanted = make_sam(small_config).image_encoder(torch.from_numpy(pixels)).numpy()
     described = to_onnx._write(encoder_graph(to_half(make_sam(small_config)), torch.float16), tmp_path)
-    (found,) = ort.InferenceSession(tmp_path / described["file"]).run(None, {"pixels": pixels.numpy()})
+    (found,) = ort.InferenceSession(tmp_path / described["file"]).run(None, {"pixels": pixels})
     assert_agree("fp16", wanted, found, 0.0)
 
 
@@ -65,8 +71,9 @@ def test_an_encoder_in_halves_is_torch_s_in_float(small_config, make_sam, tmp_pa
 @pytest.mark.parametrize("batch", [1, 3])
 def test_embeddings_are_torch_s_at_other_batch_sizes(request, name, batch):
     exported = request.getfixturevalue(name)
-    pixels = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
-    assert_agree(name, exported.torch.encode(pixels).numpy(), exported.runtime.encode(pixels), 1e-4)
+    pixels = some_pixels(batch, seed=batch)
+    wanted, got = (one.host(one.encode(pixels)) for one in (exported.torch, exported.runtime))
+    assert_agree(name, wanted, got, 1e-4)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -87,15 +94,15 @@ def test_an_integer_graph_is_torch_s_simulation_before_it_is_fused(request, name
         ort.InferenceSession(exported.path / f"{graph}.onnx", options, providers=["CPUExecutionProvider"])
         for graph in ("encoder", "decoder")
     )
-    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    prompts = some_prompts(2, 3, 2)
-    embeddings = exported.torch.encode(pixels)
+    pixels, prompts = some_pixels(2, seed=3), some_prompts(2, 3, 2)
+    encoded = exported.torch.encode(pixels)
+    embeddings = exported.torch.host(encoded)
     # a value on the edge of two steps may still fall to either side, and takes its neighbours along
-    off = np.abs(encoder.run(None, {"pixels": pixels.numpy()})[0] - embeddings.numpy())
+    off = np.abs(encoder.run(None, {"pixels": pixels})[0] - embeddings)
     assert np.quantile(off, 0.95) < 1e-5
-    given = {"embeddings": embeddings.numpy(), **decoder_inputs(exported.model.config, prompts)}
-    for wanted, got in zip(exported.torch.decode(embeddings, prompts), decoder.run(None, given), strict=True):
-        assert np.quantile(np.abs(got - wanted.numpy()), 0.99) < 1e-3
+    given = {"embeddings": embeddings, **decoder_inputs(exported.model.config, prompts)}
+    for wanted, got in zip(exported.torch.decode(encoded, prompts), decoder.run(None, given), strict=True):
+        assert np.quantile(np.abs(got - wanted), 0.99) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["fp32", "int8"])
@@ -110,7 +117,7 @@ def test_mask_prompts_are_torch_s(request, name):
 def test_padded_sets_give_what_each_gives_alone(request, name):
     exported = request.getfixturevalue(name)
     full = some_prompts(1, 3, 4)
-    labels, coords = full.labels.clone(), full.coords.clone()
+    labels, coords = full.labels.copy(), full.coords.copy()
     for index, kept in enumerate((1, 4, 2)):
         labels[:, index, kept:] = ABSENT
         # whatever lies at an absent point must not matter
@@ -158,13 +165,10 @@ def test_a_predictor_on_onnx_runtime_answers_as_on_torch(fp32, photo):
 # --- The decoder in three graphs
 
 
-def split_of(exported, prompts: Prompts, sets: torch.Tensor, masks: torch.Tensor) -> list[np.ndarray]:
+def split_of(exported, prompts: Prompts, sets: np.ndarray, masks: np.ndarray) -> list[np.ndarray]:
     """IoU and wanted logits of prompts about one image, by ONNX Runtime."""
-    config = exported.model.config
-    shape = (1, config.decoder.dim, config.grid, config.grid)
-    embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(4)).numpy()
-    prediction = exported.runtime.predict(exported.runtime.prepare(embeddings), prompts)
-    return [exported.runtime.upscale(prediction, sets, masks).numpy(), prediction.iou.numpy()]
+    prediction = exported.runtime.predict(exported.runtime.prepare(exported.embeddings()), prompts)
+    return [exported.runtime.upscale(prediction, sets, masks), prediction.iou]
 
 
 @pytest.mark.parametrize("sets", [1, 6])
@@ -177,8 +181,8 @@ def test_the_split_graphs_are_torch_s_decoder(request, name, sets):
     prompts.labels[:, 0, 1:] = ABSENT
     (wanted, wanted_iou), _ = exported.decode(prompts)
     # more than one call takes, out of order, one of them twice
-    chosen = torch.arange(sets).flip(0).repeat_interleave(2)
-    masks = torch.arange(2 * sets) % 4
+    chosen = np.arange(sets)[::-1].repeat(2)
+    masks = np.arange(2 * sets) % 4
     logits, iou = split_of(exported, prompts, chosen, masks)
     assert_agree(name, wanted_iou[0], iou, 1e-4)
     assert_agree(name, wanted[0, chosen, masks], logits, 1e-4)
@@ -186,11 +190,11 @@ def test_the_split_graphs_are_torch_s_decoder(request, name, sets):
 
 def test_split_graphs_without_a_wanted_mask_and_with_mask_prompts(fp32):
     side = fp32.model.config.mask_size
-    none = torch.zeros(0, dtype=torch.long)
+    none = np.zeros(0, np.int64)
     assert split_of(fp32, some_prompts(1, 2, 1), none, none)[0].shape == (0, side, side)
     prompts = some_prompts(1, 2, 1, side)
     (wanted, wanted_iou), _ = fp32.decode(prompts)
-    logits, iou = split_of(fp32, prompts, torch.tensor([1, 0]), torch.tensor([2, 3]))
+    logits, iou = split_of(fp32, prompts, np.array([1, 0]), np.array([2, 3]))
     assert_agree("fp32", wanted_iou[0], iou, 1e-4)
     assert_agree("fp32", wanted[0, [1, 0], [2, 3]], logits, 1e-4)
 

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
-from segment_anything.utils.amg import generate_crop_boxes, is_box_near_crop_edge
 
 from sam_edge.segment.crops import crop_boxes, near_crop_edge
 
@@ -14,27 +12,27 @@ SIZES = [(480, 640), (640, 481), (1, 70), (70, 1), (1, 1), (64, 64), (7, 300), (
 @pytest.mark.parametrize("overlap", [0.0, 0.1, OVERLAP, 0.5, 0.99])
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_crops_are_segment_anything_s(size, layers, overlap):
+def test_crops_are_segment_anything_s(amg, size, layers, overlap):
     boxes, of_layer = crop_boxes(size, layers, overlap)
-    wanted, wanted_layers = generate_crop_boxes(size, layers, overlap)
+    wanted, wanted_layers = amg.generate_crop_boxes(size, layers, overlap)
     assert [list(box) for box in boxes] == wanted
     assert of_layer == wanted_layers
     assert len(boxes) == sum(4**layer for layer in range(layers + 1))
 
 
-def test_crops_of_any_picture_are_segment_anything_s():
+def test_crops_of_any_picture_are_segment_anything_s(amg):
     rng = np.random.default_rng(0)
     for _ in range(300):
         size = tuple(rng.integers(1, 900, 2).tolist())
         layers, overlap = int(rng.integers(0, 4)), float(rng.uniform(0, 1))
         boxes, of_layer = crop_boxes(size, layers, overlap)
-        wanted, wanted_layers = generate_crop_boxes(size, layers, overlap)
+        wanted, wanted_layers = amg.generate_crop_boxes(size, layers, overlap)
         assert [list(box) for box in boxes] == wanted
         assert of_layer == wanted_layers
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_boxes_near_a_crop_s_edge_are_segment_anything_s(size):
+def test_boxes_near_a_crop_s_edge_are_segment_anything_s(torch, amg, size):
     rng = np.random.default_rng(1)
     near = []
     for crop in crop_boxes(size, 2, OVERLAP)[0]:
@@ -48,7 +46,7 @@ def test_boxes_near_a_crop_s_edge_are_segment_anything_s(size):
         boxes = np.stack([xs[:, 0], ys[:, 0], xs[:, 1], ys[:, 1]], 1)
         picture = (0, 0, size[1], size[0])
         got = near_crop_edge(boxes, crop, picture)
-        wanted = is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), list(picture))
+        wanted = amg.is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), list(picture))
         assert got.dtype == bool
         np.testing.assert_array_equal(got, wanted.numpy())
         near.append(got.mean())

@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from segment_anything.utils.transforms import ResizeLongestSide
 
 from sam_edge.errors import DataError
 from sam_edge.segment.frame import Frame, normalise, to_pixels
@@ -19,9 +16,9 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_pixels_are_segment_anything_s(tiny_sam, shape):
+def test_pixels_are_segment_anything_s(tiny_sam, torch, resize_longest_side, shape):
     pixels, frame = to_pixels(picture(*shape), tiny_sam.config)
-    resized = ResizeLongestSide(64).apply_image(picture(*shape))
+    resized = resize_longest_side(64).apply_image(picture(*shape))
     wanted = tiny_sam.preprocess(torch.as_tensor(resized).permute(2, 0, 1)[None])
     assert pixels.dtype == np.float32
     np.testing.assert_array_equal(pixels, wanted.numpy())
@@ -36,12 +33,12 @@ def test_pixels_are_segment_anything_s(tiny_sam, shape):
 @pytest.mark.parametrize(
     "shape", [(1, 1), (3, 2), (51, 97), (97, 51), (333, 271), (1, 59), (59, 1), (1201, 907)], ids=str
 )
-def test_pixels_are_torch_s_bit_for_bit(tiny_config, shape, size):
+def test_pixels_are_torch_s_bit_for_bit(tiny_config, torch, resize_longest_side, shape, size):
     config = tiny_config.replace(image_size=size, pixel_mean=(120.7, 99.01, 3.3), pixel_std=(58.395, 57.12, 0.7))
-    resized = torch.as_tensor(ResizeLongestSide(size).apply_image(picture(*shape))).permute(2, 0, 1)
+    resized = torch.as_tensor(resize_longest_side(size).apply_image(picture(*shape))).permute(2, 0, 1)
     mean, std = (torch.tensor(part)[:, None, None] for part in (config.pixel_mean, config.pixel_std))
     padding = (0, size - resized.shape[2], 0, size - resized.shape[1])
-    wanted = F.pad((resized - mean) / std, padding)[None].numpy()
+    wanted = torch.nn.functional.pad((resized - mean) / std, padding)[None].numpy()
     assert to_pixels(picture(*shape), config)[0].tobytes() == wanted.tobytes()
 
 
@@ -57,9 +54,9 @@ def test_pictures_of_any_layout_are_the_same(tiny_config, layout):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_coordinates_are_segment_anything_s(shape):
+def test_coordinates_are_segment_anything_s(resize_longest_side, shape):
     points = np.random.default_rng(1).uniform(0, 1, (4, 5, 2)) * [shape[1], shape[0]]
-    wanted = ResizeLongestSide(64).apply_coords(points, shape)
+    wanted = resize_longest_side(64).apply_coords(points, shape)
     got = Frame.of(*shape, 64).to_input(points.astype(np.float32))
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)

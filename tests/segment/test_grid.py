@@ -2,22 +2,21 @@
 
 import numpy as np
 import pytest
-from segment_anything.utils.amg import build_all_layer_point_grids, build_point_grid
 
 from sam_edge.errors import EverythingError
 from sam_edge.segment.grid import first_pass, layer_grids, regular_grid
 
 
-def test_regular_grids_are_segment_anything_s_to_the_bit():
+def test_regular_grids_are_segment_anything_s_to_the_bit(amg):
     for side in range(1, 101):
-        got, wanted = regular_grid(side), build_point_grid(side)
+        got, wanted = regular_grid(side), amg.build_point_grid(side)
         assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
         assert got.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 16, 30, 31, 32, 33, 64])
 def test_the_first_pass_is_a_quarter_of_the_points_per_side_evenly_spread(side):
-    grid = build_point_grid(side)
+    grid = regular_grid(side)
     first = first_pass(grid)
     per_side = max(round(side / 4), 1)
     assert len(first) == per_side**2
@@ -39,15 +38,18 @@ def test_any_points_have_a_first_pass():
     assert len(first_pass(corners)) == 1
 
 
-def test_layers_have_segment_anything_s_grids_or_one_s_own():
+def test_layers_have_grids_of_fewer_points_or_one_s_own():
     sides = [int(np.sqrt(len(grid))) for grid in layer_grids(8, 2, 2, None)]
     assert sides == [8, 4, 2]
-    for side, layers, downscale in ((8, 2, 2), (32, 0, 1), (7, 1, 3), (9, 3, 1)):
-        wanted = build_all_layer_point_grids(side, layers, downscale)
-        for got, theirs in zip(layer_grids(side, layers, downscale, None), wanted, strict=True):
-            np.testing.assert_array_equal(got, theirs)
     own = layer_grids(None, 1, 1, [np.array([[0.5, 0.5]]), [[0.1, 0.2], [0.3, 0.4]]])
     assert [len(grid) for grid in own] == [1, 2]
+
+
+def test_layers_grids_are_segment_anything_s(amg):
+    for side, layers, downscale in ((8, 2, 2), (32, 0, 1), (7, 1, 3), (9, 3, 1)):
+        wanted = amg.build_all_layer_point_grids(side, layers, downscale)
+        for got, theirs in zip(layer_grids(side, layers, downscale, None), wanted, strict=True):
+            np.testing.assert_array_equal(got, theirs)
 
 
 @pytest.mark.parametrize(

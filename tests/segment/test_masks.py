@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
+from PIL import Image
 
 from sam_edge.segment import masks
 from sam_edge.segment.frame import Frame
@@ -16,25 +14,24 @@ SHAPES = [(64, 64), (50, 90), (91, 33), (1, 40), (300, 200)]
 
 def logits(cells: int) -> np.ndarray:
     """Six masks of blobs of a size, one full, one empty, and one that only its stability score sees."""
-    generator = torch.Generator().manual_seed(cells)
-    coarse = 4 * torch.randn(6, 1, cells, cells, generator=generator) - 1
-    blobs = F.interpolate(coarse, (32, 32), mode="bicubic")[:, 0]
-    parts = [blobs, torch.full((1, 32, 32), 5.0), torch.full((1, 32, 32), -5.0), -blobs[:1].abs() / 2]
-    return torch.cat(parts).numpy()
+    coarse = 4 * np.random.default_rng(cells).normal(size=(6, cells, cells)).astype(np.float32) - 1
+    blobs = np.stack([Image.fromarray(one).resize((32, 32), Image.Resampling.BICUBIC) for one in coarse])
+    full, empty = (np.full((1, 32, 32), logit, np.float32) for logit in (5.0, -5.0))
+    return np.concatenate([blobs, full, empty, -np.abs(blobs[:1]) / 2])
 
 
 @pytest.mark.parametrize("offset", [1.0, 0.3, 0.0], ids=str)
 @pytest.mark.parametrize("cells", [3, 9, 32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_measures_are_segment_anything_s(at_full_size, shape, cells, offset):
+def test_measures_are_segment_anything_s(torch, amg, at_full_size, shape, cells, offset):
     frame, low_res = Frame.of(*shape, 64), logits(cells)
     full = torch.from_numpy(at_full_size(low_res, frame))
     got = measure(low_res, Scaling.of(frame, 32), offset)
-    wanted = calculate_stability_score(full, 0.0, offset)
+    wanted = amg.calculate_stability_score(full, 0.0, offset)
     # two pixels' worth of rounding, in the smallest of the areas
     assert got.stability.dtype == np.float32
     assert np.allclose(got.stability, wanted.numpy(), atol=2e-3, rtol=1e-3, equal_nan=True)
-    np.testing.assert_array_equal(got.boxes, batched_mask_to_box(full > 0).numpy(), strict=True)
+    np.testing.assert_array_equal(got.boxes, amg.batched_mask_to_box(full > 0).numpy(), strict=True)
 
 
 @pytest.mark.parametrize("cells", [3, 32], ids=str)

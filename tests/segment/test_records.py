@@ -2,11 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
 from pycocotools import mask as coco_mask
-from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.utils.amg import MaskData, batched_mask_to_box, coco_encode_rle, mask_to_rle_pytorch
-from torchvision.ops import batched_nms, nms
 
 from sam_edge.segment.records import Found, box_of, run_lengths, suppress, without_nested, without_small_regions
 
@@ -29,22 +25,22 @@ MASKS = [picture(0), picture(1), np.zeros((4, 5), bool), np.ones((4, 5), bool), 
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=range(len(MASKS)))
-def test_run_lengths_are_segment_anything_s_and_come_back(mask):
-    wanted = mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]["counts"]
+def test_run_lengths_are_segment_anything_s_and_come_back(torch, amg, mask):
+    wanted = amg.mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]["counts"]
     assert run_lengths(mask).tolist() == run_lengths(np.asfortranarray(mask)).tolist() == wanted
     assert (found(mask).mask() == mask).all()
 
 
-def test_run_lengths_of_any_mask_are_segment_anything_s_in_either_form():
+def test_run_lengths_of_any_mask_are_segment_anything_s_in_either_form(torch, amg):
     rng = np.random.default_rng(1)
     for density in np.linspace(0, 1, 60):
         mask = rng.random(rng.integers(1, 40, 2)) < density
-        wanted = mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]
+        wanted = amg.mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]
         one = found(mask)
         assert one.runs.tolist() == wanted["counts"]
         assert one.record("uncompressed_rle")["segmentation"] == wanted
-        assert one.rle() == one.record("coco_rle")["segmentation"] == coco_encode_rle(wanted)
-        assert list(one.box) == batched_mask_to_box(torch.from_numpy(mask)[None])[0].tolist()
+        assert one.rle() == one.record("coco_rle")["segmentation"] == amg.coco_encode_rle(wanted)
+        assert list(one.box) == amg.batched_mask_to_box(torch.from_numpy(mask)[None])[0].tolist()
 
 
 @pytest.mark.parametrize("mode", ["binary_mask", "uncompressed_rle", "coco_rle"])
@@ -83,7 +79,8 @@ def scores_of(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
 
 @pytest.mark.parametrize("scores", ["different", "few", "equal"])
 @pytest.mark.parametrize("kind", ["anywhere", "crowds", "grid", "degenerate"])
-def test_suppression_is_torchvision_s(kind, scores):
+def test_suppression_is_torchvision_s(torch, kind, scores):
+    ops = pytest.importorskip("torchvision.ops")
     rng = np.random.default_rng(7)
     some_went = False
     # of quotients that occur on a grid, some are rounded up to single precision and some down
@@ -93,20 +90,21 @@ def test_suppression_is_torchvision_s(kind, scores):
             given = torch.from_numpy(boxes).float(), torch.from_numpy(score)
             got = suppress(boxes, score, threshold)
             some_went |= len(got) < count
-            assert got.tolist() == nms(*given, threshold).tolist(), threshold
+            assert got.tolist() == ops.nms(*given, threshold).tolist(), threshold
             # as segment-anything calls it
             one_class = torch.zeros(count, dtype=torch.long)
-            assert got.tolist() == batched_nms(*given, one_class, threshold).tolist(), threshold
+            assert got.tolist() == ops.batched_nms(*given, one_class, threshold).tolist(), threshold
     assert some_went
 
 
-def test_suppression_of_fractional_boxes_is_torchvision_s():
+def test_suppression_of_fractional_boxes_is_torchvision_s(torch):
+    ops = pytest.importorskip("torchvision.ops")
     rng = np.random.default_rng(8)
     for _ in range(40):
         corners = rng.uniform(0, 50, (100, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(0, 40, (100, 2))], 1).astype(np.float32)
         scores, threshold = rng.random(100).astype(np.float32), float(rng.uniform())
-        wanted = nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold)
+        wanted = ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold)
         assert suppress(boxes, scores, threshold).tolist() == wanted.tolist()
 
 
@@ -116,14 +114,15 @@ def test_of_no_boxes_none_are_left():
     assert np.issubdtype(got.dtype, np.integer)
 
 
-def test_small_regions_go_as_in_segment_anything():
+def test_small_regions_go_as_in_segment_anything(torch, amg):
+    theirs = pytest.importorskip("segment_anything").SamAutomaticMaskGenerator
     masks = [picture(seed) for seed in range(12)]
     # a duplicate but for a speck, which must give way to the clean one
     masks.append(masks[0].copy())
     masks[-1][-1, -1] ^= True
     boxes = torch.tensor([box_of(mask) for mask in masks])
-    rles = [mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0] for mask in masks]
-    wanted = SamAutomaticMaskGenerator.postprocess_small_regions(MaskData(rles=rles, boxes=boxes), 9, 0.7)
+    rles = [amg.mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0] for mask in masks]
+    wanted = theirs.postprocess_small_regions(amg.MaskData(rles=rles, boxes=boxes), 9, 0.7)
     got = without_small_regions([found(mask) for mask in masks], 9, 0.7)
     assert [one.runs.tolist() for one in got] == [rle["counts"] for rle in wanted["rles"]]
     assert [list(one.box) for one in got] == wanted["boxes"].tolist()

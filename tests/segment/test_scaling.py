@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from sam_edge.segment.frame import Frame
 from sam_edge.segment.masks import mask_of
@@ -62,7 +60,7 @@ def test_points_are_pixels_of_the_two_interpolations(at_full_size, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_whole_is_what_segment_anything_makes(tiny_sam, shape):
+def test_the_whole_is_what_segment_anything_makes(tiny_sam, torch, shape):
     frame, logits = Frame.of(*shape, 64), noise(6, 32)
     wanted = tiny_sam.postprocess_masks(torch.from_numpy(logits)[None], frame.input_size, frame.original_size)[0]
     scaling = Scaling.of(frame, 32)
@@ -104,7 +102,7 @@ def test_any_picture_s_logits_are_those_of_the_two_interpolations(at_full_size):
 @pytest.mark.parametrize(
     ("cells", "square", "close"), [(16, 64, 1e-6), (32, 64, 1e-6), (64, 256, 2e-6), (256, 1024, 8e-6)]
 )
-def test_coefficients_are_torch_s_interpolations_of_the_identity(cells, square, close):
+def test_coefficients_are_torch_s_interpolations_of_the_identity(torch, cells, square, close):
     rng = np.random.default_rng(cells)
     ends = [(1, 1), (1, 40), (square, 1), (square, square), (square, 2 * square + 1), (square - 1, 7)]
     some = zip(rng.integers(1, square + 1, 30).tolist(), rng.integers(1, 3000, 30).tolist(), strict=True)
@@ -113,8 +111,8 @@ def test_coefficients_are_torch_s_interpolations_of_the_identity(cells, square, 
         got = np.zeros((length, cells), np.float32)
         np.put_along_axis(got, axis.tap_starts[:, None] + np.arange(axis.taps.shape[1]), axis.taps, 1)
         identity = torch.eye(cells)[None]
-        once = F.interpolate(identity, square, mode="linear", align_corners=False)[..., :used]
-        wanted = F.interpolate(once, length, mode="linear", align_corners=False)[0].T.numpy()
+        once = torch.nn.functional.interpolate(identity, square, mode="linear", align_corners=False)[..., :used]
+        wanted = torch.nn.functional.interpolate(once, length, mode="linear", align_corners=False)[0].T.numpy()
         np.testing.assert_allclose(got, wanted, rtol=0, atol=close, err_msg=f"{used} {length}")
         # applied, they are what a product with the whole matrix gives
         values = rng.normal(size=(cells, 3)).astype(np.float32)
@@ -122,11 +120,11 @@ def test_coefficients_are_torch_s_interpolations_of_the_identity(cells, square, 
 
 
 @pytest.mark.parametrize("cells", [1, 2, 5, 64])
-def test_one_interpolation_is_torch_s(cells):
+def test_one_interpolation_is_torch_s(torch, cells):
     values = np.random.default_rng(cells).normal(size=(cells, 4)).astype(np.float32)
     for length in (1, 2, 3, cells, 2 * cells + 1, 777):
         given = torch.from_numpy(values).T[None]
-        wanted = F.interpolate(given, length, mode="linear", align_corners=False)[0].T.numpy()
+        wanted = torch.nn.functional.interpolate(given, length, mode="linear", align_corners=False)[0].T.numpy()
         np.testing.assert_allclose(interpolated(values, length), wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -31,6 +31,12 @@ from sam_edge.runtimes.open import open_runtime
 LOG, RESULT, PICTURES = "masks.jsonl", "masks.json", "pictures"
 
 
+def names_one_picture(wanted: Sequence[str]) -> bool:
+    """Whether one file is meant, there or not, and no folder and no pattern."""
+    path = Path(wanted[0]).expanduser()
+    return len(wanted) == 1 and not path.is_dir() and (path.exists() or not glob.has_magic(wanted[0]))
+
+
 def find_pictures(wanted: Sequence[str]) -> tuple[Path, list[str]]:
     """The pictures of files, folders and patterns, each once: a folder that holds them all, and their names in it.
 
