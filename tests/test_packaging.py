@@ -1,12 +1,19 @@
 """pyproject's list of packages against the folders, and what an installation must hold."""
 
+import shutil
+import subprocess
+import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
 
+from sam_edge.halves import EXTRAS
+
 ROOT = Path(__file__).parents[1]
 MAPPED = ("export", "kernels", "bench")
+MOST_WHEEL_BYTES = 30_000_000
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,38 @@ def test_packaged_data_exists(setuptools: dict) -> None:
             assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
 
 
-@pytest.mark.parametrize("name", ["nano", "nano-t"])
-def test_a_packaged_model_weighs_at_most_12_megabytes(name: str) -> None:
-    assert (ROOT / "sam_edge" / "shipped" / name / "model.safetensors").stat().st_size <= 12_000_000
+def test_a_device_needs_no_torch(setuptools: dict) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = " ".join(project["dependencies"] + project["optional-dependencies"]["cpu"])
+    assert not any(name in needed for name in ("torch", "opencv", "onnxscript", "matplotlib", "safetensors"))
+    # one extra brings each runtime, and names them as errors do
+    assert set(EXTRAS.values()) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.slow
+def test_a_wheel_works_on_a_device_outside_of_the_checkout(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "demo", "runs", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    for link in ("export", "kernels", "bench"):
+        (source / "sam_edge" / link).unlink(missing_ok=True)
+
+    def run(*command: object) -> str:
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, source)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("py3-none-any.whl")
+    assert wheel.stat().st_size <= MOST_WHEEL_BYTES
+    venv.create(tmp_path / "device", with_pip=True)
+    python = tmp_path / "device" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]")
+    run(python, "-m", "sam_edge", "sample")
+    run(python, "-m", "sam_edge", "segment", "nano", "photo.jpg", "--box", "140,20,470,290", "--out", "cup")
+    assert (tmp_path / "cup" / "mask_000.png").is_file()
+    loaded = run(python, "-c", "import sam_edge.cli, sys; print('torch' in sys.modules)")
+    assert loaded.strip() == "False"

@@ -36,11 +36,27 @@ class AttentionProducts(nn.Module):
         """softmax(q k^T / sqrt(d) + bias) v."""
         if not isinstance(bias, tuple):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        many = q.shape[2] >= SMALLEST_BANDED
-        if many and q.device.type == "cpu" and not torch.compiler.is_exporting():
-            flat = (x.flatten(0, 1) for x in (q, k, v, *bias))
-            return positional_attention(*flat).unflatten(0, q.shape[:2])
+        if q.shape[2] >= SMALLEST_BANDED:
+            if torch.compiler.is_exporting():
+                return banded_attention(q, k, v, *bias)
+            if q.device.type == "cpu":
+                flat = (x.flatten(0, 1) for x in (q, k, v, *bias))
+                return positional_attention(*flat).unflatten(0, q.shape[:2])
         return F.scaled_dot_product_attention(q, k, v, attn_mask=summed(*bias))
+
+
+@torch.library.custom_op("sam_edge::banded_attention", mutates_args=())
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """The same as one node of an exported program, which `to_onnx` writes out in bands.
+
+    Traced band by band, a program of three large blocks would take minutes to export.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=summed(rel_h, rel_w))
+
+
+@banded_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    return q.new_empty(*q.shape[:-1], v.shape[-1])
 
 
 def summed(rel_h: Float[Tensor, "*b n h"], rel_w: Float[Tensor, "*b n w"]) -> Float[Tensor, "*b n h*w"]:
