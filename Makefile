@@ -40,7 +40,7 @@ format: $(STAMP)
 
 # what ships beside nano's weights: integers, and the graphs that are nano where there is no torch
 ship: $(STAMP)
-	$(BIN)/sam-edge quantize nano --images $(PHOTOS) --out sam_edge/shipped/nano-int8
+	OMP_NUM_THREADS=1 $(BIN)/sam-edge quantize nano --images $(PHOTOS) --out sam_edge/shipped/nano-int8
 	$(BIN)/sam-edge export-onnx sam_edge/shipped/nano-int8 --precision int8 --products none \
 		--images $(PHOTOS) --data $(PHOTOS) --out sam_edge/shipped/nano-onnx
 

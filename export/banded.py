@@ -1,45 +1,59 @@
-"""Attention with relative positions as ONNX operators that never hold a whole N x N matrix.
+"""Attention with relative positions in plain ONNX operators, of which none gives a whole N x N matrix.
 
-Attention in three nodes is N x N values per head several times over: 0.3 GB each for five heads of 4096 tokens. Here
-query rows are taken in bands, unrolled, since a Loop is what TensorRT's and OpenVINO's optimisers do not look into.
+In three nodes attention is N x N values per head several times over: 0.3 GB each for five heads of 4096 tokens. Bands
+of rows are unrolled, not looped over: a loop's body is closed to the fusions of most runtimes.
 """
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from onnxscript import ir, opset18
 
-from sam_edge.models import attention
+BAND = 128
+"""Query rows at a time: 10 MB of float32 logits at five heads of 4096 tokens.
 
-SHAPE_TOLD = "shape_told"
-"""Marks values whose shapes stay in the file: behind a Reshape with a free batch ONNX Runtime does not find them, takes
-the bands' sizes for different ones, and gives each memory of its own."""
+Measured on nano: 256 takes 0.1 GB more in ONNX Runtime and 5 % less time in OpenVINO, 64 takes 10 % more there."""
+SHAPE_KEPT = "shape_kept"
+"""Mark of values whose shapes are to stay in the file."""
 
 
-# without types: of `ir.Value` the exporter's registry warns that it is none of ONNX's
-def banded_attention(q, k, v, rel_h, rel_w):  # type: ignore[no-untyped-def]
-    """The nodes of `sam_edge.models.attention.banded_attention`: q, k, v B x heads x N x d, positions x h and x w."""
-    for value in (q, k, v, rel_h, rel_w):
-        value.metadata_props[SHAPE_TOLD] = "yes"
-    tokens, width = int(q.shape[2]), int(q.shape[3])
-    edges = [_integers(min(at, tokens)) for at in range(0, tokens + attention.BAND, attention.BAND)]
-    as_rows, axis = _integers(0, 0, 0, -1), _integers(2)
-    q = opset18.Mul(q, _constant(ir.tensor(width**-0.5, q.dtype)))
-    k = opset18.Transpose(k, perm=[0, 1, 3, 2])
-    rel_h, rel_w = opset18.Unsqueeze(rel_h, _integers(4)), opset18.Unsqueeze(rel_w, _integers(3))
+def banded_attention(q: ir.Value, k: ir.Value, v: ir.Value, rel_h: ir.Value, rel_w: ir.Value) -> ir.Value:
+    """Nodes of softmax(q k^T / sqrt(d) + rel_h + rel_w) v, of values as `models.attention.banded_attention` takes.
+
+    All heads at once, which is a fifth of the nodes that a head at a time would be: runtimes plan them in more than
+    linear time. Positions are added, not multiplied as columns of q and k: they are up to nine times as many columns.
+    """
+    heads, tokens, width = (int(size) for size in q.shape[1:])
+    height, breadth = int(rel_h.shape[-1]), int(rel_w.shape[-1])
+    # a name of its own in each block: buffers shared between blocks would be held from the first to the last
+    batch = f"batch_{q.name}"
+
+    def told(x: ir.Value, *sizes: int) -> ir.Value:
+        x.shape, x.dtype = ir.Shape([batch, heads, *sizes]), v.dtype
+        x.metadata_props[SHAPE_KEPT] = "yes"
+        return x
+
+    rows = told(opset18.Mul(q, _constant(np.array(width**-0.5), q.dtype)), tokens, width)
+    columns = opset18.Transpose(k, perm=[0, 1, 3, 2])
+    along_h = told(opset18.Unsqueeze(rel_h, _integers(4)), tokens, height, 1)
+    along_w = told(opset18.Unsqueeze(rel_w, _integers(3)), tokens, 1, breadth)
+    values = told(v, tokens, int(v.shape[-1]))
+    # shared by all bands: in each anew they would outweigh small weights
+    edges = [_integers(at) for at in (*range(0, tokens, BAND), tokens)]
+    axis, flat = _integers(2), _integers(0, 0, 0, -1)
     bands = []
-    for start, end in pairwise(edges):
-        rows, along_h, along_w = (opset18.Slice(value, start, end, axis) for value in (q, rel_h, rel_w))
-        positions = opset18.Reshape(opset18.Add(along_h, along_w), as_rows)
-        weights = opset18.Softmax(opset18.Add(opset18.MatMul(rows, k), positions), axis=-1)
-        bands.append(opset18.MatMul(weights, v))
+    for at, (start, end) in enumerate(pairwise(edges)):
+        band, band_h, band_w = (opset18.Slice(x, start, end, axis) for x in (rows, along_h, along_w))
+        logits = told(opset18.MatMul(band, columns), min(BAND, tokens - at * BAND), tokens)
+        # of two additions over the logits in place of this sum, OpenVINO makes whole matrices again
+        positions = opset18.Reshape(opset18.Add(band_h, band_w), flat)
+        bands.append(opset18.MatMul(opset18.Softmax(opset18.Add(logits, positions), axis=-1), values))
     return opset18.Concat(*bands, axis=2)
 
 
-def _integers(*values: int) -> Any:
-    return _constant(ir.tensor(np.array(values, np.int64)))
+def _integers(*values: int) -> ir.Value:
+    return _constant(np.array(values), ir.DataType.INT64)
 
 
-def _constant(tensor: Any) -> Any:
-    return opset18.Constant(value=ir.to_proto(tensor))
+def _constant(values: np.ndarray, dtype: ir.DataType) -> ir.Value:
+    return opset18.Constant(value=ir.to_proto(ir.tensor(values.astype(dtype.numpy()))))

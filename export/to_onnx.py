@@ -16,7 +16,7 @@ import torch
 from onnxscript import ir, opset18
 
 from sam_edge.errors import ExportError
-from sam_edge.export.banded import SHAPE_TOLD, banded_attention
+from sam_edge.export.banded import SHAPE_KEPT, banded_attention
 from sam_edge.export.graphs import GraphSpec, encoder_graph, graphs, halve_positions, to_half
 from sam_edge.export.parity import Parity, answers, compare, require
 from sam_edge.export.readme import Accuracy, folder_readme
@@ -283,11 +283,15 @@ def _translations() -> dict[Any, Any]:
         error = opset18.Erf(opset18.Div(x, root))
         return opset18.Mul(opset18.Mul(x, opset18.Add(error, one)), half)
 
+    def banded(q, k, v, rel_h, rel_w):
+        # the exporter reads annotations as an operator's types, and warns of any others
+        return banded_attention(q, k, v, rel_h, rel_w)
+
     ops = torch.ops.sam_edge
     own = {
         ops.quantize.default: quantize,
         ops.dequantize.default: dequantize,
-        ops.banded_attention.default: banded_attention,
+        ops.banded_attention.default: banded,
     }
     return own | {torch.ops.aten.gelu.default: gelu}
 
@@ -298,8 +302,7 @@ def _name_axes(model: ir.Model, spec: GraphSpec) -> None:
     for value in model.graph.inputs:
         sizes = [str(size) for size in value.shape or ()]
         names |= {sizes[axis]: name for axis, name in spec.dynamic.get(value.name or "", {}).items()}
-    inner = [value for node in model.graph for value in node.outputs if value.shape is not None]
-    for value in (*model.graph.inputs, *model.graph.outputs, *inner):
+    for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape(
             [size if isinstance(size, int) else _renamed(str(size), names) for size in value.shape or ()]
         )
@@ -313,7 +316,8 @@ def _renamed(size: str, names: dict[str, str]) -> str:
 def _strip_notes(model: ir.Model) -> None:
     """Drop stack traces and the shapes of inner values: for a small model they would be a tenth of the file.
 
-    Every runtime infers those shapes itself, but for those that attention in bands marks.
+    Every runtime infers those shapes itself, but for free sizes behind a Reshape: where bands of an attention are not
+    known to be of one size, ONNX Runtime plans memory for each, which takes it a second and twice the memory.
     """
     kept = set(model.graph.outputs)
     for node in model.graph.all_nodes():
@@ -321,7 +325,7 @@ def _strip_notes(model: ir.Model) -> None:
         node.doc_string = None
     for node in model.graph:
         for value in node.outputs:
-            if value not in kept and SHAPE_TOLD not in value.metadata_props:
+            if value not in kept and SHAPE_KEPT not in value.metadata_props:
                 value.shape = value.type = None
             value.metadata_props.clear()
             value.doc_string = None

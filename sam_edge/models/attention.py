@@ -16,8 +16,9 @@ from torch import Tensor, nn
 BAND = 256
 """Query rows at a time: 1 MB of float32 logits at 1024 tokens, which a core's second cache holds."""
 SMALLEST_BANDED = 512
-"""Tokens from which a CPU attends in bands. A training step is 2.2 x faster at 1024 tokens; inference is level there,
-1.4 x faster at SAM-B's 4096, 3 x where q and v differ in width. Windows of 64 tokens would be slower."""
+"""Tokens from which a CPU, and exported graphs, attend in bands. A training step is 2.2 x faster at 1024 tokens;
+inference is level there, 1.4 x faster at SAM-B's 4096, 3 x where q and v differ in width. Windows of 64 tokens would be
+slower."""
 
 Bias = Tensor | tuple[Tensor, Tensor] | None
 """Added to attention's logits: a tensor (or a mask, False where not to look), or relative positions as rel_h, rel_w."""
@@ -47,10 +48,7 @@ class AttentionProducts(nn.Module):
 
 @torch.library.custom_op("sam_edge::banded_attention", mutates_args=())
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """The same as one node of an exported program, which `to_onnx` writes out in bands.
-
-    Traced band by band, a program of three large blocks would take minutes to export.
-    """
+    """The same as one node of an exported program: tracing every band would take minutes."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=summed(rel_h, rel_w))
 
 
