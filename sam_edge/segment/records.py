@@ -73,7 +73,7 @@ def run_lengths(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "runs"]:
 def suppress(
     boxes: Int[np.ndarray, "n 4"], scores: Float[np.ndarray, "n"], threshold: float
 ) -> Int[np.ndarray, "kept"]:
-    """Indices left by box non-maximum suppression, best first: torchvision's `nms`, in its float32 arithmetic.
+    """Indices left by box non-maximum suppression, best first: torchvision's `nms`, in its arithmetic.
 
     Of boxes with equal scores the earlier comes first.
     """
@@ -89,8 +89,9 @@ def suppress(
         height = np.minimum(y1[place], y1[after]) - np.maximum(y0[place], y0[after])
         common = np.maximum(width, 0) * np.maximum(height, 0)
         with np.errstate(invalid="ignore"):
-            # two empty boxes are 0 / 0, which suppresses nothing
-            left[after[common / (area[place] + area[after] - common) > np.float32(threshold)]] = False
+            # two empty boxes are 0 / 0, which suppresses nothing; the threshold alone is in double precision
+            iou = (common / (area[place] + area[after] - common)).astype(np.float64)
+            left[after[iou > threshold]] = False
     return order[left]
 
 

@@ -94,8 +94,9 @@ class Scaling:
 
 def interpolated(values: Float32[np.ndarray, "n c"], length: int) -> Float32[np.ndarray, "length c"]:
     """Linear interpolation along the first axis, by pixel centres (torch's `interpolate`, `align_corners=False`)."""
-    scale = np.float32(len(values) / length)
-    source = np.maximum(scale * (np.arange(length, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    # one rounding, as by the fused operation that torch's kernels are compiled to
+    scale = float(np.float32(len(values) / length))
+    source = np.maximum(scale * (np.arange(length) + 0.5) - 0.5, 0).astype(np.float32)
     first = source.astype(np.int64)
     share = (source - first.astype(np.float32))[:, None]
     return (1 - share) * values[first] + share * values[np.minimum(first + 1, len(values) - 1)]
