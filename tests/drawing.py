@@ -1,4 +1,4 @@
-"""A runtime that draws: of a box its ellipse, of points discs, by NumPy alone. What it should answer is plain to see."""
+"""A runtime that draws, by NumPy alone: of a box its ellipse, of points discs. What it should answer is plain."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class DrawingRuntime:
         return embeddings
 
     def decode(self, embeddings: np.ndarray, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
-        sets = [self._logits(coords, labels) for coords, labels in zip(prompts.coords[0], prompts.labels[0])]
+        sets = [self._logits(coords, labels) for coords, labels in zip(prompts.coords[0], prompts.labels[0], strict=True)]
         logits = np.stack(sets)[None, :, None] - np.array([0.0, 2.0, 0.0, 4.0], np.float32)[:, None, None]
         iou = np.broadcast_to(np.array([0.8, 0.7, 0.9, 0.6], np.float32), (1, len(sets), 4))
         return logits, iou.copy()
