@@ -31,7 +31,9 @@ class DrawingRuntime:
         return embeddings
 
     def decode(self, embeddings: np.ndarray, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
-        sets = [self._logits(coords, labels) for coords, labels in zip(prompts.coords[0], prompts.labels[0], strict=True)]
+        sets = [
+            self._logits(coords, labels) for coords, labels in zip(prompts.coords[0], prompts.labels[0], strict=True)
+        ]
         logits = np.stack(sets)[None, :, None] - np.array([0.0, 2.0, 0.0, 4.0], np.float32)[:, None, None]
         iou = np.broadcast_to(np.array([0.8, 0.7, 0.9, 0.6], np.float32), (1, len(sets), 4))
         return logits, iou.copy()

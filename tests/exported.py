@@ -1,6 +1,6 @@
 """Exported folders of tiny models, each written once and used by many tests of sam_edge.export and sam_edge.runtimes.
 
-What makes models is imported when the first of them is wanted: without torch there is none, and these tests are skipped.
+What makes models is imported when the first is wanted: without torch there is none, and these tests are skipped.
 """
 
 from collections.abc import Callable
@@ -73,8 +73,10 @@ def small_config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def export(make_sam, photo, tmp_path_factory) -> Export:
+def export(request, photo, tmp_path_factory) -> Export:
     """Exports a config at a precision and opens the result."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    make_sam = request.getfixturevalue("make_sam")
     from sam_edge.export import to_onnx
     from sam_edge.export.graphs import halve_positions
     from sam_edge.models.quantized import QuantizedLayer, set_dialect, set_integers

@@ -2,26 +2,36 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from sam_edge.export.parity import Parity
+from sam_edge.export.to_onnx import OnnxOptions
+from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
+from sam_edge.runtimes.engines import Engine, read_engines
+from sam_edge.runtimes.folder import graph_sha256
 from sam_edge.segment.config import Thresholds
 
 COMMANDS = (
     "models",
+    "runtimes",
     "train",
     "compress",
     "embed",
     "quantize",
     "bench-quantize",
+    "bench-integers",
     "export-onnx",
     "export-trt",
     "bench",
@@ -136,6 +146,78 @@ def test_the_exported_lineage_answers_eval(sam_edge, checkpoint, tmp_path):
         code, out, _ = sam_edge("eval", model, "--data", "synthetic:40:2", "--limit", 2, "--json")
         assert code == 0
         assert 0 <= json.loads(out)["miou"] <= 1
+
+
+@pytest.fixture
+def one_graph(tiny_slim, tmp_path) -> Path:
+    """An exported folder whose only graph is a rectifier, which builds in a moment."""
+    folder = tmp_path / "graphs"
+    folder.mkdir()
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("pixels", "embeddings")]
+    graph = helper.make_graph([helper.make_node("Relu", ["pixels"], ["embeddings"])], "one", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, folder / "encoder.onnx")
+    entry = {
+        "file": "encoder.onnx",
+        "sha256": graph_sha256(folder / "encoder.onnx"),
+        "inputs": {"pixels": ["batch", 4]},
+        "outputs": {"embeddings": ["batch", 4]},
+    }
+    values = {"precision": "fp32", "dialect": None, "config": json.loads(tiny_slim.config.to_json())}
+    (folder / "model.json").write_text(json.dumps({**values, "graphs": {"encoder": entry}}))
+    return folder
+
+
+def test_export_trt_builds_engines_and_tells_their_sizes(sam_edge, one_graph, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    args = ("export-trt", one_graph, "--target", "sm89", "--max-batch", 2)
+    code, out, _ = sam_edge(*args, "--out", tmp_path / "engines", "--json")
+    assert code == 0
+    (engine,) = json.loads(out)["engines"]
+    assert engine["shapes"]["pixels"] == {"min": [1, 4], "opt": [1, 4], "max": [2, 4]}
+    assert engine["bytes"] == (tmp_path / "engines" / engine["file"]).stat().st_size
+    assert read_engines(tmp_path / "engines") == [Engine(**engine)]
+    code, out, err = sam_edge(*args, "--out", tmp_path / "again")
+    assert code == 0
+    assert "encoder.sm89.engine " in out + err
+
+
+def test_export_trt_exports_a_checkpoint_on_the_way(sam_edge, checkpoint, one_graph, tmp_path, monkeypatch):
+    """The builds, which take minutes, are not this test's: it is about all that lies around them."""
+    from sam_edge.commands.workshop import export
+
+    asked = {}
+
+    def to_onnx(model, out, images, options, *_, **__):
+        asked["onnx"], asked["images"] = options, len(images)
+        shutil.copytree(one_graph, out)
+        return out, Parity(1.0, 0.0, 0.0, 2, 13)
+
+    def build(exported, out, options):
+        asked["trt"] = options
+        shapes = {"pixels": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}
+        return [
+            Engine(f"{name}.sm89.engine", name, "sm89", "rtx", "1.7", "int8", shapes, "0", "1", 0.5, 3_000_000)
+            for name in ("encoder", "decoder")
+        ]
+
+    monkeypatch.setattr(export, "export_onnx", to_onnx)
+    monkeypatch.setattr(export, "build_engines", build)
+    monkeypatch.setattr(export, "load_library", lambda flavor: None)
+    monkeypatch.setattr(export, "resolve_targets", lambda library, options: options.targets)
+    flags = ("--target", "sm89", "--precision", "fp32", "--max-sets", 8)
+    args = ("export-trt", checkpoint, *flags, "--out", tmp_path / "e")
+    code, out, err = sam_edge(*args)
+    assert code == 0
+    assert "encoder.sm89.engine 3.00 MB, decoder.sm89.engine 3.00 MB" in out + err
+    assert asked == {
+        "onnx": OnnxOptions("fp32", "tensorrt"),
+        "images": 2,
+        "trt": TrtOptions("rtx", ("sm89",), max_sets=8),
+    }
+    code, out, _ = sam_edge(*args, "--json")
+    assert code == 0
+    assert [engine["bytes"] for engine in json.loads(out)["engines"]] == [3_000_000] * 2
 
 
 def test_the_table_of_quantization_counts_its_seeds_and_names_its_machine(sam_edge, checkpoint, tmp_path):

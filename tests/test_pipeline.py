@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sam_edge import pipeline
-from sam_edge.commands import bench
+from sam_edge.commands.device import bench
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.recipe import BenchRecipe, CompressRecipe, EngineRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
 

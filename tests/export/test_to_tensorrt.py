@@ -165,7 +165,7 @@ def test_limits_below_one_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed")
 def test_an_absent_library_says_how_to_install_it(tmp_path: Path) -> None:
     exported = ExportedFolder(tmp_path, CONFIG, "fp32", None, {})
-    with pytest.raises(BackendUnavailableError, match=r"pip install tensorrt .*pypi\.nvidia\.com"):
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'sam-edge\[tensorrt\]' .*pypi\.nvidia\.com"):
         build_engines(exported, tmp_path / "engines", TrtOptions("standard"))
 
 

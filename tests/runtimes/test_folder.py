@@ -4,12 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-import onnxruntime as ort
+import numpy as np
 import pytest
-import torch
 
-from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError
-from sam_edge.runtimes.onnx_runtime import ExportedFolder, OnnxRuntime, is_exported_folder
+from sam_edge.errors import CheckpointError, ExportError
+from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder
+from sam_edge.runtimes.onnx_runtime import OnnxRuntime
 from sam_edge.segment.prompts import Prompts
 
 
@@ -56,21 +56,19 @@ def test_a_folder_without_a_manifest_is_no_export(copied):
         OnnxRuntime(copied)
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="has a CUDA provider")
-def test_cuda_without_its_provider_is_refused(fp32):
-    with pytest.raises(BackendUnavailableError, match="use --device cpu"):
-        OnnxRuntime(fp32.path, device="cuda")
-
-
 def test_the_manifest_says_what_was_written(fp32, int8):
     folder = ExportedFolder.read(int8.path)
     assert (folder.precision, folder.dialect) == ("int8", "cpu")
     assert folder.config == int8.model.config
     assert ExportedFolder.read(fp32.path).dialect is None
+    for exported in (fp32, int8):
+        # what a model costs is that of its architecture, whatever its numbers are stored in
+        assert ExportedFolder.read(exported.path).cost == exported.runtime.cost == exported.torch.cost
     values = json.loads((int8.path / "model.json").read_text())
     assert values["parity"] == int8.parity.as_dict()
     assert values["parity"]["mask_iou"] >= 0.95
     assert sorted(path.name for path in int8.path.iterdir()) == [
+        "README.md",
         "decoder.onnx",
         "encoder.onnx",
         "model.json",
@@ -80,14 +78,28 @@ def test_the_manifest_says_what_was_written(fp32, int8):
     ]
 
 
+def test_a_folder_of_before_costs_were_kept_opens_without(copied):
+    values = json.loads((copied / "model.json").read_text())
+    del values["cost"]
+    (copied / "model.json").write_text(json.dumps(values))
+    assert OnnxRuntime(copied).cost is None
+
+
+def test_graphs_without_integers_need_no_notes_of_signs(fp32, int8):
+    """Float graphs, and the decoder of integers whose arithmetic is float."""
+    unsigned = {name for name, graph in ExportedFolder.read(int8.path).graphs.items() if "unsigned" in graph}
+    assert unsigned == {"encoder"}
+    assert not any("unsigned" in graph for graph in ExportedFolder.read(fp32.path).graphs.values())
+
+
 def test_a_folder_of_before_the_split_says_export_again_and_only_then(copied):
     values = json.loads((copied / "model.json").read_text())
     for graph in ("prepare", "predict", "upscale"):
         (copied / values["graphs"].pop(graph)["file"]).unlink()
     (copied / "model.json").write_text(json.dumps(values))
     runtime = OnnxRuntime(copied, threads=1)
-    embeddings = runtime.encode(torch.zeros(1, 3, 64, 64))
-    runtime.decode(embeddings, Prompts.build(torch.full((1, 2, 1, 2), 9.0), torch.ones(1, 2, 1, dtype=torch.long)))
+    embeddings = runtime.encode(np.zeros((1, 3, 64, 64), np.float32))
+    runtime.decode(embeddings, Prompts.build(np.full((1, 2, 1, 2), 9.0, np.float32), np.ones((1, 2, 1), np.int64)))
     with pytest.raises(ExportError, match=r"has no prepare\.onnx.*export again") as refused:
         runtime.prepare(embeddings)
     assert "\n" not in str(refused.value)

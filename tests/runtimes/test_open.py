@@ -1,29 +1,21 @@
-"""Opening a MODEL on a runtime: what opens on what, and what is exported on the way."""
+"""sam_edge.runtimes.open: which runtime opens what, where, and what is refused before anything is opened."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
+from sam_edge import halves
 from sam_edge.errors import BackendUnavailableError, ExportError, ModelError
-from sam_edge.export import runtimes
-from sam_edge.export.to_onnx import OnnxOptions
-from sam_edge.models.checkpoint import save_checkpoint
-from sam_edge.models.sam import EdgeSam
-from sam_edge.runtimes.onnx_runtime import ExportedFolder
-from sam_edge.runtimes.open import RUNTIMES, open_runtime, resolve_device
+from sam_edge.runtimes import open as opening
+from sam_edge.runtimes.cuda import CudaDevice, cuda_devices
+from sam_edge.runtimes.open import RUNTIMES, open_runtime
+from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.config import ModelConfig
-from sam_edge.segment.prompts import Prompts
 
-without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, tiny_sam: EdgeSam) -> Path:
-    save_checkpoint(tiny_sam, tmp_path / "model")
-    return tmp_path / "model"
+without_cuda = pytest.mark.skipif(bool(cuda_devices()), reason="there is a CUDA device")
 
 
 @pytest.fixture
@@ -37,21 +29,20 @@ def exported(tmp_path: Path, tiny_config: ModelConfig) -> Path:
 
 
 @pytest.fixture
-def exports(monkeypatch: pytest.MonkeyPatch, exported: Path) -> list[OnnxOptions]:
-    """Exports that are only counted: each gives `exported`."""
-    seen: list[OnnxOptions] = []
-
-    def pretend(model: EdgeSam, out: Path, images: list[np.ndarray], options: OnnxOptions) -> tuple[Path, None]:
-        assert len(images) == 2
-        seen.append(options)
-        return exported, None
-
-    monkeypatch.setattr(runtimes, "export_onnx", pretend)
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Runtimes that are not opened, only asked for: their class, and what they were given."""
+    seen: list[tuple[Any, ...]] = []
+    for name in ("OnnxRuntime", "OpenVinoRuntime", "TensorRtRuntime"):
+        monkeypatch.setattr(opening, name, lambda *given, name=name: seen.append((name, *given)))
     return seen
 
 
-def test_auto_is_torch_for_weights_and_onnx_runtime_for_graphs(checkpoint: Path, exported: Path) -> None:
-    assert open_runtime(checkpoint).name == "torch"
+def one_gpu() -> tuple[CudaDevice, ...]:
+    return (CudaDevice("a GPU", "sm89"),)
+
+
+def test_auto_is_onnx_runtime_for_graphs(exported: Path) -> None:
+    assert open_runtime(exported).name == "onnxruntime"
     assert open_runtime(str(exported)).name == "onnxruntime"
 
 
@@ -60,34 +51,38 @@ def test_torch_refuses_graphs(exported: Path) -> None:
         open_runtime(exported, "torch")
 
 
-def test_a_checkpoint_is_exported_once_for_all_runtimes_that_read_graphs(
-    checkpoint: Path, exports: list[OnnxOptions]
-) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed")
-    assert open_runtime(checkpoint, "onnxruntime").name == "onnxruntime"
-    assert open_runtime(checkpoint, "openvino").name == "openvino"
-    assert exports == [OnnxOptions("fp32", "cpu")]
-
-
-def test_graphs_run_on_as_many_threads_as_torch(
-    checkpoint: Path, exports: list[OnnxOptions], monkeypatch: pytest.MonkeyPatch
+def test_all_runtimes_of_graphs_take_as_many_threads(
+    exported: Path, opened: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A race between runtimes is between equals."""
-    seen = []
-    for name in ("OnnxRuntime", "OpenVinoRuntime"):
-        monkeypatch.setattr(runtimes, name, lambda folder, how, threads: seen.append(threads))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     for runtime in ("onnxruntime", "openvino", "openvino-bf16"):
-        open_runtime(checkpoint, runtime)
-    assert seen == [torch.get_num_threads()] * 3
+        open_runtime(exported, runtime, "cpu")
+    assert opened == [
+        ("OnnxRuntime", exported, "cpu", 3),
+        ("OpenVinoRuntime", exported, "f32", 3),
+        ("OpenVinoRuntime", exported, "bf16", 3),
+    ]
 
 
-def test_a_changed_checkpoint_is_exported_again(
-    checkpoint: Path, tiny_sam: EdgeSam, exports: list[OnnxOptions]
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "coreml", "openvino"])
+def test_a_provider_is_chosen_by_its_name(provider: str, exported: Path, opened: list[tuple[Any, ...]]) -> None:
+    open_runtime(exported, f"onnxruntime-{provider}")
+    assert opened == [("OnnxRuntime", exported, provider, cpu_threads())]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["has CUDA", "has no CUDA"])
+def test_auto_takes_the_gpu_where_onnx_runtime_can(
+    there: bool, exported: Path, opened: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_runtime(checkpoint, "onnxruntime")
-    save_checkpoint(tiny_sam, checkpoint)
-    open_runtime(checkpoint, "onnxruntime")
-    assert len(exports) == 2
+    providers = ["CPUExecutionProvider", *(["CUDAExecutionProvider"] if there else [])]
+    library = opening.load_onnxruntime()
+    monkeypatch.setattr(library, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(opening, "cuda_devices", one_gpu)
+    for device in ("auto", "cuda", "cpu"):
+        open_runtime(exported, "onnxruntime", device)
+    # that ONNX Runtime lacks what was asked for is its own runtime's to say
+    assert [given[2] for given in opened] == ["cuda" if there else "cpu", "cuda", "cpu"]
 
 
 def test_an_unknown_runtime_or_device_lists_the_allowed_ones(exported: Path) -> None:
@@ -97,46 +92,63 @@ def test_an_unknown_runtime_or_device_lists_the_allowed_ones(exported: Path) -> 
         open_runtime(exported, device="tpu")
 
 
-def test_an_unknown_model_is_told_as_one(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="neither a known model nor a file"):
-        open_runtime(str(tmp_path / "nothing"), "onnxruntime")
+@pytest.mark.parametrize("runtime", ["openvino", "openvino-bf16", "onnxruntime-openvino", "onnxruntime-coreml"])
+def test_what_does_not_run_on_cuda_is_not_asked_to(runtime: str, exported: Path) -> None:
+    with pytest.raises(BackendUnavailableError, match=f"{runtime} does not run on CUDA: use --device cpu"):
+        open_runtime(exported, runtime, "cuda")
 
 
-@without_cuda
-def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu() -> None:
-    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
-    with pytest.raises(BackendUnavailableError, match="--device cpu"):
-        resolve_device("cuda")
-
-
-@without_cuda
-def test_without_a_gpu_tensorrt_is_refused_before_anything_is_exported(
-    checkpoint: Path, exports: list[OnnxOptions]
+@pytest.mark.parametrize("runtime", ["auto", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("torch_is_here", [True, False])
+def test_an_unknown_model_is_told_as_one(
+    runtime: str, torch_is_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BackendUnavailableError, match="CUDA device"):
-        open_runtime(checkpoint, "tensorrt")
-    assert exports == []
+    if torch_is_here:
+        pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.setattr(opening, "workshop_is_here", lambda: torch_is_here)
+    with pytest.raises(ModelError, match="neither a known model nor a file"):
+        open_runtime(str(tmp_path / "nothing"), runtime)
 
 
-@pytest.mark.slow
-def test_the_same_checkpoint_gives_the_same_masks_on_every_runtime_here(checkpoint: Path) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed")
-    prompts = Prompts.build(torch.tensor([[[[20.0, 30.0]]]]), torch.ones(1, 1, 1, dtype=torch.long))
-    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    found = {}
-    for name in ("torch", "onnxruntime", "openvino"):
-        runtime = open_runtime(checkpoint, name)
-        found[name] = runtime.decode(runtime.encode(pixels), prompts)[0]
-    torch.testing.assert_close(found["onnxruntime"], found["torch"], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found["openvino"], found["torch"], rtol=1e-3, atol=1e-3)
+@without_cuda
+def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu(exported: Path, opened: list[tuple[Any, ...]]) -> None:
+    open_runtime(exported, device="auto")
+    assert opened[0][2] == "cpu"
+    with pytest.raises(BackendUnavailableError, match="--device cpu"):
+        open_runtime(exported, device="cuda")
+    assert len(opened) == 1
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_tensorrt_builds_for_this_gpu_on_the_way(checkpoint: Path) -> None:
-    try:
-        runtime = open_runtime(checkpoint, "tensorrt", "cuda")
-    except (ExportError, BackendUnavailableError) as error:
-        pytest.skip(str(error))
-    assert runtime.name == "tensorrt"
-    assert ExportedFolder.read(runtime.folder.path).precision == "fp32"
+@without_cuda
+def test_without_a_gpu_tensorrt_is_refused(exported: Path) -> None:
+    for device in ("auto", "cuda"):
+        with pytest.raises(BackendUnavailableError, match=r"CUDA device.*--runtime onnxruntime"):
+            open_runtime(exported, "tensorrt", device)
+    with pytest.raises(BackendUnavailableError, match="--device cuda"):
+        open_runtime(exported, "tensorrt", "cpu")
+
+
+def test_without_torch_a_known_name_is_the_graphs_that_ship(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(opening, "workshop_is_here", lambda: False)
+    monkeypatch.setattr("sam_edge.runtimes.folder.shipped_folder", lambda name: asked.append(name) or exported)
+    assert open_runtime("nano").folder.path == exported  # type: ignore[attr-defined]
+    assert open_runtime("nano", "onnxruntime", "cpu").folder.path == exported  # type: ignore[attr-defined]
+    assert asked == ["nano-onnx"] * 2
+
+
+def test_without_torch_weights_say_what_to_install(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(module: str) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(opening, "workshop_is_here", lambda: False)
+    monkeypatch.setattr(halves, "importlib", SimpleNamespace(import_module=absent))
+    monkeypatch.setattr("sam_edge.runtimes.folder.shipped_folder", lambda name: tmp_path / "nothing")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    for spec in ("nano", tmp_path / "weights.pth"):
+        for runtime in ("auto", "torch", "onnxruntime"):
+            with pytest.raises(BackendUnavailableError, match=r"torch: pip install 'sam-edge\[workshop\]'") as refused:
+                open_runtime(spec, runtime)
+            assert "\n" not in str(refused.value)
