@@ -44,12 +44,16 @@ def stdout() -> Any:
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on stderr, shown where a person is watching."""
+    if not sys.stderr.isatty() or not is_first_process():
+        # nobody watches: drawing, and importing what draws, would be a tenth of a short command's time
+        yield lambda done, total, text: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = [SpinnerColumn(), TextColumn(title), BarColumn(), TextColumn("{task.description}")]
     columns += [TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), disable=not is_first_process()) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)
 
         def on_progress(done: int, total: int, text: str) -> None:
