@@ -5,6 +5,7 @@ of rows are unrolled, not looped over: a loop's body is closed to the fusions of
 """
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from onnxscript import ir, opset18
@@ -17,8 +18,8 @@ SHAPE_KEPT = "shape_kept"
 """Mark of values whose shapes are to stay in the file."""
 
 
-def banded_attention(q: ir.Value, k: ir.Value, v: ir.Value, rel_h: ir.Value, rel_w: ir.Value) -> ir.Value:
-    """Nodes of softmax(q k^T / sqrt(d) + rel_h + rel_w) v, of values as `models.attention.banded_attention` takes.
+def banded_attention(q: Any, k: Any, v: Any, rel_h: Any, rel_w: Any) -> Any:
+    """Nodes of softmax(q k^T / sqrt(d) + rel_h + rel_w) v, of `ir.Value`s as `models.attention.banded_attention` takes.
 
     All heads at once, which is a fifth of the nodes that a head at a time would be: runtimes plan them in more than
     linear time. Positions are added, not multiplied as columns of q and k: they are up to nine times as many columns.
@@ -28,7 +29,7 @@ def banded_attention(q: ir.Value, k: ir.Value, v: ir.Value, rel_h: ir.Value, rel
     # a name of its own in each block: buffers shared between blocks would be held from the first to the last
     batch = f"batch_{q.name}"
 
-    def told(x: ir.Value, *sizes: int) -> ir.Value:
+    def told(x: Any, *sizes: int) -> Any:
         x.shape, x.dtype = ir.Shape([batch, heads, *sizes]), v.dtype
         x.metadata_props[SHAPE_KEPT] = "yes"
         return x
@@ -51,9 +52,9 @@ def banded_attention(q: ir.Value, k: ir.Value, v: ir.Value, rel_h: ir.Value, rel
     return opset18.Concat(*bands, axis=2)
 
 
-def _integers(*values: int) -> ir.Value:
+def _integers(*values: int) -> Any:
     return _constant(np.array(values), ir.DataType.INT64)
 
 
-def _constant(values: np.ndarray, dtype: ir.DataType) -> ir.Value:
+def _constant(values: np.ndarray, dtype: ir.DataType) -> Any:
     return opset18.Constant(value=ir.to_proto(ir.tensor(values.astype(dtype.numpy()))))
