@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from sam_edge.runtimes.processor import features
+
 SIGN, TYPE = 0x80, 0x01
 """What differs in a byte of data and in one that names its type."""
 PROBE = Path(__file__).with_name("probe.onnx")
@@ -22,9 +24,12 @@ PROBE = Path(__file__).with_name("probe.onnx")
 
 @cache
 def clips_products() -> bool:
-    """Whether ONNX Runtime clips sums of products of uint8 and int8 on this machine's CPU: it is asked."""
-    import onnxruntime as ort
-
+    """Whether sums of products of uint8 and int8 are clipped on this machine's CPU: ONNX Runtime is asked, where it is
+    here, and the processor's features where OpenVINO is alone."""
+    try:
+        import onnxruntime as ort
+    except ModuleNotFoundError:
+        return "AVX2" in features() and "VNNI" not in features()
     session = ort.InferenceSession(PROBE, providers=["CPUExecutionProvider"])
     # the other operand is 127 throughout
     left = np.full((16, 64), 255, np.uint8)

@@ -112,7 +112,8 @@ class OnnxRuntime(GraphRuntime):
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:
             options = session_options(self.folder.graphs[graph], self._threads)
-            on_cpu = self._provider == PROVIDERS["cpu"]
+            # other providers leave to the CPU what they do not know
+            on_cpu = self.device == "cpu"
             file = self.folder.graph_for_this_cpu(graph) if on_cpu else self.folder.graph_file(graph)
             session = self._library.InferenceSession(file, options, providers=[self._provider])
             # without its libraries ONNX Runtime falls back to the CPU and says nothing

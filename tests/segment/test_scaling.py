@@ -59,14 +59,14 @@ def test_points_are_pixels_of_the_two_interpolations(at_full_size, shape):
     np.testing.assert_allclose(got, at_full_size(logits, frame)[:, ys, xs], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", MORE_SHAPES, ids=str)
 def test_the_whole_is_what_segment_anything_makes(tiny_sam, torch, shape):
     frame, logits = Frame.of(*shape, 64), noise(6, 32)
     wanted = tiny_sam.postprocess_masks(torch.from_numpy(logits)[None], frame.input_size, frame.original_size)[0]
     scaling = Scaling.of(frame, 32)
     got = np.stack([scaling.full(one) for one in logits])
     assert got.dtype == np.float32
-    np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "cells"), [(64, 16), (64, 32), (1024, 256)], ids=str)
@@ -97,12 +97,8 @@ def test_any_picture_s_logits_are_those_of_the_two_interpolations(at_full_size):
             assert np.abs(wanted[mask != (wanted > 0)]).max(initial=0) < CLOSE
 
 
-# torch rounds a position once or twice, by whether its kernels fuse multiply and add: of a long axis, in single
-# precision, that is up to cells / 2^25
-@pytest.mark.parametrize(
-    ("cells", "square", "close"), [(16, 64, 1e-6), (32, 64, 1e-6), (64, 256, 2e-6), (256, 1024, 8e-6)]
-)
-def test_coefficients_are_torch_s_interpolations_of_the_identity(torch, cells, square, close):
+@pytest.mark.parametrize(("cells", "square"), [(16, 64), (32, 64), (64, 256), (256, 1024)])
+def test_coefficients_are_torch_s_interpolations_of_the_identity(torch, cells, square):
     rng = np.random.default_rng(cells)
     ends = [(1, 1), (1, 40), (square, 1), (square, square), (square, 2 * square + 1), (square - 1, 7)]
     some = zip(rng.integers(1, square + 1, 30).tolist(), rng.integers(1, 3000, 30).tolist(), strict=True)
@@ -113,7 +109,7 @@ def test_coefficients_are_torch_s_interpolations_of_the_identity(torch, cells, s
         identity = torch.eye(cells)[None]
         once = torch.nn.functional.interpolate(identity, square, mode="linear", align_corners=False)[..., :used]
         wanted = torch.nn.functional.interpolate(once, length, mode="linear", align_corners=False)[0].T.numpy()
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=close, err_msg=f"{used} {length}")
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6, err_msg=f"{used} {length}")
         # applied, they are what a product with the whole matrix gives
         values = rng.normal(size=(cells, 3)).astype(np.float32)
         np.testing.assert_allclose(axis.applied(values), got @ values, rtol=1e-5, atol=1e-5)
