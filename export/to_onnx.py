@@ -317,7 +317,7 @@ def _strip_notes(model: ir.Model) -> None:
     """Drop stack traces and the shapes of inner values: for a small model they would be a tenth of the file.
 
     Every runtime infers those shapes itself, but for free sizes behind a Reshape: where bands of an attention are not
-    known to be of one size, ONNX Runtime plans memory for each, which takes it a second and twice the memory.
+    known to be of one size, ONNX Runtime plans memory for each, and takes twice as long to load them.
     """
     kept = set(model.graph.outputs)
     for node in model.graph.all_nodes():
