@@ -16,6 +16,7 @@ from sam_edge.commands.device.segment import EverythingOptions, ImagePrompts, Se
 from sam_edge.runtimes.folder import shipped_graphs
 from sam_edge.runtimes.open import open_runtime
 from sam_edge.segment.matching import agreement
+from sam_edge.segment.runtime import Runtime
 from tests.runtimes.arm64 import PROJECT, Emulated, UnavailableError, emulated
 
 pytestmark = pytest.mark.slow
@@ -23,8 +24,6 @@ pytestmark = pytest.mark.slow
 MODEL = "nano"
 EVERYTHING = EverythingOptions("hierarchical", points_per_side=4)
 """Few points: emulated, each takes seconds."""
-AT_ONCE = 4
-"""Emulated processes, of 1.4 GB each."""
 TIMEOUT_S = 3600
 PROMPTED, ALL = ("point", "box"), ("everything",)
 Records = Sequence[dict[str, Any]]
@@ -103,17 +102,18 @@ def on_x86(pictures: list[Picture], device: Emulated) -> dict[str, dict[tuple[in
     """Masks of each picture and kind by both runtimes of this machine, in this process."""
     folder = shipped_graphs(MODEL)
     assert folder is not None, f"{MODEL} does not ship as graphs"
+    runtimes = {name: open_runtime(folder, name, "cpu") for name in ("onnxruntime", "openvino")}
     return {
         name: {
-            (index, kind): _records(open_runtime(folder, name, "cpu"), picture, kind)
+            (index, kind): _records(runtime, picture, kind)
             for index, picture in enumerate(pictures)
             for kind in PROMPTED + ALL
         }
-        for name in ("onnxruntime", "openvino")
+        for name, runtime in runtimes.items()
     }
 
 
-def _records(runtime: Any, picture: Picture, kind: str) -> Records:
+def _records(runtime: Runtime, picture: Picture, kind: str) -> Records:
     segmenter = Segmenter(runtime, picture.prompts(kind), EVERYTHING)
     return segmenter.records(segmenter.read(picture.file))
 
@@ -133,7 +133,7 @@ def on_arm64(
         return json.loads((folder / "masks.json").read_text())["annotations"]
 
     asked = list(on_x86["onnxruntime"])
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), AT_ONCE)) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return dict(zip(asked, pool.map(masks, asked), strict=True))
 
 

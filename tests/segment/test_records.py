@@ -156,6 +156,12 @@ def test_parts_of_what_was_found_whole_go():
     assert without_nested([], 0.5) == []
 
 
+def test_parts_go_among_more_masks_than_a_byte_counts():
+    whole, part, apart = rectangle(0, 20, 0.6), rectangle(2, 9, 0.6), rectangle(22, 30, 0.6)
+    left = without_nested([whole, *[part] * 299, apart], 0.8)
+    assert [id(one) for one in left] == [id(whole), id(apart)]
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 def test_nested_masks_are_those_of_a_plain_loop(threshold):
     rng = np.random.default_rng(5)
