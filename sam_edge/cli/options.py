@@ -93,7 +93,8 @@ class Metric(StrEnum):
 
 MODEL_HELP = (
     "A known name (see `sam-edge models`), a checkpoint file (.pth, .pt, .safetensors), a checkpoint folder, "
-    "an exported folder, or random:NAME for a known architecture with random weights."
+    "an exported folder, random:NAME for a known architecture with random weights, or timm:NAME[=FILE] for a SAM to be "
+    "trained behind a pretrained backbone of timm's."
 )
 IMAGES_HELP = "Folder of photos, without labels; or synthetic[:COUNT[:SEED]]."
 DEFAULT_IMAGES = "synthetic:64"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sam_edge.compress.slices import ChannelGroup, Slice
 from sam_edge.compress.tiny_vit_groups import tiny_vit_groups
+from sam_edge.errors import CompressionError
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.vit import SplitAttention
 
@@ -27,6 +28,8 @@ def find_groups(model: EdgeSam) -> list[ChannelGroup]:
     """Every group of the image encoder; a ViT's attention must be split. TinyViT's embeddings stay whole."""
     if model.config.arch == "tiny_vit":
         return tiny_vit_groups(model.config)
+    if model.config.arch == "timm":
+        raise CompressionError("a backbone of timm's cannot be pruned yet: choose a smaller one as a student.")
     encoder = model.image_encoder
     graph = _trace(encoder)
     names = {module: name for name, module in encoder.named_modules()} | {encoder.pos_embed: "pos_embed"}

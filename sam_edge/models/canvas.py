@@ -44,9 +44,11 @@ def window_side(model: EdgeSam, pixels: int) -> int:
     patch, size = model.config.patch_size, model.config.image_size
     if model.config.arch == "tiny_vit":
         raise ModelError("TinyViT has no positions to look up: train it on views of its own size.")
+    if model.config.backbone is not None:
+        patch = max(patch, *model.config.backbone.strides)
     if pixels % patch or not patch <= pixels <= size:
-        raise ModelError(f"a window of {pixels} px: choose a multiple of the patch, {patch} px, of at most {size} px.")
-    return pixels // patch
+        raise ModelError(f"a window of {pixels} px: choose a multiple of {patch} px of at most {size} px.")
+    return pixels // model.config.patch_size
 
 
 class CanvasWindow:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from segment_anything.modeling.transformer import Attention as DecoderAttention
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from sam_edge.errors import QuantizationError
@@ -22,6 +23,7 @@ from sam_edge.models.attention import AttentionProducts
 from sam_edge.models.grids import Dialect, Grid, OnGrid, OnTwinGrid, TwinGrid, dequantize, quantize
 from sam_edge.models.quantized_attention import AttentionQuantization, QuantizedProducts
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.timm_encoder import fold_batch_norms, same_padding
 from sam_edge.models.vit import split_attention, swap_modules
 
 __all__ = ["Dialect", "Grid", "OnGrid", "TwinGrid", "dequantize", "quantize"]
@@ -130,10 +132,13 @@ class QuantizedConv2d(QuantizedLayer):
         super().__init__(conv.weight, conv.bias, conv.out_channels, plan)
         self.stride, self.padding = conv.stride, cast(tuple[int, ...], conv.padding)
         self.dilation, self.groups = conv.dilation, conv.groups
+        self.kernel_size, self.pads_as_needed = conv.kernel_size, isinstance(conv, Conv2dSame)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """The convolution."""
         (given,), weight = self.parts(x), self.dequantized()
+        if self.pads_as_needed:
+            given = F.pad(given, same_padding(self, (x.shape[2], x.shape[3])))
         bias = self.counted_bias() if self.use_grids else self.bias
         return self.result(F.conv2d(given, weight, bias, self.stride, self.padding, self.dilation, self.groups))
 
@@ -219,6 +224,7 @@ class QuantizedUpscale(QuantizedLayer):
 _FORMS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Linear: QuantizedLinear,
     nn.Conv2d: QuantizedConv2d,
+    Conv2dSame: QuantizedConv2d,
     nn.ConvTranspose2d: QuantizedUpscale,
 }
 
@@ -242,7 +248,7 @@ def quantizable(module: nn.Module) -> bool:
 def prepare_for_quantization(model: EdgeSam) -> None:
     """Give every matrix a layer of its own, in place and without changing the function.
 
-    A `vit` becomes the same `slim_vit` (q, k and v apart); TinyViT's batch norms are folded into its convolutions; the
+    A `vit` becomes the same `slim_vit` (q, k and v apart); batch norms are folded into convolutions; the
     decoder's attentions get their products as a module.
     """
     if model.config.arch == "vit":
@@ -252,6 +258,8 @@ def prepare_for_quantization(model: EdgeSam) -> None:
         from timm.models.tiny_vit import ConvNorm
 
         swap_modules(model, lambda module: isinstance(module, ConvNorm), lambda module: module.fuse())  # type: ignore[operator]
+    elif model.config.arch == "timm":
+        fold_batch_norms(model.image_encoder)
     for module in model.mask_decoder.modules():
         if isinstance(module, DecoderAttention) and not hasattr(module, "products"):
             module.products = AttentionProducts()

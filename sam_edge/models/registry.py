@@ -15,17 +15,19 @@ from sam_edge.models.checkpoint import (
     read_state_dict,
 )
 from sam_edge.models.keys import recognise
-from sam_edge.models.sam import EdgeSam
+from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.segment.config import BackboneConfig, ModelConfig
 from sam_edge.segment.known import KNOWN, PACKAGED, WEIGHTS, KnownModel, shipped_folder
 
-RANDOM = "random:"
+RANDOM, TIMM = "random:", "timm:"
 
 
 def load_model(spec: str | Path, device: str = "cpu") -> EdgeSam:
     """Open a MODEL on `device`, in float32 and evaluation mode.
 
-    `spec` is a known name, `random:NAME` (that architecture with random weights, for timing), a checkpoint
-    file, or a checkpoint folder. A bare known name means the known model, even beside a file of that name;
+    `spec` is a known name, `random:NAME` (that architecture with random weights, for timing), `timm:NAME` or
+    `timm:NAME=FILE` (a backbone of timm's with its pretrained weights, all else random), a checkpoint file, or a
+    checkpoint folder. A bare known name means the known model, even beside a file of that name;
     `./NAME` means the file.
 
     Raises:
@@ -54,10 +56,38 @@ def random_model(name: str, seed: int = 0) -> EdgeSam:
         return EdgeSam(KNOWN[name].config)
 
 
+def timm_model(spec: str, seed: int = 0) -> EdgeSam:
+    """A SAM behind a pretrained backbone of timm's, `NAME` or `NAME=FILE`: all but the backbone is yet to be trained.
+
+    Raises:
+        ModelError: no such backbone, or weights that cannot be downloaded. CheckpointError: another network's weights.
+    """
+    from sam_edge.models.timm_weights import load_backbone
+
+    model = EdgeSam(timm_config(spec.partition("=")[0]))
+    initialise(model, seed)
+    load_backbone(model.image_encoder, spec)
+    return model
+
+
+def timm_config(name: str) -> ModelConfig:
+    """A SAM of the official size and decoder behind a backbone of timm's, for pixels as that was trained with.
+
+    Raises:
+        ModelError: no such backbone.
+    """
+    from sam_edge.models.timm_weights import pixel_statistics
+
+    mean, std = pixel_statistics(name)
+    return ModelConfig("timm", 1024, backbone=BackboneConfig(name), pixel_mean=mean, pixel_std=std)
+
+
 def _open(spec: str | Path) -> EdgeSam:
     text, path = str(spec), Path(spec).expanduser()
     if text.startswith(RANDOM):
         return random_model(text.removeprefix(RANDOM))
+    if text.startswith(TIMM):
+        return timm_model(text.removeprefix(TIMM))
     if text in KNOWN and not (isinstance(spec, Path) and path.exists()):
         return _open_known(KNOWN[text])
     if path.is_dir():

@@ -73,6 +73,10 @@ def build_encoder(config: ModelConfig) -> nn.Module:
         from sam_edge.models.tiny_vit import build_tiny_vit
 
         return build_tiny_vit(config)
+    if config.arch == "timm":
+        from sam_edge.models.timm_encoder import TimmEncoder
+
+        return TimmEncoder(config)
     return build_vit(config)
 
 

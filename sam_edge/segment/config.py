@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sam_edge.errors import CheckpointError, ModelError
 
 SCHEMA = 1
-Arch = Literal["vit", "slim_vit", "tiny_vit"]
+Arch = Literal["vit", "slim_vit", "tiny_vit", "timm"]
 Coverage = Literal["logit", "contrast"]
 COVERAGES: tuple[Coverage, ...] = ("logit", "contrast")
 
@@ -81,6 +81,20 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class BackboneConfig:
+    """A convolutional network of timm's and the pyramid that brings its maps to the decoder's grid."""
+
+    name: str
+    """timm's name of it."""
+    strides: tuple[int, ...] = (8, 16, 32)
+    """Strides of the maps that are used, ascending."""
+    width: int = 128
+    """Channels of the pyramid."""
+    refinements: int = 1
+    """Residual pairs of convolutions on the sum of the maps."""
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The prompt encoder and the two-way mask decoder."""
 
@@ -123,13 +137,15 @@ class ModelConfig:
     """Everything that is needed to build a model and to use it, but for its weights."""
 
     arch: Arch
-    """`vit` (segment-anything's own blocks), `slim_vit` (split q, k, v of any width) or `tiny_vit`."""
+    """`vit` (segment-anything's own blocks), `slim_vit` (split q, k, v of any width), `tiny_vit`, or `timm`."""
     image_size: int
     """Side of the square input, in pixels."""
     blocks: tuple[BlockConfig, ...] = ()
-    """The ViT's blocks, in order; empty for `tiny_vit`."""
+    """The ViT's blocks, in order; only of the ViTs."""
     stages: tuple[StageConfig, ...] = ()
-    """TinyViT's stages; empty for the ViTs."""
+    """TinyViT's stages; only of `tiny_vit`."""
+    backbone: BackboneConfig | None = None
+    """The network of a `timm` encoder; only of those."""
     patch_size: int = 16
     """Pixels per token side."""
     decoder: DecoderConfig = DecoderConfig()
@@ -154,8 +170,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise ModelError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}.")
-        if (self.arch == "tiny_vit") != bool(self.stages) or (self.arch != "tiny_vit") != bool(self.blocks):
-            raise ModelError("a ViT is described by blocks, a tiny_vit by stages: config.json has them mixed.")
+        described = {"tiny_vit": "stages", "timm": "backbone"}.get(self.arch, "blocks")
+        if [name for name in ("blocks", "stages", "backbone") if getattr(self, name)] != [described]:
+            raise ModelError(
+                "a ViT is described by blocks, a tiny_vit by stages, a timm by a backbone: config.json has them mixed."
+            )
+        if self.backbone is not None:
+            self._check_strides(self.backbone)
         if self.projection and not self.neck:
             raise ModelError("a projection goes from the neck's own channels: set neck.")
         for index, block in enumerate(self.blocks):
@@ -163,6 +184,16 @@ class ModelConfig:
                 raise ModelError(f"block {index}: {block.heads} heads must divide qk {block.qk} and v {block.v}.")
             if self.arch == "vit" and not (block.uniform and block.embed == self.blocks[0].embed):
                 raise ModelError(f"block {index}: arch 'vit' needs embed = qk = v; use 'slim_vit'.")
+
+    def _check_strides(self, backbone: BackboneConfig) -> None:
+        strides = backbone.strides
+        if list(strides) != sorted(set(strides)) or len(strides) < 2:
+            raise ModelError(f"a backbone gives two or more maps, of ascending strides, got {strides}.")
+        if not strides[0] <= self.patch_size <= strides[-1] or self.image_size % strides[-1]:
+            raise ModelError(
+                f"strides from {strides[0]} to {strides[-1]} need a patch_size between them and an image_size that "
+                f"{strides[-1]} divides, got {self.patch_size} and {self.image_size}."
+            )
 
     @property
     def grid(self) -> int:
@@ -201,7 +232,9 @@ class ModelConfig:
             )
         try:
             values["blocks"] = tuple(BlockConfig(**block) for block in values.get("blocks", ()))
-            values["stages"] = tuple(_stage(stage) for stage in values.get("stages", ()))
+            values["stages"] = tuple(StageConfig(**_tuples(stage)) for stage in values.get("stages", ()))
+            if values.get("backbone") is not None:
+                values["backbone"] = BackboneConfig(**_tuples(values["backbone"]))
             values["decoder"] = DecoderConfig(**values.get("decoder", {}))
             values["thresholds"] = Thresholds(**values.get("thresholds", {}))
             for key in ("pixel_mean", "pixel_std", "lineage"):
@@ -229,9 +262,9 @@ class ModelConfig:
         return cls.from_dict(values)
 
 
-def _stage(values: dict[str, Any]) -> StageConfig:
-    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return StageConfig(**plain)
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 def uniform_blocks(

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sam_edge.errors import CheckpointError, TrainingError
-from sam_edge.models.checkpoint import read_state_dict, weights_sha256
+from sam_edge.errors import TrainingError
+from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.sam import EdgeSam
+from sam_edge.models.timm_weights import open_classifier
 
 MAPS = 3
 """Maps learned: the classifier's last, of strides 8, 16 and 32."""
@@ -69,9 +70,13 @@ class FeatureLoss:
         """Opens the classifier.
 
         Raises:
-            TrainingError: no such classifier, or one without maps. CheckpointError: weights that are not its own.
+            ModelError: no such classifier, or no network to download it. CheckpointError: weights not its own.
+            TrainingError: a classifier without maps.
         """
-        self.features = ClassifierFeatures(open_classifier(options.classifier))
+        classifier = open_classifier(options.classifier)
+        if not hasattr(classifier, "forward_intermediates"):
+            raise TrainingError(f"timm gives out no maps of {options.classifier}: choose another classifier.")
+        self.features = ClassifierFeatures(classifier)
         # a file's place says nothing of what is in it
         name, digest = options.classifier.partition("=")[0], weights_sha256(self.features.classifier)
         self.settings = {**asdict(options), "classifier": name, "sha256": digest}
@@ -107,36 +112,3 @@ class FeatureLoss:
         tokens, self.tokens = self.tokens, None
         found = model.get_submodule(HEAD)(tokens)
         return self.weight * F.smooth_l1_loss(found.float(), self.features(image, found.shape[-1]))
-
-
-def open_classifier(spec: str) -> nn.Module:
-    """One of timm's image classifiers: `NAME`, downloaded by timm, or `NAME=FILE`.
-
-    A .pth file with names of its own is taken in its order, if every shape is the one wanted there.
-
-    Raises:
-        TrainingError: no such classifier, no network, or one whose maps timm does not give out.
-        CheckpointError: an unreadable file, or another network's.
-    """
-    import timm
-
-    name, _, file = spec.partition("=")
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name}*")[:3]
-        hint = f": did you mean {', '.join(close)}?" if close else "."
-        raise TrainingError(f"timm has no classifier {name!r}{hint}")
-    try:
-        classifier = timm.create_model(name, pretrained=not file)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TrainingError(f"timm cannot download {name} ({reason}): give {name}=FILE with its weights.") from error
-    if not hasattr(classifier, "forward_intermediates"):
-        raise TrainingError(f"timm gives out no maps of {name}: choose another classifier.")
-    if file:
-        state, wanted = read_state_dict(file), classifier.state_dict()
-        if state.keys() != wanted.keys():
-            state = dict(zip(wanted, state.values(), strict=False))
-        if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
-            raise CheckpointError(f"{file} does not hold the weights of {name}: their number or shapes differ.")
-        classifier.load_state_dict(state)
-    return classifier

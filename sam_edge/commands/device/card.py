@@ -101,8 +101,7 @@ def _page(
     parts = [
         first,
         "## Anatomy",
-        f"{config.arch}, {len(config.blocks) or len(config.stages)} "
-        f"{'blocks' if config.blocks else 'stages'}, image size {config.image_size} px, mask logits "
+        f"{_encoder(config)}, image size {config.image_size} px, mask logits "
         f"{config.mask_size} x {config.mask_size}{_costs(size)}.",
         "## How it was made",
         _table(("step", "data", "steps", "seed", "hours", "hardware", "date"), [_made(s) for s in config.lineage])
@@ -193,6 +192,13 @@ def _calibration(measured: list[dict[str, Any]]) -> str:
             cells[tenth] = f"{part['predicted']:.2f} / {part['actual']:.2f} ({part['masks']})"
         rows.append((Path(row["data"]).name, *cells, f"{row['box']['iou_error']:.3f}"))
     return _table(("data", *(f"{tenth / 10:.1f}" for tenth in range(10)), "mean error"), rows)
+
+
+def _encoder(config: ModelConfig) -> str:
+    if config.backbone is not None:
+        strides = ", ".join(map(str, config.backbone.strides))
+        return f"{config.backbone.name} of timm and a pyramid of strides {strides}"
+    return f"{config.arch}, {len(config.blocks) or len(config.stages)} {'blocks' if config.blocks else 'stages'}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,166 @@
+"""Any convolutional backbone of timm as SAM's image encoder: its maps, a small pyramid, SAM's neck.
+
+As NanoSAM (ResNet), EdgeSAM (RepViT) and EfficientViT-SAM do it: maps of several strides are brought to the decoder's
+grid and added (Lin et al. 2017), a few convolutions refine the sum, and SAM's neck ends it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from sam_edge.errors import ModelError
+from sam_edge.models.neck import build_neck
+from sam_edge.segment.config import BackboneConfig, ModelConfig
+
+
+class TimmEncoder(nn.Module):
+    """Backbone, pyramid and neck; takes any batch size, and any image side that the largest stride divides."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.backbone is not None
+        self.img_size = config.image_size
+        self.backbone, channels = build_backbone(config.backbone)
+        self.pyramid = Pyramid(config.backbone, channels, config.patch_size)
+        self.neck = build_neck(config.backbone.width, config)
+
+    def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
+        """Image embedding of normalised, padded pixels."""
+        return self.neck(self.pyramid(self.backbone(pixels)))
+
+    def train(self, mode: bool = True) -> "TimmEncoder":
+        """Batch norms keep the statistics of pretraining: those of a few views would be worse (as detectors do)."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class Pyramid(nn.Module):
+    """Maps of several strides, on one grid."""
+
+    def __init__(self, backbone: BackboneConfig, channels: list[int], stride: int) -> None:
+        """`channels` of the maps, `stride` of the grid."""
+        super().__init__()
+        self.laterals = nn.ModuleList(
+            # a finer map comes by patches: nothing of it is left out
+            nn.Conv2d(width, backbone.width, max(stride // each, 1), max(stride // each, 1))
+            for width, each in zip(channels, backbone.strides, strict=True)
+        )
+        self.norm = LayerNorm2d(backbone.width)
+        self.blocks = nn.Sequential(*(Refinement(backbone.width) for _ in range(backbone.refinements)))
+
+    def forward(self, maps: list[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c g g"]:
+        """The sum of what each map says, refined."""
+        on_grid = [lateral(each) for lateral, each in zip(self.laterals, maps, strict=True)]
+        size = max(each.shape[-1] for each in on_grid)
+        total = sum(
+            each if each.shape[-1] == size else F.interpolate(each, (size, size), mode="bilinear")
+            for each in on_grid[1:]
+        )
+        return self.blocks(self.norm(on_grid[0] + total))
+
+
+class Refinement(nn.Module):
+    """A residual pair of 3 x 3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """x and what its surroundings add."""
+        return x + self.conv2(F.relu(self.conv1(self.norm(x))))
+
+
+def build_backbone(backbone: BackboneConfig) -> tuple[nn.Module, list[int]]:
+    """timm's network up to its last wanted map, randomly initialised, and the channels of its maps.
+
+    Raises:
+        ModelError: a name that timm does not have, or has without maps of these strides.
+    """
+    if not timm.is_model(backbone.name):
+        raise no_such_network(backbone.name)
+    try:
+        found = timm.create_model(backbone.name, features_only=True).feature_info.reduction()
+        indices = tuple(found.index(stride) for stride in backbone.strides)
+        network = timm.create_model(backbone.name, features_only=True, out_indices=indices)
+    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"timm gives out no maps of strides {', '.join(map(str, backbone.strides))} of {backbone.name}: "
+            "choose another backbone."
+        ) from error
+    return network, network.feature_info.channels()
+
+
+def no_such_network(name: str) -> ModelError:
+    """That timm has no `name`, and what it has that is like it."""
+    close = timm.list_models(f"*{name}*")[:3]
+    hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()."
+    return ModelError(f"timm has no network {name!r}: {hint}")
+
+
+def fold_batch_norms(encoder: TimmEncoder) -> None:
+    """Multiply every batch norm of the backbone into the convolution before it, in place: the same function."""
+    for conv, norm in list(_normalised(encoder)):
+        module = encoder.backbone.get_submodule(norm)
+        folded = encoder.backbone.get_submodule(conv)
+        assert isinstance(module, nn.BatchNorm2d)
+        assert isinstance(folded, nn.Conv2d)
+        folded.weight, folded.bias = fuse_conv_bn_weights(
+            folded.weight,
+            folded.bias,
+            module.running_mean,
+            module.running_var,
+            module.eps,
+            module.weight,
+            module.bias,
+        )
+        parent, _, name = norm.rpartition(".")
+        # timm's own has the activation behind it
+        setattr(encoder.backbone.get_submodule(parent), name, getattr(module, "act", nn.Identity()))
+
+
+def _normalised(encoder: TimmEncoder) -> Iterator[tuple[str, str]]:
+    """Names of the backbone's convolutions whose output goes to a batch norm, and of those, as a picture shows it."""
+    names = {module: name for name, module in encoder.backbone.named_modules()}
+    made: dict[int, tuple[nn.Module, Tensor]] = {}
+    pairs: list[tuple[str, str]] = []
+
+    def see(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            # kept, for an identity is of what lives
+            made[id(output)] = module, output
+        elif isinstance(module, nn.BatchNorm2d) and id(given[0]) in made:
+            pairs.append((names[made[id(given[0])][0]], names[module]))
+
+    hooks = [module.register_forward_hook(see) for module in names]
+    try:
+        with torch.no_grad():
+            device = next(encoder.parameters()).device
+            encoder.backbone(torch.zeros(1, 3, encoder.img_size, encoder.img_size, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    yield from pairs
+
+
+def same_padding(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """What TensorFlow pads a map of `size`, height and width, with before a convolution: left, right, top, bottom."""
+    sides: list[int] = []
+    for axis in (1, 0):
+        reach = (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
+        steps = -(-size[axis] // conv.stride[axis])
+        total = max((steps - 1) * conv.stride[axis] + reach - size[axis], 0)
+        sides += [total // 2, total - total // 2]
+    return sides[0], sides[1], sides[2], sides[3]
