@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sam_edge.cli import main
-from sam_edge.segment.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
+from sam_edge.segment.config import BackboneConfig, DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 
 HAS_TORCH = find_spec("torch") is not None
 pytest_plugins = ["tests.torch_fixtures"] if HAS_TORCH else []
@@ -98,6 +98,20 @@ def tiny_config() -> ModelConfig:
         patch_size=8,
         blocks=uniform_blocks(2, 32, 2, (1,), window=3, mlp=40),
         decoder=DecoderConfig(dim=32, mlp=48, mask_channels=8, iou_hidden=24),
+    )
+
+
+@pytest.fixture(scope="session")
+def timm_config() -> ModelConfig:
+    """A SAM of 64 pixels behind a backbone of timm's that pads as TensorFlow does."""
+    return ModelConfig(
+        arch="timm",
+        image_size=64,
+        patch_size=16,
+        backbone=BackboneConfig("tf_mobilenetv3_small_minimal_100", width=24),
+        decoder=DecoderConfig(dim=32, depth=1, mlp=48, mask_channels=8, iou_hidden=24),
+        pixel_mean=(127.5, 127.5, 127.5),
+        pixel_std=(127.5, 127.5, 127.5),
     )
 
 

@@ -154,6 +154,23 @@ def int8_whole(export, tiny_config) -> Exported:
 
 
 @pytest.fixture(scope="session")
+def timm_fp32(export, timm_config) -> Exported:
+    """A backbone of timm's in float."""
+    return export(timm_config, "fp32")
+
+
+@pytest.fixture(scope="session")
+def timm_int8(export, timm_config) -> Exported:
+    """The same, quantized, in the CPU dialect."""
+    from sam_edge.export import to_onnx
+
+    with pytest.MonkeyPatch.context() as patch:
+        # as for TinyViT
+        patch.setitem(to_onnx.SMALLEST_IOU, "int8", 0.85)
+        return export(timm_config, "int8")
+
+
+@pytest.fixture(scope="session")
 def tiny_vit_fp32(export, tiny_vit_config) -> Exported:
     """A TinyViT in float."""
     return export(tiny_vit_config, "fp32")

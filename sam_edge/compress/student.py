@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sam_edge.errors import CompressionError
-from sam_edge.models.registry import RANDOM, load_model
+from sam_edge.models.registry import RANDOM, TIMM, architecture, load_model
 from sam_edge.models.resize import resized
 from sam_edge.models.sam import EdgeSam, initialise
+from sam_edge.models.timm_weights import load_backbone
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.known import KNOWN
 
@@ -22,8 +23,8 @@ class StudentOptions:
     """Who learns."""
 
     student: str
-    """A known name, whose architecture is taken; or a checkpoint file or folder, whose weights are taken too;
-    `random:` in front of either takes its architecture alone."""
+    """A known name, whose architecture is taken; or a checkpoint file or folder, whose weights are taken too; or
+    `timm:NAME[=FILE]`, a pretrained backbone of timm's; `random:` in front of any takes its architecture alone."""
     image_size: int | None = None
     """Side of the student's input in pixels; by default its own, and at most the teacher's."""
     pretrained: bool = False
@@ -42,8 +43,9 @@ def build_student(teacher: EdgeSam, options: StudentOptions, seed: int) -> EdgeS
         CompressionError: a student larger than its teacher, quantized, or already projected.
     """
     name = options.student.removeprefix(RANDOM)
-    source = load_model(name) if options.pretrained or name not in KNOWN else None
-    config = KNOWN[name].config if source is None else source.config
+    named = name in KNOWN or name.startswith(TIMM)
+    source = None if named and not (options.pretrained and name in KNOWN) else load_model(name)
+    config = architecture(name) if source is None else source.config
     if not _has_weights(options):
         source = None
     if config.quantization is not None or teacher.config.quantization is not None:
@@ -57,6 +59,8 @@ def build_student(teacher: EdgeSam, options: StudentOptions, seed: int) -> EdgeS
     elif options.decoder != "scratch":
         # what the decoder expects of the embedding's scale is in the neck's last normalisation
         student.image_encoder.neck[3].load_state_dict(teacher.image_encoder.neck[3].state_dict())
+    if options.student.startswith(TIMM):
+        load_backbone(student.image_encoder, name.removeprefix(TIMM))
     if options.decoder != "scratch":
         student.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
         student.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
@@ -67,8 +71,10 @@ def build_student(teacher: EdgeSam, options: StudentOptions, seed: int) -> EdgeS
 
 
 def _has_weights(options: StudentOptions) -> bool:
-    """Whether the student starts from weights of its own."""
-    return not options.student.startswith(RANDOM) and (options.pretrained or options.student not in KNOWN)
+    """Whether the student's whole encoder starts from weights of its own."""
+    if options.student.startswith((RANDOM, TIMM)):
+        return False
+    return options.pretrained or options.student not in KNOWN
 
 
 def student_config(config: ModelConfig, teacher: ModelConfig, options: StudentOptions) -> ModelConfig:

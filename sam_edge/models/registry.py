@@ -49,11 +49,23 @@ def random_model(name: str, seed: int = 0) -> EdgeSam:
     Raises:
         ModelError: an unknown name.
     """
-    if name not in KNOWN:
-        raise ModelError(_unknown(name))
+    config = architecture(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EdgeSam(KNOWN[name].config)
+        return EdgeSam(config)
+
+
+def architecture(name: str) -> ModelConfig:
+    """The config of a known name, or of `timm:NAME`.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    if name.startswith(TIMM):
+        return timm_config(name.removeprefix(TIMM).partition("=")[0])
+    if name not in KNOWN:
+        raise ModelError(_unknown(name))
+    return KNOWN[name].config
 
 
 def timm_model(spec: str, seed: int = 0) -> EdgeSam:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from segment_anything.modeling.common import LayerNorm2d
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -111,7 +112,11 @@ def no_such_network(name: str) -> ModelError:
 
 
 def fold_batch_norms(encoder: TimmEncoder) -> None:
-    """Multiply every batch norm of the backbone into the convolution before it, in place: the same function."""
+    """Multiply every batch norm of the backbone into the convolution before it, in place: the same function.
+
+    Branches that a network has for training alone (RepViT, RepVGG) become one convolution first.
+    """
+    reparameterize_model(encoder.backbone, inplace=True)
     for conv, norm in list(_normalised(encoder)):
         module = encoder.backbone.get_submodule(norm)
         folded = encoder.backbone.get_submodule(conv)

@@ -4,7 +4,7 @@ import importlib.resources
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sam_edge.segment.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
+from sam_edge.segment.config import BackboneConfig, DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 
 PACKAGED = "packaged with sam-edge"
 WEIGHTS = "model.safetensors"
@@ -56,6 +56,17 @@ NANO_CONFIG = ModelConfig(
     decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True, draws_points=True),
 )
 """The architecture of `nano`; a test holds the packaged weights to it."""
+
+TIMM_NANO_CONFIG = ModelConfig(
+    arch="timm",
+    image_size=512,
+    patch_size=16,
+    backbone=BackboneConfig("tf_efficientnet_lite2"),
+    decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True, draws_points=True),
+    pixel_mean=(127.5, 127.5, 127.5),
+    pixel_std=(127.5, 127.5, 127.5),
+)
+"""The architecture of the second generation of `nano`."""
 
 NANO_T_CONFIG = ModelConfig(
     arch="tiny_vit",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -39,8 +40,8 @@ class TrainOptions:
     window: int = 0
     """Side of the views in pixels, where they are windows at random places of the model's canvas: half a side is a
     quarter of the work. 0: views are as large as the model's image."""
-    freeze_encoder: bool = False
-    """Train the prompt encoder and the mask decoder alone."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of names of parameters that stay as they are: `image_encoder.*` trains prompts and decoder alone."""
     min_zoom: float = 1.0
     """Smallest magnification of a view."""
     max_zoom: float = 3.0
@@ -77,8 +78,8 @@ class TrainOptions:
             raise TrainingError(f"batch_size and prompts must be at least 1, got {self.batch_size} and {self.prompts}.")
         if self.workers < 0 or not 0 <= self.seed < 1 << 30:
             raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
-        if self.features is not None and self.freeze_encoder:
-            raise TrainingError("features are the encoder's to learn: leave out either them or --freeze-encoder.")
+        if self.features is not None and "image_encoder.*" in self.freeze:
+            raise TrainingError("features are the encoder's to learn: leave out either them or --freeze.")
         if not 1 <= self.target_scale <= 8:
             raise TrainingError(f"target_scale must be between 1 and 8, got {self.target_scale}.")
         if not 0 <= self.small_first <= 2:
@@ -144,8 +145,7 @@ def train(
     # how fast the same examples arrive is no part of what the run is
     run = {name: value for name, value in settings.items() if name not in ("workers", "loop")}
     with method.features.beside(model) if method.features else nullcontext():
-        model.requires_grad_(True)
-        model.image_encoder.requires_grad_(not options.freeze_encoder)
+        _freeze(model, options.freeze)
         progress = fit(
             model,
             method,
@@ -170,6 +170,17 @@ def train(
         }
     )
     return progress
+
+
+def _freeze(model: EdgeSam, patterns: Sequence[str]) -> None:
+    """Mark what is trained: every parameter that no pattern is the name of."""
+    model.requires_grad_(True)
+    for pattern in patterns:
+        matching = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
+        if not matching:
+            raise TrainingError(f"no parameter is called {pattern}: see the names in the checkpoint.")
+        for parameter in matching:
+            parameter.requires_grad_(False)
 
 
 def _description(source: Source) -> dict[str, object]:

@@ -19,11 +19,12 @@ from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.prompts import ABSENT, Prompts
 
 SLOW = pytest.mark.slow
-FLOAT = ["fp32", pytest.param("tiny_vit_fp32", marks=SLOW)]
+FLOAT = ["fp32", "timm_fp32", pytest.param("tiny_vit_fp32", marks=SLOW)]
 CPU_INTEGER = [
     "int8",
     "int8_decoder",
     pytest.param("int8_whole", marks=SLOW),
+    "timm_int8",
     pytest.param("tiny_vit_int8", marks=SLOW),
 ]
 INTEGER = [*CPU_INTEGER, pytest.param("int8_tensorrt", marks=SLOW)]

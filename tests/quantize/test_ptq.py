@@ -24,10 +24,11 @@ from sam_edge.segment.frame import to_pixels
 FEW = QuantizeOptions(metric="minmax", prompts_per_image=2)
 
 
-@pytest.fixture(params=["vit", "slim_vit", "tiny_vit"])
-def config(request, tiny_config, tiny_vit_config):
+@pytest.fixture(params=["vit", "slim_vit", "tiny_vit", "timm"])
+def config(request, tiny_config, tiny_vit_config, timm_config):
     """A config of every architecture."""
-    return tiny_vit_config if request.param == "tiny_vit" else tiny_config.replace(arch=request.param)
+    others = {"tiny_vit": tiny_vit_config, "timm": timm_config}
+    return others.get(request.param) or tiny_config.replace(arch=request.param)
 
 
 @pytest.fixture

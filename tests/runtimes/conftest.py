@@ -10,6 +10,8 @@ from tests.exported import (  # noqa: F401 - fixtures
     int8_tensorrt,
     int8_whole,
     small_config,
+    timm_fp32,
+    timm_int8,
     tiny_vit_fp32,
     tiny_vit_int8,
 )
