@@ -132,13 +132,14 @@ class QuantizedConv2d(QuantizedLayer):
         super().__init__(conv.weight, conv.bias, conv.out_channels, plan)
         self.stride, self.padding = conv.stride, cast(tuple[int, ...], conv.padding)
         self.dilation, self.groups = conv.dilation, conv.groups
-        self.kernel_size, self.pads_as_needed = conv.kernel_size, isinstance(conv, Conv2dSame)
+        self.kernel, self.pads_as_needed = conv.kernel_size, isinstance(conv, Conv2dSame)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """The convolution."""
         (given,), weight = self.parts(x), self.dequantized()
         if self.pads_as_needed:
-            given = F.pad(given, same_padding(self, (x.shape[2], x.shape[3])))
+            size = (x.shape[2], x.shape[3])
+            given = F.pad(given, same_padding(self.kernel, self.stride, self.dilation, size))
         bias = self.counted_bias() if self.use_grids else self.bias
         return self.result(F.conv2d(given, weight, bias, self.stride, self.padding, self.dilation, self.groups))
 

@@ -5,13 +5,14 @@ grid and added (Lin et al. 2017), a few convolutions refine the sum, and SAM's n
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from segment_anything.modeling.common import LayerNorm2d
+from timm.layers import Conv2dSame
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -160,12 +161,22 @@ def _normalised(encoder: TimmEncoder) -> Iterator[tuple[str, str]]:
     yield from pairs
 
 
-def same_padding(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """What TensorFlow pads a map of `size`, height and width, with before a convolution: left, right, top, bottom."""
+def padding_of(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """What a convolution pads a map of `size`, height and width, with: left, right, top, bottom."""
+    if isinstance(conv, Conv2dSame):
+        return same_padding(conv.kernel_size, conv.stride, conv.dilation, size)
+    high, wide = cast(tuple[int, int], conv.padding)
+    return wide, wide, high, high
+
+
+def same_padding(
+    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """What TensorFlow pads a map of `size` with, so that only the stride makes it smaller: left, right, top, bottom."""
     sides: list[int] = []
     for axis in (1, 0):
-        reach = (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
-        steps = -(-size[axis] // conv.stride[axis])
-        total = max((steps - 1) * conv.stride[axis] + reach - size[axis], 0)
+        reach = (kernel[axis] - 1) * dilation[axis] + 1
+        steps = -(-size[axis] // stride[axis])
+        total = max((steps - 1) * stride[axis] + reach - size[axis], 0)
         sides += [total // 2, total - total // 2]
     return sides[0], sides[1], sides[2], sides[3]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sam_edge.models.attention import Bias, summed
 from sam_edge.models.quantized_attention import biased
+from sam_edge.models.timm_encoder import padding_of
 
 LARGEST_SAMPLE = 2**23
 """Floats kept per layer, 32 MB; then what is kept is a fair draw of all calls (see `Kept`)."""
@@ -195,8 +196,8 @@ def _input_rows(module: nn.Module, x: Tensor, out: torch.Size, at: Tensor) -> Fl
     if isinstance(module, nn.ConvTranspose2d):
         return x.movedim(1, -1).reshape(-1, x.shape[1])[at][None]
     assert isinstance(module, nn.Conv2d)
-    (pad_h, pad_w), (kh, kw) = cast(tuple[int, int], module.padding), module.kernel_size
-    padded = F.pad(x, (pad_w, pad_w, pad_h, pad_h))
+    kh, kw = module.kernel_size
+    padded = F.pad(x, padding_of(module, (x.shape[2], x.shape[3])))
     image, row, column = (index[:, None, None] for index in _unravel(at, out))
     ys = row * module.stride[0] + (torch.arange(kh, device=x.device) * module.dilation[0])[:, None]
     xs = column * module.stride[1] + torch.arange(kw, device=x.device) * module.dilation[1]

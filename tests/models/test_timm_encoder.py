@@ -16,7 +16,7 @@ from sam_edge.models.canvas import CanvasWindow, Place, window_side
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.models.registry import load_model, timm_config
 from sam_edge.models.sam import EdgeSam
-from sam_edge.models.timm_encoder import fold_batch_norms, same_padding
+from sam_edge.models.timm_encoder import fold_batch_norms, padding_of
 from sam_edge.models.timm_weights import load_backbone
 from sam_edge.segment.config import BackboneConfig, ModelConfig
 
@@ -85,7 +85,7 @@ def test_padding_is_timms(height, width, kernel, stride, dilation):
     conv = Conv2dSame(1, 1, kernel, stride, dilation=dilation)
     x = torch.rand(1, 1, height, width)
     wanted = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
-    assert torch.equal(nn.functional.pad(x, same_padding(conv, (height, width))), wanted)
+    assert torch.equal(nn.functional.pad(x, padding_of(conv, (height, width))), wanted)
 
 
 @pytest.mark.parametrize("renamed", [False, True])
