@@ -410,6 +410,16 @@ BAD = {
     ),
     "int8 of a float model": (("export-onnx", "{model}", "--out", "{out}", "--precision", "int8"), "quantize"),
     "point outside": (("segment", "{model}", "{picture}", "--point", "999,1", "--out", "{out}"), "outside"),
+    "half a label": (("segment", "{model}", "{picture}", "--point", "1,1,0.9", "--out", "{out}"), "got 0.9"),
+    "box to the moon": (("segment", "{model}", "{picture}", "--box", "4,6,5e9,8", "--out", "{out}"), "in pixels"),
+    "no threshold": (
+        ("segment", "{model}", "{picture}", "--everything", "--pred-iou", "nan", "--out", "{out}"),
+        "finite number",
+    ),
+    "no bound": (
+        ("segment", "{model}", "{picture}", "--everything", "--max-memory-gb", "inf", "--out", "{out}"),
+        "max_memory_gb",
+    ),
     "no prompt": (("segment", "{model}", "{picture}", "--out", "{out}"), "--point"),
     "not a picture": (("segment", "{model}", "{text}", "--point", "1,1", "--out", "{out}"), "note.txt"),
     # before anything else is looked at: what follows may take hours

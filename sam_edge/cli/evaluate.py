@@ -26,7 +26,7 @@ def evaluate(
     ] = False,
     points_per_side: Annotated[int, typer.Option(help="Grid of everything mode.")] = 32,
     split: EvalSplit = "val",
-    limit: Annotated[int | None, typer.Option(help="Evaluate on so many pictures, drawn by the seed.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many pictures, drawn by the seed.")] = None,
     runtime: AsRuntime = RuntimeName.auto,
     strict: Strict = False,
     as_json: Json = False,
@@ -98,7 +98,9 @@ def card(
     out: Out,
     notes: Annotated[Path | None, typer.Option(help="Markdown put first: what no measurement knows.")] = None,
     split: EvalSplit = "val",
-    limit: Annotated[int | None, typer.Option(help="Measure on so many pictures of each, drawn by the seed.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure on so many pictures of each, drawn by the seed.")
+    ] = None,
     runtime: AsRuntime = RuntimeName.auto,
     as_json: Json = False,
     seed: Seed = 0,

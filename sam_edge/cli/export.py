@@ -39,7 +39,7 @@ def export_onnx(
         str | None,
         typer.Option(metavar="DIR", help="Labelled pictures: README.md says what the graphs score on their val split."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Score on so many of them, drawn by the seed.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score on so many of them, drawn by the seed.")] = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: OnDevice = "cpu",

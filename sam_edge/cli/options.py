@@ -104,7 +104,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Images = Annotated[str, typer.Option("--images", metavar="DIR", help=IMAGES_HELP)]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; appears whole or not at all.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in this command.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random in this command.")]
 OnDevice = Annotated[Device, typer.Option("--device", help="Where the model runs; auto takes a GPU if there is one.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable picture instead of skipping it.")]
 AsRuntime = Annotated[

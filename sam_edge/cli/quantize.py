@@ -132,7 +132,7 @@ def bench_quantize(
     calibration_images: CalibrationImages = 8,
     split: EvalSplit = "val",
     limit: Annotated[
-        int | None, typer.Option(help="Evaluate on so many pictures of each, the same for all seeds.")
+        int | None, typer.Option(min=1, help="Evaluate on so many pictures of each, the same for all seeds.")
     ] = None,
     out: Annotated[
         Path | None,

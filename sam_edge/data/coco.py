@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_edge.data.image import read_image
-from sam_edge.data.rle import to_rle
+from sam_edge.data.rle import scaled, to_rle
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
 from sam_edge.data.split import Split, select
 from sam_edge.errors import DataError
@@ -29,7 +29,7 @@ class CocoInstances(LabelledDataset):
         # pycocotools.COCO is not used: it prints to stdout, where `--json` allows one object only.
         self.annotation_json = Path(annotation_json)
         self.strict = strict
-        self._entries = _entries_by_image(self.annotation_json)
+        self._entries, self._sizes = _entries_by_image(self.annotation_json)
         self._names = select(sorted(self._entries), split)
         if images_root is None:
             self.images_root = _find_images(self.annotation_json, self._names[0])
@@ -46,20 +46,29 @@ class CocoInstances(LabelledDataset):
         name = self._names[index]
         image = read_image(self.images_root / name)
         height, width = image.shape[:2]
+        drawn_on = self._sizes.get(name, (height, width))
         annotations = []
         for entry in self._entries[name]:
             try:
-                annotations.append(Annotation.from_rle(to_rle(entry["segmentation"], height, width)))
+                rle = to_rle(entry["segmentation"], *drawn_on)
+                annotations.append(Annotation.from_rle(scaled(rle, height, width)))
             except DataError as error:
                 where = f"{self.annotation_json}: annotation {entry.get('id')} of {name}"
                 raise DataError(f"{where}: {error}") from error
         return LabelledImage(name=name, image=image, annotations=tuple(annotations))
 
 
-def _entries_by_image(annotation_json: Path) -> dict[str, list[dict[str, Any]]]:
-    """File name -> its instances as they stand in the JSON file."""
+def _entries_by_image(
+    annotation_json: Path,
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, tuple[int, int]]]:
+    """File name -> its instances as they stand in the JSON file, and -> the height and width they were drawn on."""
     try:
         content = json.loads(annotation_json.read_text(encoding="utf-8"))
+        sizes = {
+            _file_name(image): (int(image["height"]), int(image["width"]))
+            for image in content["images"]
+            if image.get("height") and image.get("width")
+        }
         names = {image["id"]: _file_name(image) for image in content["images"]}
         entries: dict[str, list[dict[str, Any]]] = {}
         for entry in content["annotations"]:
@@ -73,7 +82,7 @@ def _entries_by_image(annotation_json: Path) -> dict[str, list[dict[str, Any]]]:
         raise DataError(f"{annotation_json}: not COCO instances ({error}).") from error
     if not entries:
         raise DataError(f"{annotation_json}: has no instances (crowds do not count); give an instances file.")
-    return entries
+    return entries, sizes
 
 
 def _file_name(image: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ from sam_edge.errors import DataError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """File name endings (lower case) that are taken for images."""
 
+_SENSOR_BITS = (8, 10, 12, 14, 16)
+"""Bits per pixel of cameras and scanners whose pictures lie in 16-bit files."""
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -89,8 +91,12 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _sixteen_to_eight_bit(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """Scales 0..65535 to 0..255; Pillow's own conversion would clip at 255 and leave a white picture."""
+    """Scales what the sensor could tell to 0..255; Pillow's own conversion would clip at 255.
+
+    Files do not say how many of their 16 bits are used: the fewest of `_SENSOR_BITS` that hold the brightest pixel.
+    """
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise DataError(f"grey values {grey.min()} to {grey.max()} exceed 16 bits; convert the image to 16 bit.")
-    return np.round(grey / 257).astype(np.uint8)
+    white = next(top for top in (2**bits - 1 for bits in _SENSOR_BITS) if grey.max() <= top)
+    return np.round(grey * (255 / white)).astype(np.uint8)

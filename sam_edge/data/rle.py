@@ -55,6 +55,25 @@ def coverage(
     return covered
 
 
+def scaled(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """The RLE of a mask that was drawn on another size of the same picture, on `height` x `width`.
+
+    Raises:
+        DataError: a size of other proportions: not the same picture, or turned by its EXIF tag since.
+    """
+    drawn_height, drawn_width = (int(side) for side in rle["size"])
+    if (drawn_height, drawn_width) == (height, width):
+        return rle
+    # a scaled export rounds one side
+    if abs(drawn_height * width / drawn_width - height) > 1 and abs(drawn_width * height / drawn_height - width) > 1:
+        raise DataError(
+            f"the mask is of a picture of {drawn_width} x {drawn_height} (width x height), the file has {width} x "
+            f"{height}: turned or cropped since; give the pictures that were annotated."
+        )
+    columns, rows = np.linspace(0, drawn_width, width + 1), np.linspace(0, drawn_height, height + 1)
+    return encode_mask(coverage(rle, columns, rows) > 127)
+
+
 def _touched(lines: Float[np.ndarray, " n"], low: float, high: float) -> tuple[int, int]:
     """First and last (exclusive) of the cells between `lines` that overlap low..high."""
     first = int(np.searchsorted(lines, low, "right")) - 1

@@ -141,7 +141,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path)
     """Load a state dict strictly; float weights become float32.
 
     Raises:
-        CheckpointError: missing, unexpected or misshapen tensors, the first few named.
+        CheckpointError: missing, unexpected or misshapen tensors, or not finite ones, the first few named.
     """
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     wanted = model.state_dict()
@@ -155,6 +155,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path)
         *(f"{name} is missing" for name in missing),
         *(f"{name} is unexpected" for name in extra),
         *shapes,
+        *(f"{name} is not finite" for name, value in state.items() if not torch.isfinite(value).all()),
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""

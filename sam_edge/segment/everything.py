@@ -5,7 +5,9 @@ points of the grid, or TinySAM's hierarchy (section 3.4), which asks few points 
 confident mask covers.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -111,6 +113,9 @@ class EverythingGenerator:
             stability_score_offset,
             box_nms_thresh,
         )
+        for name, value in (("tau", self.tau or 0.0), *asdict(self.filters).items()):
+            if not math.isfinite(value):
+                raise EverythingError(f"{name} must be a finite number, got {value}.")
         self.nested_thresh = thresholds.nested if nested_thresh is None else nested_thresh
         if not 0 < self.nested_thresh <= 1:
             raise EverythingError(f"nested_thresh must be in (0, 1], got {self.nested_thresh}.")

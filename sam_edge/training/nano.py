@@ -76,8 +76,25 @@ STAGES = {
         whole=0.3,
         max_zoom=4.0,
     ),
+    "pictures": _stage(
+        2,
+        420,
+        8e-4,
+        batch_size=3,
+        prompts=20,
+        freeze=EARLY,
+        rates=((BACKBONE, 0.2),),
+        schedule="cosine",
+        prompting=InteractiveOptions(box_share=0.45, rounds=2, interactive_share=0.15),
+        ellipses=0.03,
+        whole=0.5,
+        max_zoom=2.5,
+        nothing=0.12,
+        small_first=0.1,
+    ),
 }
-"""What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays."""
+"""What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays; then all
+of the canvas, with the deeper half of the backbone."""
 
 
 def sources(data: Path) -> list[Source]:

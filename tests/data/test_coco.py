@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sam_edge.data.coco import CocoInstances
-from sam_edge.data.rle import encode_mask
+from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.errors import DataError
 
 TRIANGLE = [5.0, 5.0, 50.0, 8.0, 20.0, 36.0]
@@ -71,3 +71,30 @@ def test_a_json_file_that_is_not_coco_is_refused_by_name(tmp_path, content):
     (tmp_path / "odd.json").write_text(content)
     with pytest.raises(DataError, match=r"odd\.json"):
         CocoInstances(tmp_path / "odd.json")
+
+
+def test_masks_drawn_on_another_size_are_scaled_to_the_photo(tmp_path, picture):
+    polygon = [[20, 10, 80, 10, 80, 60, 20, 60]]
+    image = {"id": 1, "file_name": "a.png", "height": 80, "width": 120}
+    runs = encode_mask(np.pad(np.ones((50, 60), bool), ((10, 20), (20, 40))))
+    for segmentation in (polygon, runs):
+        entry = {"id": 1, "image_id": 1, "segmentation": segmentation}
+        (tmp_path / "instances.json").write_text(json.dumps({"images": [image], "annotations": [entry]}))
+        Image.fromarray(picture).save(tmp_path / "a.png")
+        (annotation,) = CocoInstances(tmp_path / "instances.json")[0].annotations
+        mask = decode_mask(annotation.rle)
+        assert mask.shape == (40, 60)
+        assert mask[5:30, 10:40].all()
+        assert mask.sum() == 25 * 30
+        assert annotation.bbox_xywh == (10, 5, 30, 25)
+
+
+def test_masks_of_a_photo_that_was_turned_since_are_refused(tmp_path, picture):
+    image = {"id": 1, "file_name": "a.png", "height": 60, "width": 40}
+    entry = {"id": 7, "image_id": 1, "segmentation": [[2, 2, 9, 2, 9, 9]]}
+    (tmp_path / "instances.json").write_text(json.dumps({"images": [image], "annotations": [entry]}))
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    with pytest.raises(
+        DataError, match=r"annotation 7 of a.png: the mask is of a picture of 40 x 60 .* turned or cropped"
+    ):
+        CocoInstances(tmp_path / "instances.json")[0]

@@ -102,3 +102,13 @@ def test_a_missing_file_is_refused_by_name(tmp_path):
 def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff\x01")
     assert read_image(tmp_path / "a.jpg").shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize(
+    ("brightest", "white"), [(200, 255), (1000, 1023), (4000, 4095), (16000, 16383), (40000, 65535)]
+)
+def test_a_sixteen_bit_file_is_as_bright_as_its_sensor_saw_it(tmp_path, brightest, white):
+    values = np.array([[0, brightest // 2, brightest]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "scan.png")
+    grey = read_image(tmp_path / "scan.png")[0, :, 0]
+    np.testing.assert_allclose(grey, values[0] * (255 / white), atol=0.51)

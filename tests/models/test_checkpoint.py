@@ -166,6 +166,16 @@ def test_missing_and_unexpected_tensors_are_named(folder):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(folder, value):
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    state["mask_decoder.iou_token.weight"][0, 3] = value
+    save_file(state, weights)
+    with pytest.raises(CheckpointError, match=r"iou_token\.weight is not finite\.$"):
+        load_checkpoint(folder)
+
+
 def test_many_problems_are_counted(tiny_sam):
     with pytest.raises(CheckpointError, match=r"\(and \d+ more\)\.$") as caught:
         load_weights(tiny_sam, {}, "nothing")

@@ -22,6 +22,9 @@ from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.records import box_of
 from sam_edge.segment.runtime import Runtime
 
+FARTHEST_PX = 1_000_000
+"""No picture reaches so far, and single precision no longer tells pixels apart much beyond."""
+
 
 @dataclass(frozen=True)
 class ImagePrompts:
@@ -94,10 +97,10 @@ def parse_prompts(points: list[str], box: str | None, everything: bool) -> Image
     parsed = []
     for text in points:
         numbers = _numbers(text, "--point", "X,Y or X,Y,LABEL", (2, 3))
-        label = int(numbers[2]) if len(numbers) == 3 else 1
+        label = numbers[2] if len(numbers) == 3 else 1
         if label not in (0, 1):
-            raise PromptError(f"--point {text}: the label is 1 (object) or 0 (not), got {numbers[2]:g}.")
-        parsed.append((numbers[0], numbers[1], label))
+            raise PromptError(f"--point {text}: the label is 1 (object) or 0 (not), got {label:g}.")
+        parsed.append((numbers[0], numbers[1], int(label)))
     corners = None
     if box is not None:
         x0, y0, x1, y1 = _numbers(box, "--box", "X0,Y0,X1,Y1", (4,))
@@ -112,7 +115,8 @@ def _numbers(text: str, option: str, form: str, counts: tuple[int, ...]) -> list
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) not in counts or not np.isfinite(numbers).all():
+    # what is not a number is not smaller either
+    if len(numbers) not in counts or not np.all(np.abs(numbers) < FARTHEST_PX):
         raise PromptError(f"{option} {text}: expected {form} in pixels.")
     return numbers
 
