@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from sam_edge.data.rle import encode_mask
 from sam_edge.export.parity import Parity
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
@@ -382,6 +383,35 @@ def test_bench_measures_what_it_says_and_writes_both_files(sam_edge, checkpoint,
     assert row["latencies"]["encode"]["min_ms"] <= row["latencies"]["encode"]["median_ms"]
     assert (tmp_path / "b" / "bench.json").is_file()
     assert len(list((tmp_path / "b").glob("*.csv"))) == 1
+
+
+def test_names_that_are_not_utf_8_are_names(sam_edge, open_checkpoint, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    mask = np.zeros((20, 30), bool)
+    mask[5:15, 5:25] = True
+    entry = {"segmentation": encode_mask(mask), "bbox": [5, 5, 20, 10], "point_coords": [[15, 10]]}
+    for number in range(4):
+        name = os.fsdecode(b"\xd5%d" % number)
+        Image.fromarray(np.full((20, 30, 3), 60 * number, np.uint8)).save(photos / f"{name}.png")
+        (photos / f"{name}.json").write_text(json.dumps({"annotations": [entry]}))
+    for command in (
+        ("eval", open_checkpoint, "--data", photos, "--split", "all"),
+        ("segment", open_checkpoint, photos, "--point", "15,10", "--pictures", "--out", tmp_path / "masks"),
+        ("quantize", open_checkpoint, "--images", photos, "--metric", "minmax", "--out", tmp_path / "integers"),
+        ("train", open_checkpoint, "--data", photos, "--split", "all", "--steps", 1, "--out", tmp_path / "trained"),
+    ):
+        code, _, err = sam_edge(*command)
+        assert code == 0, err
+    assert len(json.loads((tmp_path / "masks" / "masks.json").read_text())["images"]) == 4
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seed", -1), ("--limit", 0)])
+def test_numbers_out_of_range_are_refused(sam_edge, checkpoint, option, value):
+    code, out, err = sam_edge("eval", checkpoint, "--data", "synthetic:4", option, value)
+    assert code != 0
+    assert out == ""
+    assert "than or equal to" in err
 
 
 BAD = {

@@ -1,5 +1,7 @@
 """The command line: parse, call, print. Heavy imports happen inside the commands."""
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -50,6 +52,9 @@ def _root(
 
 def main() -> None:
     """Run the command line; errors that a user can mend are one line and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # names of files need not be UTF-8; they are written as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         app()
     except SamEdgeError as error:

@@ -1,5 +1,6 @@
 """Views of a picture that can be made again from their number alone: what a teacher said of them can be kept."""
 
+import os
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 
@@ -28,7 +29,7 @@ class FixedViews:
         if view == 0:
             return Crop(0, 0, width, height, longer, flip=False)
         # by the name, not by its place in a listing: more pictures change no view of those there are
-        digest = sha256(f"{self.seed} {view} {name}".encode()).digest()
+        digest = sha256(os.fsencode(f"{self.seed} {view} {name}")).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:16], "little"))
         side = max(round(longer / self.max_zoom ** rng.random()), 16)
         left, top = (int(rng.integers(0, max(length - side, 0) + 1)) for length in (width, height))

@@ -7,6 +7,7 @@ Here an index of offsets, built once per shard when it is first touched, reads a
 import hashlib
 import io
 import json
+import os
 import tarfile
 import warnings
 from collections import OrderedDict
@@ -162,7 +163,7 @@ def read_index(tar: Path) -> ShardIndex:
     except OSError as error:
         raise DataError(f"{tar}: cannot be read ({error.strerror}).") from error
     state = [stat.st_size, stat.st_mtime_ns]
-    saved = cache_folder() / "shards" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    saved = cache_folder() / "shards" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(saved.read_text(encoding="utf-8"))
         if content["state"] == state:

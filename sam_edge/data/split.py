@@ -1,5 +1,6 @@
 """Train or val, decided by the file name alone, so that every command and machine splits alike."""
 
+import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import PurePosixPath
@@ -11,9 +12,9 @@ Split = Literal["train", "val", "all"]
 
 
 def is_val(file_name: str) -> bool:
-    """Whether a file belongs to val: sha256 of the base name's UTF-8, as an integer, is divisible by 5."""
+    """Whether a file belongs to val: sha256 of the base name's bytes (UTF-8), as an integer, is divisible by 5."""
     base_name = PurePosixPath(file_name).name
-    return int(sha256(base_name.encode("utf-8")).hexdigest(), 16) % 5 == 0
+    return int(sha256(os.fsencode(base_name)).hexdigest(), 16) % 5 == 0
 
 
 def select(names: Sequence[str], split: Split) -> list[str]:

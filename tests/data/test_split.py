@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from sam_edge.data.split import is_val, select
@@ -30,3 +32,8 @@ def test_an_unknown_split_is_refused():
     # A TypeError where the run checks type hints, which see it first.
     with pytest.raises((DataError, TypeError), match="test"):
         select(["a.jpg"], "test")
+
+
+def test_a_name_that_is_not_utf_8_belongs_somewhere():
+    names = [os.fsdecode(bytes([0xD5, byte]) + b".jpg") for byte in range(128, 160)]
+    assert 0 < sum(map(is_val, names)) < len(names)
