@@ -10,7 +10,8 @@ from typing import Any
 
 DOMAIN, OPERATOR = "sam_edge", "PositionalAttention"
 """As csrc/onnxruntime.cpp registers it."""
-GRAPH, OPSETS, NODE = 7, 8, 1
+GRAPH, OPSETS = 7, 8
+NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
 """Numbers of a model's fields, and of a graph's."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """How a field's value is written."""
@@ -22,6 +23,34 @@ def with_kernels(model: bytes, notes: Sequence[Mapping[str, Any]]) -> bytes:
     (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
     opset = _text(1, DOMAIN) + _number(2, 1)
     return b"".join([*parts, _message(GRAPH, _graph(_content(graph), notes)), _message(OPSETS, opset)])
+
+
+def attention_alone(
+    model: bytes, note: Mapping[str, Any], sizes: Sequence[Sequence[int]], result: Sequence[int], *, kernel: bool
+) -> bytes:
+    """One noted attention of an ONNX file as a graph of its own, by its nodes or by the kernel.
+
+    `sizes` are those of its float32 inputs, in the order of the note; `result` that of its output.
+    """
+    places = {at for start, length in note["nodes"] for at in range(start, start + length)}
+    (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
+    fields = list(_fields(_content(graph)))
+    nodes = [part for number, part in fields if number == NODE]
+    parts: list[bytes | memoryview] = [nodes[at] for at in sorted(places)]
+    if kernel:
+        parts = [_message(NODE, _operator(note))]
+    parts += [part for number, part in fields if number == INITIALIZER]
+    parts += [_message(INPUT, _value(name, size)) for name, size in zip(note["inputs"], sizes, strict=True)]
+    parts += [_text(2, "attention"), _message(OUTPUT, _value(note["output"], result))]
+    others = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
+    opset = _text(1, DOMAIN) + _number(2, 1)
+    return b"".join([*others, _message(GRAPH, b"".join(parts)), _message(OPSETS, opset)])
+
+
+def _value(name: str, sizes: Sequence[int]) -> bytes:
+    """A graph's input or output: its name, and float32 (1) of these sizes."""
+    shape = b"".join(_message(1, _number(1, size)) for size in sizes)
+    return _text(1, name) + _message(2, _message(1, _number(1, 1) + _message(2, shape)))
 
 
 def _graph(graph: memoryview, notes: Sequence[Mapping[str, Any]]) -> bytes:

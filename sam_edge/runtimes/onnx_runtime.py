@@ -64,9 +64,7 @@ def clash() -> str | None:
 class OnnxRuntime(GraphRuntime):
     """An exported folder in ONNX Runtime; a graph is loaded when it is first called."""
 
-    def __init__(
-        self, folder: str | Path, provider: str = "cpu", threads: int = 0, *, kernels: bool = True
-    ) -> None:
+    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int = 0, *, kernels: bool = True) -> None:
         """`provider` is a key of `PROVIDERS`; `threads` 0 leaves the choice to ONNX Runtime.
 
         On the CPU, sam-edge's own kernels compute what they are faster at, where they are installed and if `kernels`.

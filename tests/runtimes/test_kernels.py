@@ -73,9 +73,7 @@ def test_graphs_may_keep_their_weights_beside_them(fp32, tmp_path: Path) -> None
     (copied / MANIFEST).write_text(json.dumps(values))
     runtime = OnnxRuntime(copied, threads=1)
     assert runtime.with_kernels == ("encoder",)
-    np.testing.assert_array_equal(
-        runtime.encode(pixels(fp32)), OnnxRuntime(fp32.path, threads=1).encode(pixels(fp32))
-    )
+    np.testing.assert_array_equal(runtime.encode(pixels(fp32)), OnnxRuntime(fp32.path, threads=1).encode(pixels(fp32)))
 
 
 def test_one_may_do_without_them(fp32, monkeypatch: pytest.MonkeyPatch) -> None:
