@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sam_edge.kernels.library import level
 from sam_edge.runtimes.cuda import cuda_devices
 from sam_edge.runtimes.threads import cpu_threads
 
@@ -25,8 +26,8 @@ def hardware() -> dict[str, Any]:
     """The machine and the versions on it, as plain values for JSON.
 
     `cpu`, `cores` (logical, that this process may use), `threads` (that runtimes take), `ram_bytes`, `gpu` (name
-    or None), `os`, `python`, and `versions` of whichever of `PACKAGES` is installed. What the system does not
-    tell is None.
+    or None), `kernels` (the instruction set of sam-edge's own, or None), `os`, `python`, and `versions` of whichever of
+    `PACKAGES` is installed. What the system does not tell is None.
     """
     return {
         "cpu": _cpu_model(),
@@ -34,6 +35,7 @@ def hardware() -> dict[str, Any]:
         "threads": cpu_threads(),
         "ram_bytes": _ram_bytes(),
         "gpu": next((device.name for device in cuda_devices()), None),
+        "kernels": level() or None,
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},

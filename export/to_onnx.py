@@ -18,6 +18,7 @@ from onnxscript import ir, opset18
 from sam_edge.errors import ExportError
 from sam_edge.export.banded import SHAPE_KEPT, banded_attention
 from sam_edge.export.graphs import GraphSpec, encoder_graph, graphs, halve_positions, to_half
+from sam_edge.export.kernel_notes import mark, note_attention, take_marks
 from sam_edge.export.parity import Parity, answers, compare, require
 from sam_edge.export.readme import Accuracy, folder_readme
 from sam_edge.export.unsigned import note_signs
@@ -130,7 +131,8 @@ def export_onnx(
             "graphs": described,
         }
         (work / MANIFEST).write_text(json.dumps(manifest))
-        runtime = OnnxRuntime(work, threads=cpu_threads())
+        # what is proven is what every tool computes
+        runtime = OnnxRuntime(work, threads=cpu_threads(), kernels=False)
         parity = compare(wanted, answers(runtime, images, split=True))
         require(parity, SMALLEST_IOU[options.precision], f"the {options.precision} export")
         manifest["parity"] = parity.as_dict()
@@ -239,6 +241,7 @@ def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
         output_size_limit=LARGEST_FOLDED,
         should_fold=lambda node: True if node.op_type in ALWAYS_FOLDED else None,
     )
+    attention = note_attention(program.model.graph, take_marks(program.model))
     _strip_notes(program.model)
     file = folder / f"{spec.name}.onnx"
     program.save(file, external_data=_weight_bytes(spec) > 1_800_000_000)
@@ -249,6 +252,7 @@ def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
         "sha256": graph_sha256(file),
         "integers": integers,
         **signs,
+        **({"kernels": attention} if attention else {}),
         "inputs": {value.name: _shape(value) for value in program.model.graph.inputs},
         "outputs": {value.name: _shape(value) for value in program.model.graph.outputs},
     }
@@ -287,8 +291,12 @@ def _translations() -> dict[Any, Any]:
         # the exporter reads annotations as an operator's types, and warns of any others
         return banded_attention(q, k, v, rel_h, rel_w)
 
+    def marked(x, role: str):
+        return mark(x, role)
+
     ops = torch.ops.sam_edge
     own = {
+        ops.marked.default: marked,
         ops.quantize.default: quantize,
         ops.dequantize.default: dequantize,
         ops.banded_attention.default: banded,

@@ -1,1 +1,1 @@
-"""Imported as `sam_edge.kernels`: the place of CUDA kernels, each beside a plain reference. So far none is needed."""
+"""Imported as `sam_edge.kernels`: operators in C++ (csrc), each beside the same in NumPy."""

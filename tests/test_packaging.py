@@ -1,5 +1,6 @@
 """pyproject's list of packages against the folders, and what an installation must hold."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -62,23 +63,36 @@ def test_a_device_needs_no_torch(setuptools: dict) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_works_on_a_device_outside_of_the_checkout(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("environment", "pure"),
+    [({}, shutil.which("c++") is None), ({"SAM_EDGE_NO_EXT": "1"}, True), ({"CC": "false", "CXX": "false"}, True)],
+    ids=["kernels", "no kernels", "no compiler"],
+)
+def test_a_wheel_works_on_a_device_outside_of_the_checkout(
+    environment: dict[str, str], pure: bool, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "demo", "runs", "build", "*.egg-info", "__pycache__")
+    ignored = shutil.ignore_patterns(".*", "demo", "runs", "build", "*.egg-info", "__pycache__", "*.so")
     shutil.copytree(ROOT, source, ignore=ignored)
     for link in ("export", "kernels", "bench"):
         (source / "sam_edge" / link).unlink(missing_ok=True)
 
     def run(*command: object) -> str:
         done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, check=False, cwd=tmp_path
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | environment,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, source)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name.endswith("py3-none-any.whl")
+    assert wheel.name.endswith("-py3-none-any.whl") == pure
+    assert "-py3-none-" in wheel.name
     assert wheel.stat().st_size <= MOST_WHEEL_BYTES
     venv.create(tmp_path / "device", with_pip=True)
     python = tmp_path / "device" / "bin" / "python"
@@ -88,3 +102,5 @@ def test_a_wheel_works_on_a_device_outside_of_the_checkout(tmp_path: Path) -> No
     assert (tmp_path / "cup" / "mask_000.png").is_file()
     loaded = run(python, "-c", "import sam_edge.cli, sys; print('torch' in sys.modules)")
     assert loaded.strip() == "False"
+    level = run(python, "-c", "from sam_edge.kernels.library import level; print(level())")
+    assert bool(level.strip()) != pure

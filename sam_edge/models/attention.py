@@ -20,6 +20,11 @@ SMALLEST_BANDED = 512
 inference is level there, 1.4 x faster at SAM-B's 4096, 3 x where q and v differ in width. Windows of 64 tokens would be
 slower."""
 
+ROLES = ("q", "k", "v", "rel_h", "rel_w")
+"""What attention with relative positions is given, as exported graphs have it marked."""
+RESULT = "result"
+"""What it gives."""
+
 Bias = Tensor | tuple[Tensor, Tensor] | None
 """Added to attention's logits: a tensor (or a mask, False where not to look), or relative positions as rel_h, rel_w."""
 
@@ -55,6 +60,17 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tens
 @banded_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+@torch.library.custom_op("sam_edge::marked", mutates_args=())
+def marked(x: Tensor, role: str) -> Tensor:
+    """x, whose value in an exported graph is to be found again by `role`."""
+    return x.clone()
+
+
+@marked.register_fake
+def _(x: Tensor, role: str) -> Tensor:
+    return torch.empty_like(x)
 
 
 def summed(rel_h: Float[Tensor, "*b n h"], rel_w: Float[Tensor, "*b n w"]) -> Float[Tensor, "*b n h*w"]:

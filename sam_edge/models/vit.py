@@ -14,7 +14,7 @@ from segment_anything.modeling.common import MLPBlock
 from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT, get_rel_pos
 from torch import Tensor, nn
 
-from sam_edge.models.attention import AttentionProducts
+from sam_edge.models.attention import RESULT, ROLES, AttentionProducts, marked
 from sam_edge.models.neck import build_neck
 from sam_edge.segment.config import BlockConfig, ModelConfig
 
@@ -55,7 +55,12 @@ class SplitAttention(nn.Module):
         tokens = x.flatten(1, 2)
         q, k, v = (self._by_head(layer(tokens)) for layer in (self.q, self.k, self.v))
         bias = self._relative_positions(q, height, width) if self.use_rel_pos else None
-        out = self.products(q, k, v, bias)
+        if bias is not None and torch.compiler.is_exporting():
+            # where kernels may take over: see sam_edge.export.kernel_notes
+            q, k, v, *bias = (marked(x, role) for x, role in zip((q, k, v, *bias), ROLES, strict=True))
+            out = marked(self.products(q, k, v, tuple(bias)), RESULT)
+        else:
+            out = self.products(q, k, v, bias)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, -1))
 
     def _by_head(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n d"]:

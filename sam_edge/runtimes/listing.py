@@ -7,6 +7,7 @@ from typing import Any
 
 from sam_edge.errors import BackendUnavailableError
 from sam_edge.halves import EXTRAS
+from sam_edge.kernels.library import level
 from sam_edge.runtimes.clipping import clips_products
 from sam_edge.runtimes.cuda import cuda_devices
 from sam_edge.runtimes.engines import MODULES, load_library
@@ -64,7 +65,8 @@ def _onnxruntime() -> str:
     there = library.get_available_providers()
     # what it was built with, but for what needs a device that is not here
     usable = [name for name, known in PROVIDERS.items() if known in there and (name not in ON_GPU or cuda_devices())]
-    return f"fp32, {integers}; providers: {', '.join(usable)}"
+    kernels = f"; attention by sam-edge's own kernels ({level()})" if level() else "; without sam-edge's own kernels"
+    return f"fp32, {integers}{kernels}; providers: {', '.join(usable)}"
 
 
 def _openvino() -> str:

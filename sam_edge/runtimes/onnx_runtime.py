@@ -10,8 +10,10 @@ import numpy as np
 
 from sam_edge.errors import BackendUnavailableError
 from sam_edge.halves import missing
+from sam_edge.kernels.library import library_file
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
+from sam_edge.runtimes.kernels import with_kernels
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -24,6 +26,8 @@ PROVIDERS = {
 ON_GPU = ("cuda", "tensorrt")
 """Providers that keep what they compute on a CUDA device."""
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+WEIGHTS = "session.model_external_initializers_file_folder_path"
+"""What ONNX Runtime calls the folder that a graph's weights lie in, if it is not given the graph's file."""
 GPU_SETS = 32
 """Prompt sets in one call on a GPU."""
 
@@ -60,11 +64,14 @@ def clash() -> str | None:
 class OnnxRuntime(GraphRuntime):
     """An exported folder in ONNX Runtime; a graph is loaded when it is first called."""
 
-    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int = 0) -> None:
+    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int = 0, *, kernels: bool = True) -> None:
         """`provider` is a key of `PROVIDERS`; `threads` 0 leaves the choice to ONNX Runtime.
 
+        On the CPU, sam-edge's own kernels compute what they are faster at, where they are installed and if `kernels`.
+
         Raises:
-            BackendUnavailableError: ONNX Runtime is absent, or has or starts no such provider here.
+            BackendUnavailableError: ONNX Runtime is absent, or has or starts no such provider here; or see
+                `sam_edge.kernels.library.library_file`.
             CheckpointError: no exported folder.
         """
         self._library = load_onnxruntime()
@@ -74,6 +81,7 @@ class OnnxRuntime(GraphRuntime):
         self.name = "onnxruntime" if provider == "cpu" else f"onnxruntime-{provider}"
         self.device = "cuda" if provider in ON_GPU else "cpu"
         self._provider, self._threads = PROVIDERS[provider], threads
+        self._kernels = library_file() if kernels and provider == "cpu" else None
         self._sessions: dict[str, Any] = {}
         self._shrinking = None
         if provider == "cpu":
@@ -88,6 +96,11 @@ class OnnxRuntime(GraphRuntime):
         if provider != "cpu":
             # what cannot start says so now, not after a picture
             self._session("encoder")
+
+    @property
+    def with_kernels(self) -> tuple[str, ...]:
+        """The graphs in which sam-edge's own kernels compute."""
+        return tuple(name for name, entry in self.folder.graphs.items() if self._kernels and entry.get("kernels"))
 
     def _run(self, graph: str, inputs: Values) -> Values:
         session, names = self._session(graph), list(self.folder.graphs[graph]["outputs"])
@@ -115,6 +128,11 @@ class OnnxRuntime(GraphRuntime):
             # other providers leave to the CPU what they do not know
             on_cpu = self.device == "cpu"
             file = self.folder.graph_for_this_cpu(graph) if on_cpu else self.folder.graph_file(graph)
+            if self._kernels is not None and (notes := self.folder.graphs[graph].get("kernels")):
+                options.register_custom_ops_library(str(self._kernels))
+                # where weights are that lie beside the graph
+                options.add_session_config_entry(WEIGHTS, str(self.folder.path.resolve()))
+                file = with_kernels(file if isinstance(file, bytes) else file.read_bytes(), notes)
             session = self._library.InferenceSession(file, options, providers=[self._provider])
             # without its libraries ONNX Runtime falls back to the CPU and says nothing
             if session.get_providers()[0] != self._provider:

@@ -1,0 +1,100 @@
+"""Which nodes of an exported graph are attention with relative positions: the notes by which a runtime puts a kernel of
+its own in their place.
+
+What is exported stays plain ONNX. See `sam_edge.runtimes.kernels`, which reads the notes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx.defs import OpSchema
+from onnxscript import ir
+from onnxscript.values import Op, Opset
+
+from sam_edge.models.attention import RESULT, ROLES
+
+MARKS = "sam_edge.marks"
+"""Nodes of this domain stand in a graph while it is made: the optimizer leaves alone what it does not know."""
+MARK = Op(
+    Opset(MARKS, 1),
+    "Mark",
+    OpSchema(
+        "Mark",
+        MARKS,
+        1,
+        inputs=[OpSchema.FormalParameter("x", "T")],
+        outputs=[OpSchema.FormalParameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "")],
+        attributes=[OpSchema.Attribute("role", OpSchema.AttrType.STRING)],
+    ),
+)
+
+
+def mark(x: Any, role: str) -> Any:
+    """The node that `sam_edge.models.attention.marked` becomes."""
+    return MARK(x, role=role)
+
+
+@dataclass(frozen=True)
+class MarkedAttention:
+    """Attention with relative positions in a graph."""
+
+    given: dict[str, ir.Value]
+    """By `ROLES`."""
+    result: ir.Value
+    scale: float
+
+
+def take_marks(model: ir.Model) -> list[MarkedAttention]:
+    """Take the marks out of a graph, and return where they were."""
+    found, given = [], {}
+    for node in [node for node in model.graph if node.domain == MARKS]:
+        (marked,), (after,) = node.inputs, node.outputs
+        assert marked is not None
+        role = node.attributes["role"].as_string()
+        if role == RESULT:
+            width = int(given["q"].shape[-1])
+            found.append(MarkedAttention(given, marked, width**-0.5))
+            given = {}
+        else:
+            given[role] = marked
+        marked.shape, marked.dtype = after.shape, after.dtype
+        after.replace_all_uses_with(marked)
+        model.graph.remove(node, safe=True)
+    model.opset_imports.pop(MARKS, None)
+    return found
+
+
+def note_attention(graph: ir.Graph, marked: list[MarkedAttention]) -> list[dict[str, Any]]:
+    """Per attention in float32: `nodes` as [start, length] stretches of the graph's, names of the `inputs` (by `ROLES`)
+    and of the `output`, and the `scale` of its scores."""
+    nodes = list(graph)
+    places = {node: index for index, node in enumerate(nodes)}
+    return [
+        {
+            "nodes": _stretches([places[node] for node in _between(nodes, one)]),
+            "inputs": [one.given[role].name for role in ROLES],
+            "output": one.result.name,
+            "scale": one.scale,
+        }
+        for one in marked
+        if one.result.dtype == ir.DataType.FLOAT
+    ]
+
+
+def _between(nodes: list[ir.Node], marked: MarkedAttention) -> Iterator[ir.Node]:
+    """The node that gives the result, and those that are there for its sake alone, in rising order."""
+    kept = {value.producer() for value in marked.given.values()}
+    dropped: set[ir.Node] = set()
+    for node in reversed(nodes):
+        users = {user for value in node.outputs for user in value.consumers()}
+        if marked.result in node.outputs or (users and users <= dropped and node not in kept):
+            dropped.add(node)
+    return (node for node in nodes if node in dropped)
+
+
+def _stretches(places: list[int]) -> list[list[int]]:
+    edges = np.flatnonzero(np.diff(places) != 1) + 1
+    return [[int(part[0]), len(part)] for part in np.split(np.array(places), edges)]

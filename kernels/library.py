@@ -1,0 +1,62 @@
+"""The compiled kernels: a shared library beside this file, where a compiler was at hand when sam-edge was installed.
+
+`SAM_EDGE_KERNELS=off` does without it, and `SAM_EDGE_KERNELS=FILE` takes another build. Nothing needs it.
+"""
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+from sam_edge.errors import BackendUnavailableError
+
+LIBRARY = Path(__file__).with_name("libsam_edge.so")
+"""What setup.py builds, called the same on every system."""
+SWITCH = "SAM_EDGE_KERNELS"
+LEVELS = ("plain", "AVX2", "AVX-512")
+"""Instruction sets that the kernels are compiled for, by csrc's numbers. ARM64's plain one is NEON."""
+
+
+def library_file() -> Path | None:
+    """The file of the compiled kernels, where there are some and they are wanted.
+
+    Raises:
+        BackendUnavailableError: `SAM_EDGE_KERNELS` names no library of kernels.
+    """
+    asked = os.environ.get(SWITCH, "")
+    if asked == "off":
+        return None
+    file = Path(asked) if asked else LIBRARY
+    if _load(file) is not None:
+        return file
+    if asked:
+        raise BackendUnavailableError(f"{SWITCH} must be off or a file of compiled kernels, got {asked}.")
+    return None
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, where there are some and they are wanted.
+
+    Raises:
+        BackendUnavailableError: see `library_file`.
+    """
+    file = library_file()
+    return None if file is None else _load(file)
+
+
+def level() -> str:
+    """The instruction set that the kernels take on this processor; empty without kernels."""
+    kernels = library()
+    return "" if kernels is None else LEVELS[kernels.sam_edge_best_level()]
+
+
+@cache
+def _load(file: Path) -> ctypes.CDLL | None:
+    try:
+        kernels = ctypes.CDLL(str(file))
+        kernels.sam_edge_attention_workspace.restype = ctypes.c_int64
+        kernels.sam_edge_attention.restype = None
+    except (OSError, AttributeError):
+        # absent, or of another system
+        return None
+    return kernels

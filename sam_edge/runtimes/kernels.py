@@ -1,0 +1,136 @@
+"""Exported graphs with sam-edge's own kernels in place of the nodes that they compute faster.
+
+An export notes which nodes those are (`kernels` of a graph in `model.json`). An ONNX file is a protobuf message, and
+all that is needed of that format is to leave nodes out and to put others in (protobuf.dev/programming-guides/encoding).
+"""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+DOMAIN, OPERATOR = "sam_edge", "PositionalAttention"
+"""As csrc/onnxruntime.cpp registers it."""
+GRAPH, OPSETS = 7, 8
+NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
+"""Numbers of a model's fields, and of a graph's."""
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+"""How a field's value is written."""
+
+
+def with_kernels(model: bytes, notes: Sequence[Mapping[str, Any]]) -> bytes:
+    """The bytes of an ONNX file with an operator in place of each attention that its export has noted."""
+    parts = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
+    (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
+    opset = _text(1, DOMAIN) + _number(2, 1)
+    return b"".join([*parts, _message(GRAPH, _graph(_content(graph), notes)), _message(OPSETS, opset)])
+
+
+def attention_alone(
+    model: bytes, note: Mapping[str, Any], sizes: Sequence[Sequence[int]], result: Sequence[int], *, kernel: bool
+) -> bytes:
+    """One noted attention of an ONNX file as a graph of its own, by its nodes or by the kernel.
+
+    `sizes` are those of its float32 inputs, in the order of the note; `result` that of its output.
+    """
+    places = {at for start, length in note["nodes"] for at in range(start, start + length)}
+    (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
+    fields = list(_fields(_content(graph)))
+    nodes = [part for number, part in fields if number == NODE]
+    parts: list[bytes | memoryview] = [nodes[at] for at in sorted(places)]
+    if kernel:
+        parts = [_message(NODE, _operator(note))]
+    parts += [part for number, part in fields if number == INITIALIZER]
+    parts += [_message(INPUT, _value(name, size)) for name, size in zip(note["inputs"], sizes, strict=True)]
+    parts += [_text(2, "attention"), _message(OUTPUT, _value(note["output"], result))]
+    others = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
+    opset = _text(1, DOMAIN) + _number(2, 1)
+    return b"".join([*others, _message(GRAPH, b"".join(parts)), _message(OPSETS, opset)])
+
+
+def _value(name: str, sizes: Sequence[int]) -> bytes:
+    """A graph's input or output: its name, and float32 (1) of these sizes."""
+    shape = b"".join(_message(1, _number(1, size)) for size in sizes)
+    return _text(1, name) + _message(2, _message(1, _number(1, 1) + _message(2, shape)))
+
+
+def _graph(graph: memoryview, notes: Sequence[Mapping[str, Any]]) -> bytes:
+    places = {at: note for note in notes for start, length in note["nodes"] for at in range(start, start + length)}
+    lasts = {max(start + length for start, length in note["nodes"]) - 1 for note in notes}
+    parts: list[bytes | memoryview] = []
+    index = 0
+    for number, part in _fields(graph):
+        if number == NODE:
+            if index not in places:
+                parts.append(part)
+            elif index in lasts:
+                parts.append(_message(NODE, _operator(places[index])))
+            index += 1
+        else:
+            parts.append(part)
+    return b"".join(parts)
+
+
+def _operator(note: Mapping[str, Any]) -> bytes:
+    """A node: its inputs, output, operator and domain, and `scale`, a float."""
+    inputs = b"".join(_text(1, name) for name in note["inputs"])
+    scale = _text(1, "scale") + _tag(2, FIXED32) + struct.pack("<f", note["scale"]) + _number(20, 1)
+    return inputs + _text(2, note["output"]) + _text(4, OPERATOR) + _message(5, scale) + _text(7, DOMAIN)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Each field's number and all of its bytes."""
+    at = 0
+    while at < len(message):
+        key, end = _varint(message, at)
+        kind = key & 7
+        if kind == VARINT:
+            _, end = _varint(message, end)
+        elif kind == BYTES:
+            size, end = _varint(message, end)
+            end += size
+        else:
+            end += {FIXED64: 8, FIXED32: 4}[kind]
+        yield key >> 3, message[at:end]
+        at = end
+
+
+def _content(field: memoryview) -> memoryview:
+    """What a field of bytes holds."""
+    _, at = _varint(field, 0)
+    _, at = _varint(field, at)
+    return field[at:]
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number in 7 bits per byte, lowest first, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def _encoded(value: int) -> bytes:
+    found = bytearray()
+    while value >= 0x80:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def _tag(number: int, kind: int) -> bytes:
+    return _encoded(number << 3 | kind)
+
+
+def _number(number: int, value: int) -> bytes:
+    return _tag(number, VARINT) + _encoded(value)
+
+
+def _message(number: int, content: bytes) -> bytes:
+    return _tag(number, BYTES) + _encoded(len(content)) + content
+
+
+def _text(number: int, value: str) -> bytes:
+    return _message(number, value.encode())

@@ -1,0 +1,149 @@
+"""sam_edge.kernels.attention: the compiled kernel against the same in float64."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sam_edge.errors import BackendUnavailableError
+from sam_edge.kernels.attention import attention, reference, work
+from sam_edge.kernels.library import LEVELS, library
+
+kernels = library()
+pytestmark = pytest.mark.skipif(kernels is None, reason="sam-edge was installed without a compiler")
+HERE = LEVELS[: 1 + kernels.sam_edge_best_level()] if kernels else ()
+"""What this processor can do, and all that is below it."""
+SAM = {
+    "SAM-B's window": (2, 2, 14, 14, 64, 64),
+    "SlimSAM-77's window": (2, 3, 14, 14, 14, 14),
+    "nano's window": (3, 5, 8, 8, 32, 32),
+    "nano's whole grid": (1, 1, 32, 32, 32, 32),
+    "SlimSAM-77's whole grid": (1, 1, 64, 64, 14, 14),
+    "ViT-H's width": (1, 1, 20, 20, 80, 80),
+}
+
+
+def operands(
+    batch: int, heads: int, height: int, width: int, qk: int, v: int, *, spread: float = 1.0, seed: int = 0
+) -> list[np.ndarray]:
+    """q, k, v, rel_h and rel_w of normal values, `spread` apart."""
+    rng = np.random.default_rng(seed)
+    lead = (batch, heads, height * width)
+    sizes = (qk, qk, v, height, width)
+    return [(spread * rng.standard_normal((*lead, size))).astype(np.float32) for size in sizes]
+
+
+def exact(arrays: list[np.ndarray], scale: float) -> np.ndarray:
+    return reference(*(x.astype(np.float64) for x in arrays), scale)
+
+
+def largest_error(arrays: list[np.ndarray], scale: float, step: int = 1, **options: object) -> float:
+    """Of every `step`-th query, relative to the largest value."""
+    q, k, v, *rel = arrays
+    wanted = exact([q[:, :, ::step], k, v, *(x[:, :, ::step] for x in rel)], scale)
+    return float(np.abs(attention(*arrays, scale, **options)[:, :, ::step] - wanted).max() / np.abs(v).max())
+
+
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("sizes", SAM.values(), ids=SAM)
+def test_it_is_the_reference_in_the_sizes_of_sam(sizes: tuple[int, ...], level: str) -> None:
+    step = 7 if sizes[2] == 64 else 1
+    assert largest_error(operands(*sizes), sizes[4] ** -0.5, step, threads=2, level=level) < 1e-6
+
+
+@pytest.mark.parametrize("level", HERE)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    sizes=st.tuples(*(st.integers(1, most) for most in (3, 3, 21, 21, 80, 80))),
+    threads=st.integers(1, 4),
+    spread=st.sampled_from((0.1, 1.0, 5.0)),
+    seed=st.integers(0, 99),
+)
+def test_it_is_the_reference_in_any_size(
+    sizes: tuple[int, ...], threads: int, spread: float, seed: int, level: str
+) -> None:
+    arrays = operands(*sizes, spread=spread, seed=seed)
+    # the error of a score goes with its size: up to 5 x 5 x 80
+    assert largest_error(arrays, sizes[4] ** -0.5, threads=threads, level=level) < 2e-6 * max(1, spread**2)
+
+
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("rising", [True, False], ids=["rising", "falling"])
+def test_scores_may_outgrow_those_of_the_keys_before_them(rising: bool, level: str) -> None:
+    """Peaks are renewed from block to block, or never: 2000 from the first key to the last is e^2000 in weights.
+
+    Float32 leaves 1e-4 of such a score.
+    """
+    arrays = operands(1, 1, 25, 40, 8, 8, spread=0.5)
+    arrays[3][:] = np.linspace(0, 2000, 25) * (1 if rising else -1)
+    assert largest_error(arrays, 1.0, level=level) < 2e-4
+    assert np.isfinite(attention(*arrays, 1.0, level=level)).all()
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_a_level_of_scores_far_from_zero_changes_nothing(level: str) -> None:
+    for away in (-3e4, 3e4):
+        arrays = operands(1, 2, 9, 30, 16, 16)
+        wanted = exact(arrays, 0.25)
+        arrays[3] += away
+        # float32 leaves 0.002 of a score of 30000
+        np.testing.assert_allclose(attention(*arrays, 0.25, level=level), wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("place", range(5), ids=["q", "k", "v", "rel_h", "rel_w"])
+def test_what_is_not_a_number_does_not_become_one(place: int, level: str) -> None:
+    arrays = operands(1, 2, 10, 23, 8, 8)
+    arrays[place][0, 1, 229, 0] = np.nan
+    with np.errstate(invalid="ignore"):
+        wanted = np.isnan(exact(arrays, 1.0))
+    assert wanted.any()
+    np.testing.assert_array_equal(np.isnan(attention(*arrays, 1.0, level=level)), wanted)
+
+
+def test_views_of_tokens_by_head_are_read_where_they_lie() -> None:
+    """As a projection gives q, k and v: tokens first, then heads."""
+    rng = np.random.default_rng(0)
+    tokens = rng.standard_normal((2, 12, 3, 5, 8)).astype(np.float32)
+    q, k, v = (tokens[:, :, index].transpose(0, 2, 1, 3) for index in range(3))
+    rel_h, rel_w = operands(2, 5, 3, 4, 1, 1)[3:]
+    found = attention(q, k, v, rel_h, rel_w, 0.3)
+    np.testing.assert_array_equal(found, attention(*map(np.ascontiguousarray, (q, k, v)), rel_h, rel_w, 0.3))
+    np.testing.assert_allclose(found, exact([q, k, v, rel_h, rel_w], 0.3), rtol=1e-5, atol=1e-6)
+
+
+def test_threads_change_nothing() -> None:
+    arrays = operands(2, 3, 33, 40, 20, 12)
+    one = attention(*arrays, 0.2)
+    for threads in (0, 2, 7, 1000):
+        np.testing.assert_array_equal(attention(*arrays, 0.2, threads=threads), one)
+
+
+@pytest.mark.parametrize("empty", range(2), ids=["batch", "heads"])
+def test_nothing_gives_nothing(empty: int) -> None:
+    sizes = [2, 2, 3, 3, 4, 4]
+    sizes[empty] = 0
+    assert attention(*operands(*sizes), 1.0).shape == (*sizes[:2], 9, 4)
+
+
+@pytest.mark.parametrize("place", range(5), ids=["q", "k", "v", "rel_h", "rel_w"])
+def test_operands_of_other_grids_are_refused(place: int) -> None:
+    arrays = operands(1, 2, 3, 4, 8, 8)
+    arrays[place] = arrays[place][:, :, :11]
+    with pytest.raises(ValueError, match="one grid of h x w tokens"):
+        attention(*arrays, 1.0)
+
+
+@pytest.mark.skipif(len(HERE) == len(LEVELS), reason="this processor has them all")
+def test_a_level_that_the_processor_lacks_is_refused() -> None:
+    with pytest.raises(BackendUnavailableError, match=f"has no {LEVELS[-1]}: .* level is {HERE[-1]}"):
+        attention(*operands(1, 1, 2, 2, 4, 4), 1.0, level=LEVELS[-1])
+
+
+def test_its_work_is_counted() -> None:
+    """By hand: SlimSAM-77's global block, 12 heads of 14 channels over 64 x 64 tokens."""
+    least = work(1, 12, 64, 64, 14, 14)
+    assert least.multiplications == 12 * 4096 * 4096 * 28
+    assert least.exponentials == 12 * 4096 * 4096
+    arrays = operands(1, 12, 64, 64, 14, 14)
+    assert least.bytes == sum(x.nbytes for x in arrays) + arrays[2].nbytes

@@ -1,0 +1,114 @@
+"""sam_edge.runtimes.kernels: exported graphs with kernels in place of the nodes that the export has noted."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from sam_edge.errors import BackendUnavailableError
+from sam_edge.kernels.library import SWITCH, library_file
+from sam_edge.runtimes import listing
+from sam_edge.runtimes.folder import MANIFEST, graph_sha256
+from sam_edge.runtimes.kernels import DOMAIN, OPERATOR, with_kernels
+from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+
+needs_kernels = pytest.mark.skipif(library_file() is None, reason="sam-edge was installed without a compiler")
+
+
+def pixels(exported, batch: int = 2) -> np.ndarray:
+    side = exported.model.config.image_size
+    return np.random.default_rng(batch).normal(size=(batch, 3, side, side)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_noted_nodes_become_operators_and_nothing_else_changes(request, name: str) -> None:
+    folder = request.getfixturevalue(name).runtime.folder
+    notes, file = folder.graphs["encoder"]["kernels"], folder.graph_file("encoder")
+    plain, found = onnx.load(file), onnx.load_from_string(with_kernels(file.read_bytes(), notes))
+    gone = {at for note in notes for start, length in note["nodes"] for at in range(start, start + length)}
+    operators = [node for node in found.graph.node if node.domain == DOMAIN]
+    assert [node for node in found.graph.node if node.domain != DOMAIN] == [
+        node for at, node in enumerate(plain.graph.node) if at not in gone
+    ]
+    assert [node.op_type for node in operators] == [OPERATOR] * len(folder.config.blocks)
+    for node, note in zip(operators, notes, strict=True):
+        assert (list(node.input), list(node.output)) == (note["inputs"], [note["output"]])
+        assert {a.name: a.f for a in node.attribute} == {"scale": pytest.approx(note["scale"])}
+    assert {(one.domain, one.version) for one in found.opset_import} == {("", 18), (DOMAIN, 1)}
+    for model in (plain, found):
+        model.graph.ClearField("node")
+        model.ClearField("opset_import")
+    assert found == plain
+    # every operator finds what it reads before it
+    onnx.checker.check_model(onnx.load_from_string(with_kernels(file.read_bytes(), ())))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_kernels_change_no_more_than_rounding(request, name: str, threads: int) -> None:
+    exported = request.getfixturevalue(name)
+    fast, plain = (OnnxRuntime(exported.path, threads=threads, kernels=wanted) for wanted in (True, False))
+    assert (fast.with_kernels, plain.with_kernels) == (("encoder",), ())
+    for batch in (1, 3):
+        got, wanted = (runtime.encode(pixels(exported, batch)) for runtime in (fast, plain))
+        assert not np.array_equal(got, wanted)
+        # in integers a value on the edge of a step may fall to its other side
+        most = 1e-5 if name == "fp32" else 0.02
+        assert np.abs(got - wanted).max() < most * np.abs(wanted).max()
+
+
+@needs_kernels
+def test_graphs_may_keep_their_weights_beside_them(fp32, tmp_path: Path) -> None:
+    """As the largest do."""
+    copied = Path(shutil.copytree(fp32.path, tmp_path / "copied"))
+    file = copied / "encoder.onnx"
+    model = onnx.load(file)
+    onnx.save(model, file, save_as_external_data=True, location="encoder.onnx.data", size_threshold=0)
+    values = json.loads((copied / MANIFEST).read_text())
+    values["graphs"]["encoder"]["sha256"] = graph_sha256(file)
+    (copied / MANIFEST).write_text(json.dumps(values))
+    runtime = OnnxRuntime(copied, threads=1)
+    assert runtime.with_kernels == ("encoder",)
+    np.testing.assert_array_equal(runtime.encode(pixels(fp32)), OnnxRuntime(fp32.path, threads=1).encode(pixels(fp32)))
+
+
+def test_one_may_do_without_them(fp32, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "off")
+    runtime = OnnxRuntime(fp32.path, threads=1)
+    assert runtime.with_kernels == ()
+    np.testing.assert_array_equal(
+        runtime.encode(pixels(fp32)), OnnxRuntime(fp32.path, threads=1, kernels=False).encode(pixels(fp32))
+    )
+    computes = next(row.computes for row in listing.listed() if row.name == "onnxruntime")
+    assert "without sam-edge's own kernels" in computes
+
+
+@needs_kernels
+def test_a_listing_says_that_they_are_here() -> None:
+    computes = next(row.computes for row in listing.listed() if row.name == "onnxruntime")
+    assert "attention by sam-edge's own kernels (" in computes
+
+
+@pytest.mark.parametrize("content", [None, b"text"], ids=["no file", "no library"])
+def test_what_is_no_library_is_refused(fp32, content: bytes | None, tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "kernels.so"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv(SWITCH, str(file))
+    with pytest.raises(BackendUnavailableError, match="must be off or a file of compiled kernels") as refused:
+        OnnxRuntime(fp32.path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_library_that_is_absent_or_broken_is_as_if_there_were_none(
+    fp32, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sam_edge.kernels import library
+
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "libsam_edge.so")
+    monkeypatch.delenv(SWITCH, raising=False)
+    assert OnnxRuntime(fp32.path).with_kernels == ()
