@@ -34,6 +34,8 @@ COMMANDS = (
     "bench-integers",
     "export-onnx",
     "export-trt",
+    "export-web",
+    "serve",
     "bench",
     "eval",
     "card",
