@@ -29,7 +29,9 @@ export class Model {
     const response = await fetch(file);
     if (!response.ok) throw new Error(`${file}: ${response.status} ${response.statusText}`);
     // weights of float layers are dequantized when they are loaded, not in every call
-    const extra = integers ? {} : { session: { disable_quant_qdq: "1" } };
+    const session = integers ? {} : { disable_quant_qdq: "1" };
+    // threads that wait let a phone rest
+    const extra = { session: { ...session, intra_op: { allow_spinning: "0" } } };
     const options = { executionProviders: [this.provider], logSeverityLevel: 3, extra };
     return this.ort.InferenceSession.create(new Uint8Array(await response.arrayBuffer()), options);
   }
