@@ -202,8 +202,8 @@ def asked_elsewhere(net_log: Path, origin: str) -> list[str]:
     """What a page and its workers asked of others than their origin, by the browser's log of its network."""
     log = json.loads(net_log.read_text(encoding="utf-8"))
     started = log["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-    requests = [event["params"] for event in log["events"] if event["type"] == started and "url" in event["params"]]
+    requests = [event["params"] for event in log["events"] if event["type"] == started and "params" in event]
     # what the browser asks on its own has no page for its initiator
-    ours = [request["url"] for request in requests if request.get("initiator", "").rstrip("/") == origin.rstrip("/")]
+    ours = [asked["url"] for asked in requests if asked.get("initiator", "").rstrip("/") == origin.rstrip("/")]
     assert any(url.endswith(".onnx") for url in ours), "the log does not know the workers' requests"
     return [url for url in ours if not url.startswith((origin, "blob:", "data:"))]

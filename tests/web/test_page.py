@@ -20,7 +20,7 @@ from sam_edge.segment.known import NANO_CONFIG, shipped_folder
 from sam_edge.segment.masks import mask_of, measure
 from sam_edge.segment.matching import agreement
 from sam_edge.segment.predictor import SamPredictor
-from sam_edge.segment.records import run_lengths
+from sam_edge.segment.records import Found, box_of, run_lengths, suppress, without_nested
 from sam_edge.segment.scaling import Scaling
 from sam_edge.web.site import write_site
 from tests.exported import export, fp32_small, small_config  # noqa: F401 - fixtures
@@ -35,6 +35,19 @@ def picture(height: int, width: int) -> np.ndarray:
     rng = np.random.default_rng(5)
     small = Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(small) + rng.integers(-20, 20, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def some_ellipse(rng: np.random.Generator) -> np.ndarray:
+    """Logits of 32 x 32 cells, of which an ellipse is positive."""
+    y, x, height, width = rng.uniform((4, 4, 3, 3), (20, 28, 9, 12)).round().tolist()
+    rows, columns = np.mgrid[:32, :32]
+    return (1 - np.hypot((rows - y) / height, (columns - x) / width)).astype(np.float32)
+
+
+def as_found(mask: np.ndarray, score: float) -> Found:
+    """A mask of a picture of its size, as everything mode holds it."""
+    height, width = mask.shape
+    return Found((height, width), run_lengths(mask), box_of(mask), score, 1.0, (0.0, 0.0), (0, 0, width, height))
 
 
 def changed(folder: Path, target: Path, thresholds: dict[str, Any], **changes: Any) -> Path:
@@ -79,13 +92,15 @@ def test_the_page_computes_what_python_computes(tmp_path: Path) -> None:
     frame = Frame.of(61, 83, 512)
     smooth = Image.fromarray(rng.normal(size=(9, 9)).astype(np.float32)).resize((256, 256), Image.Resampling.BICUBIC)
     logits = 4 * np.asarray(smooth, np.float32)
+    ellipses = [some_ellipse(rng) for _ in range(40)]
+    scores = rng.choice(np.linspace(0.3, 0.9, 13), len(ellipses)).tolist()
     with opened(site, tmp_path / "work") as page:
         assert page.driver.execute_script("return crossOriginIsolated")
         found = page.js(
             """
             const { frameOf, toPixels } = await import("./frame.js");
             const { scalingOf, maskOf, cocoCounts } = await import("./masks.js");
-            const { logContrast, firstPassOf, regularGrid } = await import("./everything.js");
+            const { logContrast, firstPassOf, regularGrid, suppress, withoutNested } = await import("./everything.js");
             const bitmap = await createImageBitmap(await (await fetch("photo.png")).blob());
             const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
             context.drawImage(bitmap, 0, 0);
@@ -93,7 +108,14 @@ def test_the_page_computes_what_python_computes(tmp_path: Path) -> None:
             const model = (await (await fetch("site.json")).json()).models[0];
             const frame = frameOf(bitmap.width, bitmap.height, model.image_size);
             const mask = maskOf(Float32Array.from(given[0]), scalingOf(frame, 256), 1);
+            const ellipses = given[1].map((rows, order) => {
+                const cells = Float32Array.from(rows.flat());
+                return { ...maskOf(cells, scalingOf(frame, 32)), iou: given[2][order], order };
+            });
+            const apart = suppress(ellipses);
             return {
+                apart: apart.map(({ order }) => order),
+                outer: withoutNested(apart, 0.8).map(({ order }) => order),
                 pixels: [...toPixels(rgba, frame, model)],
                 mask: { ...mask, runs: [...mask.runs] },
                 counts: cocoCounts(mask.runs),
@@ -102,6 +124,8 @@ def test_the_page_computes_what_python_computes(tmp_path: Path) -> None:
             };
             """,
             logits.ravel().tolist(),
+            [ellipse.tolist() for ellipse in ellipses],
+            scores,
         )
         assert page.complaints() == []
     pixels, _ = to_pixels(image, NANO_CONFIG)
@@ -115,6 +139,13 @@ def test_the_page_computes_what_python_computes(tmp_path: Path) -> None:
     assert found["mask"]["stability"] == pytest.approx(measured.stability[0], rel=1e-5)
     assert found["counts"] == coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
     assert found["contrast"] == pytest.approx(log_contrast(image, regular_grid(8)).tolist(), abs=1e-4)
+    at_size = Scaling.of(frame, 32)
+    masks = [as_found(mask_of(cells, at_size), score) for cells, score in zip(ellipses, scores, strict=True)]
+    apart = suppress(np.array([one.box for one in masks]), np.array(scores), 0.7).tolist()
+    outer = without_nested([masks[index] for index in apart], 0.8)
+    assert 2 < len(outer) < len(apart) < len(masks)
+    assert found["apart"] == apart
+    assert found["outer"] == [index for index in apart if any(masks[index] is one for one in outer)]
     assert found["first"] == [first_pass(regular_grid(side)).tolist() for side in (4, 7, 8, 16, 32)]
 
 
@@ -183,10 +214,10 @@ def test_a_photo_is_segmented_compared_and_saved(fp32_small, tmp_path: Path) -> 
             page.everything(8)
             found = page.masks()
             wanted = EverythingGenerator(runtimes[name], 8, output_mode="coco_rle", strategy=strategy).generate(image)
-            assert len(wanted) > 2
-            assert len(found) == pytest.approx(len(wanted), abs=1)
+            print(f"everything: {len(wanted)} masks")
+            assert wanted
+            assert len(found) == len(wanted)
             assert agreement(wanted, found) >= FLOAT_IOU
-            assert [record["bbox"] for record in found][:1] == [record["bbox"] for record in wanted][:1]
         # by keys alone: a point in the middle, kept, and another with the other tool
         page.press("#bar [data-action=clear]")
         page.driver.execute_script("document.querySelector('.view').focus()")
@@ -201,6 +232,7 @@ def test_a_photo_is_segmented_compared_and_saved(fp32_small, tmp_path: Path) -> 
         Image.fromarray(image[::-1]).save(tmp_path / "other.png")
         page.pick(tmp_path / "other.png")
         page.until("return document.querySelector('#bar [data-action=save]').disabled")
+        page.press("[data-tool=in]")
         page.click(*point[:2])
         (again,) = page.masks()
         assert iou(again, prompted(runtimes["first"], image[::-1].copy(), [point])) >= FLOAT_IOU
@@ -211,8 +243,10 @@ def test_a_photo_is_segmented_compared_and_saved(fp32_small, tmp_path: Path) -> 
 def test_nano_in_integers_answers_as_it_does_in_python(tmp_path: Path) -> None:
     graphs = shipped_graphs("nano")
     assert graphs is not None
-    runtime = OnnxRuntime(graphs)
-    site = write_site([("nano", graphs)], tmp_path / "site").out
+    # as little sure as this model is of the photo's parts
+    folder = changed(graphs, tmp_path / "nano", {"pred_iou": 0.25})
+    runtime = OnnxRuntime(folder)
+    site = write_site([("nano", folder)], tmp_path / "site").out
     with Image.open(shipped_folder("sample") / "photo.jpg") as photo:
         image = np.array(photo.convert("RGB"))
     Image.fromarray(image).save(site / "photo.png")
@@ -230,4 +264,5 @@ def test_nano_in_integers_answers_as_it_does_in_python(tmp_path: Path) -> None:
     assert iou(point, prompted(runtime, image, [(300, 200, 1)])) >= INT8_IOU
     assert iou(box, prompted(runtime, image, [], (165, 15, 420, 290))) >= INT8_IOU
     wanted = EverythingGenerator(runtime, 8, output_mode="coco_rle", strategy="hierarchical").generate(image)
+    assert len(wanted) > 3
     assert agreement(wanted, found) >= INT8_IOU

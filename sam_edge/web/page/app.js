@@ -21,6 +21,7 @@ let history = [];
 let asking = false;
 let again = false;
 let search = null; // of everything: what stops it
+let silence;
 
 // ---- the photo ----
 
@@ -34,7 +35,7 @@ async function open(file) {
       bitmap = await createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "high" });
     }
   } catch {
-    say(`${file.name || "This"} is not a picture that this browser can read.`);
+    fail(new Error(`${file.name || "This"} is not a picture that this browser can read.`));
     return;
   }
   if (photo) URL.revokeObjectURL(photo.url);
@@ -227,12 +228,15 @@ function setDisabled(action, disabled) {
   button(action).disabled = disabled;
 }
 
-function say(text) {
+/** Tell the user something, for a while. */
+function say(text, forMs = 4000) {
+  clearTimeout(silence);
   $("message").textContent = text;
+  silence = setTimeout(() => ($("message").textContent = ""), forMs);
 }
 
 function fail(error) {
-  say(error.message);
+  say(error.message, 30_000);
 }
 
 // ---- models ----
