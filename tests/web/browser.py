@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    # what the browser asks of its makers on its own ends here
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--force-color-profile=srgb",
     "--window-size=1000,800",
 )
@@ -170,8 +173,8 @@ class Page:
 
 
 @contextmanager
-def opened(site: Path, work: Path) -> Iterator[Page]:
-    """A browser on a site; when it is closed, `work / "net.json"` says what it asked of the network.
+def opened(site: Path, work: Path, serve: Callable[[Path, int], ThreadingHTTPServer] = server) -> Iterator[Page]:
+    """A browser on a site that `serve` serves; once it is closed, `work / "net.json"` says what it asked for.
 
     Skips the test where there is no Chromium, no driver of it, or no selenium.
     """
@@ -188,7 +191,7 @@ def opened(site: Path, work: Path) -> Iterator[Page]:
         options.add_argument(flag)
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with server(site, 0) as serving:
+    with serve(site, 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_file))
         try:

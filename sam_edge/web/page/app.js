@@ -291,7 +291,7 @@ async function start(provider) {
   client = new Client(entries, provider, threads);
   $("machine").textContent =
     provider === "webgpu" ? "WebGPU" : `WASM, SIMD, ${threads} thread${threads > 1 ? "s" : ""}`;
-  if (!crossOriginIsolated) $("machine").title = "Threads need the headers that `sam-edge serve` sends.";
+  if (!crossOriginIsolated) $("machine").title = "Threads need https, or `sam-edge serve`.";
   if (photo) await show();
 }
 
@@ -449,7 +449,20 @@ $("model").addEventListener("change", chooseModels);
 $("compare").addEventListener("change", chooseModels);
 $("provider").addEventListener("change", () => start($("provider").value));
 
+/** Have a service worker send the headers that threads need, where the server does not; true if the page reloads. */
+async function isolate() {
+  const workers = navigator.serviceWorker;
+  // once: a browser that does not isolate the page even so would reload it for ever
+  if (crossOriginIsolated || !isSecureContext || !workers || sessionStorage.getItem("isolated")) return false;
+  sessionStorage.setItem("isolated", "tried");
+  await workers.register("isolate.js");
+  await workers.ready;
+  location.reload();
+  return true;
+}
+
 async function begin() {
+  if (await isolate().catch(() => false)) return;
   const response = await fetch("site.json");
   entries = (await response.json()).models;
   const size = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
