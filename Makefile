@@ -12,7 +12,7 @@ DEVICE_STAMP := $(DEVICE)/.installed-$(STATE)
 PHOTOS := $(firstword $(wildcard ../shared/data/coco128))
 DEMO_DATA := $(if $(PHOTOS),--images $(PHOTOS) --data $(PHOTOS),)
 
-.PHONY: demo test test-device test-slow test-sanitizers ship check format links clean
+.PHONY: demo test test-device test-slow test-sanitizers ship web check format links clean
 
 demo: $(STAMP)
 	$(BIN)/sam-edge run --out demo $(DEMO_DATA)
@@ -52,6 +52,12 @@ ship: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/sam-edge quantize nano --images $(PHOTOS) --out sam_edge/shipped/nano-int8
 	$(BIN)/sam-edge export-onnx sam_edge/shipped/nano-int8 --precision int8 --products none \
 		--images $(PHOTOS) --data $(PHOTOS) --out sam_edge/shipped/nano-onnx
+
+# what the page of export-web runs graphs with, from npm, of the version and hash in package-lock.json
+web: $(STAMP)
+	npm ci --prefix sam_edge/web --ignore-scripts --no-audit --no-fund
+	$(BIN)/python -m sam_edge.web.pack sam_edge/web/node_modules/onnxruntime-web
+	rm -rf sam_edge/web/node_modules
 
 # mypy follows files, not setuptools' mapping
 links:

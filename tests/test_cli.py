@@ -35,6 +35,8 @@ COMMANDS = (
     "bench-integers",
     "export-onnx",
     "export-trt",
+    "export-web",
+    "serve",
     "bench",
     "eval",
     "card",

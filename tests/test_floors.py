@@ -21,6 +21,7 @@ DEVICE = {
     "runtimes": 1,
     "evaluate": 2,
     "bench": 2,
+    "web": 2,
     "commands": 4,
     "cli": 4,
     "__main__": 4,

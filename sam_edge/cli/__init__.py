@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sam_edge import __version__
-from sam_edge.cli import bench, compress, evaluate, export, quantize, run, segment, train
+from sam_edge.cli import bench, compress, evaluate, export, quantize, run, segment, train, web
 from sam_edge.cli.output import fail
 from sam_edge.errors import SamEdgeError
 from sam_edge.halves import missing
@@ -34,6 +34,8 @@ app.command("bench-integers")(quantize.bench_integers)
 app.command("calibrate")(segment.calibrate)
 app.command("export-onnx")(export.export_onnx)
 app.command("export-trt")(export.export_trt)
+app.command("export-web")(web.export_web)
+app.command("serve")(web.serve)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("card")(evaluate.card)

@@ -7,14 +7,16 @@ from typing import Any
 
 from sam_edge.bench.hardware import hardware
 from sam_edge.commands.common import sample_pictures
+from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.data import open_some
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.readme import Accuracy
-from sam_edge.export.to_onnx import OnnxOptions, export_onnx
+from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.files import check_target
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
+from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.runtimes.engines import load_library
 from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder
 from sam_edge.segment.known import KNOWN
@@ -51,6 +53,18 @@ def to_onnx(
     _, parity = export_onnx(model, out, pictures, options, name, measure if labelled is not None else None)
     sizes = {file.name: file.stat().st_size for file in sorted(out.glob("*.onnx"))}
     return {"out": str(out), "precision": options.precision, "parity": parity.as_dict(), "file_bytes": sizes}
+
+
+def to_graphs(
+    spec: str, images: str, out: Path, precision: Precision, *, seed: int = 0, device: str = "auto"
+) -> dict[str, Any]:
+    """Export a checkpoint, quantized on the way where integers are asked of floats."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if precision == "int8" and load_model(spec).config.quantization is None:
+            integers = Path(scratch) / "int8"
+            quantize(spec, images, integers, QuantizeOptions(seed=seed), device=device)
+            spec = str(integers)
+        return to_onnx(spec, images, out, OnnxOptions(precision), seed=seed, device=device)
 
 
 def to_engines(
