@@ -78,7 +78,7 @@ STAGES = {
     ),
     "pictures": _stage(
         2,
-        420,
+        260,
         8e-4,
         batch_size=3,
         prompts=20,
