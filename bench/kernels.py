@@ -143,13 +143,13 @@ def measure(model: str, rates: Rates, threads: int, turns: int) -> list[Row]:
             return lambda: session.run(None, inputs)
 
         kernel_s, nodes_s = least_s([ready(True), ready(False)], turns)
-        what = f"{model}: {count} x {batch * heads} grids of {height} x {width}, {qk} and {v} channels"
+        what = f"{path.name}: {count} x {batch * heads} grids of {height} x {width}, {qk} and {v} channels"
         rows.append(Row(what, 1000 * kernel_s, 1000 * nodes_s, rates.least_ms(work(*sizes))))
     side = folder.config.image_size
     pixels: Float32[np.ndarray, "1 3 s s"] = rng.standard_normal((1, 3, side, side), np.float32)
     runtimes = [OnnxRuntime(path, threads=threads, kernels=wanted) for wanted in (True, False)]
     kernel_s, nodes_s = least_s([lambda one=one: one.encode(pixels) for one in runtimes], turns)  # type: ignore[misc]
-    return [*rows, Row(f"{model}: encoder in {folder.precision}", 1000 * kernel_s, 1000 * nodes_s)]
+    return [*rows, Row(f"{path.name}: encoder in {folder.precision}", 1000 * kernel_s, 1000 * nodes_s)]
 
 
 def attentions(config: ModelConfig) -> dict[tuple[int, int, int, int, int, int], tuple[int, int]]:

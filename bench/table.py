@@ -39,6 +39,8 @@ class BenchRow:
     """Peak resident memory of a fresh process that loads the model and segments one picture."""
     latencies: dict[str, Latency] = field(default_factory=dict)
     """By measurement: encode, decode_point, ..."""
+    kernels: bool = False
+    """Whether sam-edge's own kernels took part."""
 
 
 def as_dict(row: BenchRow) -> dict[str, Any]:
@@ -107,8 +109,9 @@ def _pairs(row: BenchRow) -> dict[tuple[str, str], tuple[str, str]]:
     def median(key: str) -> str:
         return units.milliseconds(row.latencies[key].median_ms if key in row.latencies else None)
 
+    runtime = f"{row.runtime}, {row.precision}{', kernels' if row.kernels else ''}"
     return {
-        ("model", "runtime, precision"): (escape(row.model), escape(f"{row.runtime}, {row.precision}")),
+        ("model", "runtime, precision"): (escape(row.model), escape(runtime)),
         ("parameters", "encoder MACs"): (units.count(row.parameters), units.count(row.encoder_macs)),
         ("file", "peak"): (units.size(row.file_bytes), units.size(row.peak_bytes)),
         ("encode", "end to end"): (median("encode"), median("end_to_end")),

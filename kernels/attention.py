@@ -15,14 +15,14 @@ from sam_edge.kernels.library import LEVELS, library
 
 
 def reference(
-    q: Float[np.ndarray, "b heads n d"],
+    q: Float[np.ndarray, "b heads m d"],
     k: Float[np.ndarray, "b heads n d"],
     v: Float[np.ndarray, "b heads n dv"],
-    rel_h: Float[np.ndarray, "b heads n h"],
-    rel_w: Float[np.ndarray, "b heads n w"],
+    rel_h: Float[np.ndarray, "b heads m h"],
+    rel_w: Float[np.ndarray, "b heads m w"],
     scale: float,
-) -> Float[np.ndarray, "b heads n dv"]:
-    """The same in NumPy, in the precision of what is given."""
+) -> Float[np.ndarray, "b heads m dv"]:
+    """The same in NumPy, in the precision of what is given, of all queries or of some."""
     scores = q @ k.swapaxes(-1, -2) * scale
     scores += (rel_h[..., :, None] + rel_w[..., None, :]).reshape(scores.shape)
     weights = np.exp(scores - scores.max(-1, keepdims=True))

@@ -51,6 +51,7 @@ def bench(
                 file_bytes=size_of(spec, runtime),
                 peak_bytes=_peak(spec, runtime.name, picture, device) if memory else None,
                 latencies=latency,
+                kernels=bool(getattr(runtime, "with_kernels", ())),
             )
         )
     return rows
