@@ -289,8 +289,7 @@ async function start(provider) {
   search = null;
   asking = again = false;
   client = new Client(entries, provider, threads);
-  $("machine").textContent =
-    provider === "webgpu" ? "WebGPU" : `WASM, SIMD, ${threads} thread${threads > 1 ? "s" : ""}`;
+  $("machine").textContent = provider === "webgpu" ? "WebGPU" : `WASM · ${threads} thread${threads > 1 ? "s" : ""}`;
   if (!crossOriginIsolated) $("machine").title = "Threads need https, or `sam-edge serve`.";
   if (photo) await show();
 }
