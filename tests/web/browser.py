@@ -140,8 +140,10 @@ class Page:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def agreement(self) -> str:
-        """How alike the two models' masks are, as it stands between them."""
-        return str(self.driver.execute_script("return document.querySelector('#stages').dataset.agreement"))
+        """How alike the two models' masks are, as the second's caption has it."""
+        return str(
+            self.driver.execute_script("return document.querySelector('.stage:nth-child(2) .alike').textContent")
+        )
 
     def asked(self, act: Callable[[], None]) -> list[float]:
         """Milliseconds from an act to each model's mask on the screen."""

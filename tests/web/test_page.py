@@ -212,10 +212,8 @@ def test_a_photo_is_segmented_compared_and_saved(fp32_small, tmp_path: Path) -> 
         # the same box of both models
         page.drag(*box)
         page.choose("compare", "other")
-        page.until("return document.querySelector('#stages').dataset.agreement.startsWith('IoU')")
-        both = float(
-            page.driver.execute_script("return document.querySelector('#stages').dataset.agreement").split()[1]
-        )
+        page.until("return document.querySelector('.stage:nth-child(2) .alike').textContent.startsWith('IoU')")
+        both = float(page.agreement().split()[1])
         other = prompted(runtimes["other"], image, [], box)
         assert both == pytest.approx((of_box & other).sum() / (of_box | other).sum(), abs=0.005)
         # what is saved is of the model that was pressed last

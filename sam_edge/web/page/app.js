@@ -3,7 +3,7 @@
 import { Client } from "./client.js";
 import { agreement, cocoOf, iou } from "./masks.js";
 import { painted, unionOf } from "./paint.js";
-import { Stage, duration } from "./stage.js";
+import { Stage } from "./stage.js";
 
 const MOST_PIXELS = 16_000_000; // what phones' browsers hold in one canvas
 const MOST_THREADS = 4; // more meet slow cores
@@ -128,7 +128,7 @@ async function ask(since) {
         stage.paint();
         if (nothing) return;
         await painting();
-        stage.took([["photo", stage.embedMs], ["click to mask", performance.now() - since]]);
+        stage.took([["photo", stage.embedMs], ["mask", performance.now() - since]]);
         stage.view.dataset.ms = (performance.now() - since).toFixed(1);
       } catch (error) {
         if (of === client) fail(error);
@@ -209,7 +209,7 @@ function refresh() {
   compareMasks();
 }
 
-/** How alike the two models' masks are. */
+/** Say of the second model how alike its masks are to the first's. */
 function compareMasks() {
   const [first, second] = stages;
   let text = "";
@@ -217,11 +217,11 @@ function compareMasks() {
   else if (second && first.kept.length && second.kept.length && !search) {
     text = `agreement ${agreement(first.kept, second.kept).toFixed(3)}`;
   }
-  $("stages").dataset.agreement = text;
+  for (const stage of stages) stage.alike.textContent = stage === second ? text : "";
 }
 
 function button(action) {
-  return document.querySelector(`#bar [data-action=${action}]`);
+  return document.querySelector(`#bar [data-action=${action}], header [data-action=${action}]`);
 }
 
 function setDisabled(action, disabled) {
@@ -289,8 +289,7 @@ async function start(provider) {
   search = null;
   asking = again = false;
   client = new Client(entries, provider, threads);
-  $("machine").textContent =
-    provider === "webgpu" ? "WebGPU" : `WASM, SIMD, ${threads} thread${threads > 1 ? "s" : ""}`;
+  $("machine").textContent = provider === "webgpu" ? "WebGPU" : `WASM · ${threads} thread${threads > 1 ? "s" : ""}`;
   if (!crossOriginIsolated) $("machine").title = "Threads need https, or `sam-edge serve`.";
   if (photo) await show();
 }
@@ -468,7 +467,7 @@ async function begin() {
   const size = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
   const option = (entry) => new Option(`${entry.name} · ${entry.precision.toUpperCase()} · ${size(entry.bytes)}`, entry.name);
   $("model").append(...entries.map(option));
-  $("compare").append(new Option("nothing", ""), ...entries.map(option));
+  $("compare").append(new Option("no other model", ""), ...entries.map(option));
   $("compare-label").hidden = entries.length < 2;
   let provider = "wasm";
   if (await hasGpu()) {

@@ -20,7 +20,9 @@ export class Stage {
     this.caption = element("figcaption");
     this.name = element("b", "", entry.name);
     this.times = element("span", "times");
-    this.caption.append(this.name, element("span", "tag", entry.precision.toUpperCase()), this.times);
+    this.times.title = "To embed the photo once, and from a click to its mask on the screen";
+    this.alike = element("span", "tag alike");
+    this.caption.append(this.name, element("span", "tag", entry.precision.toUpperCase()), this.alike, this.times);
     this.frame = element("div", "frame");
     this.view = element("div", "view");
     this.view.tabIndex = 0;
