@@ -25,6 +25,17 @@ def evaluate(
         bool, typer.Option("--everything", help="Instead of --prompt: everything mode, both strategies.")
     ] = False,
     points_per_side: Annotated[int, typer.Option(help="Grid of everything mode.")] = 32,
+    ap: Annotated[
+        bool, typer.Option("--ap", help="Instead of --prompt: COCO's mask AP over all of instances json, of boxes.")
+    ] = False,
+    detections: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --ap: a detector's boxes, as COCO results json; else the labels'."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --ap: masks as they are found, a line per picture; it goes on there."),
+    ] = None,
     split: EvalSplit = "val",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many pictures, drawn by the seed.")] = None,
     runtime: AsRuntime = RuntimeName.auto,
@@ -36,6 +47,27 @@ def evaluate(
     """Mean IoU on labelled pictures, by one point, one box, or a number of clicks per mask."""
     from sam_edge.commands.device.evaluate import evaluate as evaluate_
 
+    if ap:
+        from sam_edge.commands.device.evaluate import evaluate_ap
+
+        with progress("eval") as on_progress:
+            found = evaluate_ap(
+                model,
+                Path(data),
+                detections=detections,
+                multimask=multimask,
+                results=results,
+                limit=limit,
+                seed=seed,
+                runtime=runtime.value,
+                device=device,
+                on_progress=on_progress,
+            )
+        text = f"mask AP {found['ap']:.3f} (50: {found['ap50']:.3f}, 75: {found['ap75']:.3f}; small "
+        text += f"{found['ap_small']:.3f}, medium {found['ap_medium']:.3f}, large {found['ap_large']:.3f}) of "
+        text += f"{found['masks']} boxes in {found['images']} pictures"
+        report(as_json, found, text)
+        return
     if everything:
         from sam_edge.commands.device.evaluate import evaluate_everything
 

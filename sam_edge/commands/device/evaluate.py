@@ -1,10 +1,12 @@
 """`sam-edge eval`: accuracy on labelled pictures, by prompts and in everything mode, on any runtime."""
 
+from pathlib import Path
 from typing import Any
 
 from sam_edge.commands.common import OnProgress, counting
 from sam_edge.data import open_some
 from sam_edge.data.split import Split
+from sam_edge.evaluate.average_precision import BoxesToSegment, evaluate_average_precision
 from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.everything import evaluate_strategies
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
@@ -40,6 +42,28 @@ def evaluate(
         }
     result = evaluate_miou(opened, dataset, prompt=prompt, multimask=multimask, on_image=on_image)
     return {**common, **result.as_dict()}
+
+
+def evaluate_ap(
+    spec: str,
+    instances: Path,
+    *,
+    detections: Path | None = None,
+    multimask: bool = True,
+    results: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    runtime: str = "auto",
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """COCO's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or `limit`."""
+    asked = BoxesToSegment(instances, detections, limit=limit, seed=seed)
+    opened = open_runtime(spec, runtime, device)
+    key = {"model": spec, "instances": str(instances), "detections": str(detections), "multimask": multimask}
+    on_image = counting(len(asked.boxes), "mask AP", on_progress)
+    found = evaluate_average_precision(opened, asked, multimask=multimask, results=results, key=key, on_image=on_image)
+    return {**key, "runtime": opened.name, "detections": detections and str(detections), **found.as_dict()}
 
 
 def evaluate_everything(
