@@ -408,6 +408,19 @@ def test_names_that_are_not_utf_8_are_names(sam_edge, open_checkpoint, tmp_path)
     assert len(json.loads((tmp_path / "masks" / "masks.json").read_text())["images"]) == 4
 
 
+def test_average_precision_of_a_coco_file(sam_edge, checkpoint, tmp_path):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    entry = {"id": 1, "image_id": 4, "category_id": 1, "bbox": [5, 5, 20, 10], "area": 200, "iscrowd": 0}
+    image = {"id": 4, "file_name": "a.png", "height": 20, "width": 30}
+    content = {"images": [image], "annotations": [entry | {"segmentation": [[5, 5, 25, 5, 25, 15, 5, 15]]}]}
+    (tmp_path / "instances.json").write_text(json.dumps(content | {"categories": [{"id": 1, "name": "a"}]}))
+    args = ("--ap", "--results", tmp_path / "results.jsonl", "--json")
+    code, out, err = sam_edge("eval", checkpoint, "--data", tmp_path / "instances.json", *args)
+    assert code == 0, err
+    assert json.loads(out)["masks"] == 1
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(("option", "value"), [("--seed", -1), ("--limit", 0)])
 def test_numbers_out_of_range_are_refused(sam_edge, checkpoint, option, value):
     code, out, err = sam_edge("eval", checkpoint, "--data", "synthetic:4", option, value)

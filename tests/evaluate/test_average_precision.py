@@ -96,6 +96,12 @@ def test_results_go_on_where_a_kill_left_them(instances, tmp_path):
         evaluate_average_precision(runtime, BoxesToSegment(instances), results=results, key={"model": "b"})
 
 
+def test_a_limit_draws_pictures(instances):
+    drawn = [set(BoxesToSegment(instances, limit=1, seed=seed).boxes) for seed in range(8)]
+    assert {1} in drawn
+    assert {2} in drawn
+
+
 def test_what_does_not_belong_together_is_refused(instances, tmp_path):
     file = tmp_path / "detections.json"
     file.write_text(json.dumps([{"image_id": 7, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 1}]))
