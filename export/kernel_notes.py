@@ -53,15 +53,18 @@ def take_marks(model: ir.Model) -> list[MarkedAttention]:
     given: dict[str, ir.Value] = {}
     for node in [node for node in model.graph if node.domain == MARKS]:
         (marked,), (after,) = node.inputs, node.outputs
-        assert marked is not None and after.shape is not None and after.dtype is not None
+        assert marked is not None
+        assert after.dtype is not None
         role = node.attributes["role"].as_string()
         if role == RESULT:
+            shape = given["q"].shape
+            assert shape is not None
+            width = shape[-1]
+            assert isinstance(width, int)
             found.append(MarkedAttention(given, marked, width**-0.5))
             given = {}
         else:
             given[role] = marked
-            if role == "q":
-                width = int(str(after.shape[-1]))
         marked.shape, marked.dtype = after.shape, after.dtype
         after.replace_all_uses_with(marked)
         model.graph.remove(node, safe=True)
