@@ -75,4 +75,4 @@ $(STAMP) $(DEVICE_STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEVICE) demo build dist *.egg-info sam_edge/export sam_edge/kernels sam_edge/bench
+	rm -rf $(VENV) $(DEVICE) demo build dist *.egg-info kernels/*.so sam_edge/export sam_edge/kernels sam_edge/bench

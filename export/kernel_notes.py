@@ -49,13 +49,18 @@ class MarkedAttention:
 
 def take_marks(model: ir.Model) -> list[MarkedAttention]:
     """Take the marks out of a graph, and return where they were."""
-    found, given = [], {}
+    found: list[MarkedAttention] = []
+    given: dict[str, ir.Value] = {}
     for node in [node for node in model.graph if node.domain == MARKS]:
         (marked,), (after,) = node.inputs, node.outputs
         assert marked is not None
+        assert after.dtype is not None
         role = node.attributes["role"].as_string()
         if role == RESULT:
-            width = int(given["q"].shape[-1])
+            shape = given["q"].shape
+            assert shape is not None
+            width = shape[-1]
+            assert isinstance(width, int)
             found.append(MarkedAttention(given, marked, width**-0.5))
             given = {}
         else:

@@ -19,8 +19,8 @@ constexpr float LOWEST = std::numeric_limits<float>::lowest();
 namespace plain {
 #define LANES 4
 #if defined(__aarch64__)
-#define ROWS 8
-#define VECTORS 3
+#define ROWS 5
+#define VECTORS 4
 #else
 #define ROWS 4
 #define VECTORS 3

@@ -237,10 +237,12 @@ struct Head {
         float *into = sums + r * value_width + c;
         if (vectors == VECTORS)
           add_values<ROWS, VECTORS>(weights, part, block, value_width, shrink + r, into);
-        else if (vectors == 1)
-          add_values<ROWS, 1>(weights, part, block, value_width, shrink + r, into);
-        else
+        else if (vectors == 3)
+          add_values<ROWS, 3>(weights, part, block, value_width, shrink + r, into);
+        else if (vectors == 2)
           add_values<ROWS, 2>(weights, part, block, value_width, shrink + r, into);
+        else
+          add_values<ROWS, 1>(weights, part, block, value_width, shrink + r, into);
       }
     }
   }

@@ -57,8 +57,8 @@ class SplitAttention(nn.Module):
         bias = self._relative_positions(q, height, width) if self.use_rel_pos else None
         if bias is not None and torch.compiler.is_exporting():
             # where kernels may take over: see sam_edge.export.kernel_notes
-            q, k, v, *bias = (marked(x, role) for x, role in zip((q, k, v, *bias), ROLES, strict=True))
-            out = marked(self.products(q, k, v, tuple(bias)), RESULT)
+            q, k, v, rel_h, rel_w = (marked(x, role) for x, role in zip((q, k, v, *bias), ROLES, strict=True))
+            out = marked(self.products(q, k, v, (rel_h, rel_w)), RESULT)
         else:
             out = self.products(q, k, v, bias)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, -1))

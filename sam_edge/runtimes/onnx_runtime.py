@@ -137,6 +137,8 @@ class OnnxRuntime(GraphRuntime):
             # without its libraries ONNX Runtime falls back to the CPU and says nothing
             if session.get_providers()[0] != self._provider:
                 raise BackendUnavailableError(f"ONNX Runtime could not start its {self._provider}: {self._remedy()}.")
+            # kept for other providers to try, of which there are none: as much memory as the file is long
+            session._model_bytes = None
             self._sessions[graph] = session
         return self._sessions[graph]
 

@@ -55,8 +55,8 @@ def test_kernels_change_no_more_than_rounding(request, name: str, threads: int) 
     assert (fast.with_kernels, plain.with_kernels) == (("encoder",), ())
     for batch in (1, 3):
         got, wanted = (runtime.encode(pixels(exported, batch)) for runtime in (fast, plain))
-        assert not np.array_equal(got, wanted)
-        # in integers a value on the edge of a step may fall to its other side
+        # sums in another order; in integers a value on the edge of a step may fall to its other side
+        assert name == "int8" or not np.array_equal(got, wanted)
         most = 1e-5 if name == "fp32" else 0.02
         assert np.abs(got - wanted).max() < most * np.abs(wanted).max()
 
@@ -67,7 +67,7 @@ def test_graphs_may_keep_their_weights_beside_them(fp32, tmp_path: Path) -> None
     copied = Path(shutil.copytree(fp32.path, tmp_path / "copied"))
     file = copied / "encoder.onnx"
     model = onnx.load(file)
-    onnx.save(model, file, save_as_external_data=True, location="encoder.onnx.data", size_threshold=0)
+    onnx.save(model, file, save_as_external_data=True, location="encoder.onnx.data", size_threshold=1024)
     values = json.loads((copied / MANIFEST).read_text())
     values["graphs"]["encoder"]["sha256"] = graph_sha256(file)
     (copied / MANIFEST).write_text(json.dumps(values))
