@@ -276,8 +276,10 @@ def test_nano_in_integers_answers_as_it_does_in_python(tmp_path: Path) -> None:
         page.everything(8)
         found = page.masks()
         assert page.complaints() == []
-    assert iou(point, prompted(runtime, image, [(300, 200, 1)])) >= INT8_IOU
-    assert iou(box, prompted(runtime, image, [], (165, 15, 420, 290))) >= INT8_IOU
+    predictor = SamPredictor(runtime)
+    predictor.set_image(image)
+    assert iou(point, asked(predictor, [(300, 200, 1)])) >= INT8_IOU
+    assert iou(box, asked(predictor, [], (165, 15, 420, 290))) >= INT8_IOU
     wanted = EverythingGenerator(runtime, 8, output_mode="coco_rle", strategy="hierarchical").generate(image)
     assert len(wanted) > 3
     assert agreement(wanted, found) >= INT8_IOU

@@ -84,7 +84,12 @@ async function embed(some) {
         stage.busy(false);
       } catch (error) {
         stage.busy(false);
-        if (of === client) fail(error);
+        if (of !== client) return;
+        fail(error);
+        if ($("provider").value !== "webgpu") return;
+        // a GPU's driver may refuse what any processor can do
+        $("provider").value = "wasm";
+        await start("wasm");
       }
     }),
   );
@@ -291,7 +296,9 @@ async function start(provider) {
   client = new Client(entries, provider, threads);
   $("machine").textContent = provider === "webgpu" ? "WebGPU" : `WASM · ${threads} thread${threads > 1 ? "s" : ""}`;
   if (!crossOriginIsolated) $("machine").title = "Threads need https, or `sam-edge serve`.";
-  if (photo) await show();
+  if (!photo) return;
+  await show();
+  ask(performance.now());
 }
 
 /** Whether there is a GPU that this browser lets WebAssembly wait for. */
