@@ -10,10 +10,14 @@ The timing contract:
   host memory and ends with a mask at the picture's size in host memory.
 - Warm-up: `warmup` calls of every candidate come first and are not counted.
 - Order: candidates take turns, one call each per round, so that a noisy machine disturbs all of them alike.
+- Length: `runs` rounds, and on until every candidate has been timed for `min_seconds`.
+- Compared: a candidate's time over the first one's in the same round; the median over rounds, and an interval that
+  holds 95 % of the medians of rounds drawn anew with replacement (bootstrap).
 - Percentiles: linear interpolation between the nearest ranks (numpy's default) over all counted runs; nothing
   is discarded as an outlier. With few runs p99 is next to the maximum.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -35,26 +39,55 @@ MEASUREMENTS = ("encode", "decode_point", "decode_box", "decode_64_points", "end
 """What `bench_runtime` measures, in order; each takes `warmup + runs` calls."""
 
 
+RESAMPLES = 2000
+"""Times that rounds are drawn anew for an interval."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A candidate's time over another's, in turn: below 1 it is the faster."""
+
+    median: float
+    low: float
+    """Lower end of the interval that holds 95 % of the medians of rounds drawn anew."""
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float], others: Sequence[float], seed: int = 0) -> "Ratio":
+        """Of samples taken in the same rounds."""
+        ratios = np.asarray(samples) / np.asarray(others)
+        drawn = np.random.default_rng(seed).integers(len(ratios), size=(RESAMPLES, len(ratios)))
+        low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
+        return cls(float(np.median(ratios)), float(low), float(high))
+
+
 @dataclass(frozen=True)
 class Latency:
     """The time of one call, over many runs."""
 
     min_ms: float
     """The fastest run: what the machine can do undisturbed."""
+    mean_ms: float
+    """What a run takes of a long row of them: the inverse of the throughput."""
     median_ms: float
     """The middle run: the number to compare with."""
     p90_ms: float
     """Nine runs in ten are at most this long."""
+    p95_ms: float
     p99_ms: float
     """Ninety-nine runs in a hundred are at most this long."""
     runs: int
     """Runs counted, without warm-up."""
+    over_first: Ratio | None = None
+    """Over the first of those it was timed in turn with; None of that one."""
 
     @classmethod
-    def of(cls, samples_ms: Sequence[float]) -> "Latency":
-        """Summarise one or more samples in milliseconds."""
-        median, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99)))
-        return cls(float(min(samples_ms)), median, p90, p99, len(samples_ms))
+    def of(cls, samples_ms: Sequence[float], first_ms: Sequence[float] | None = None) -> "Latency":
+        """Summarise one or more samples in milliseconds, beside those of the first candidate."""
+        median, p90, p95, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 95, 99)))
+        ratio = None if first_ms is None else Ratio.of(samples_ms, first_ms)
+        mean = float(np.mean(samples_ms))
+        return cls(float(min(samples_ms)), mean, median, p90, p95, p99, len(samples_ms), ratio)
 
 
 def measure(call: Call, *, warmup: int = 2, runs: int = 10, synchronise: Synchronise | None = None) -> Latency:
@@ -72,6 +105,7 @@ def measure_in_turn(
     *,
     warmup: int = 2,
     runs: int = 10,
+    min_seconds: float = 0.0,
     synchronise: Mapping[str, Synchronise] | None = None,
     on_run: Callable[[], None] | None = None,
 ) -> dict[str, Latency]:
@@ -80,25 +114,33 @@ def measure_in_turn(
     Args:
         calls: candidates by name.
         warmup: uncounted rounds before the first counted one.
-        runs: counted rounds.
+        runs: counted rounds, at least.
+        min_seconds: counted time of every candidate, at least.
         synchronise: for each candidate whose work is asynchronous, what waits for it.
-        on_run: called after every call, outside the clock: `(warmup + runs) * len(calls)` times.
+        on_run: called after every call, outside the clock: `(warmup + runs) * len(calls)` times or more.
 
     Raises:
-        BenchError: fewer than one run, or a negative warm-up.
+        BenchError: fewer than one run, or a negative warm-up or time.
     """
     if runs < 1 or warmup < 0:
         raise BenchError(f"runs must be at least 1 and warmup at least 0, got {runs} and {warmup}.")
+    if not 0 <= min_seconds < float("inf"):
+        raise BenchError(f"the time of a measurement must be at least 0 s and finite, got {min_seconds}.")
     waits = synchronise or {}
     samples_ms: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + runs):
+    for turn in itertools.count():
+        if turn >= warmup + runs and min(map(sum, samples_ms.values()), default=0) >= 1000 * min_seconds:
+            break
         for name, call in calls.items():
             elapsed_ms = 1000 * _seconds(call, waits.get(name))
             if turn >= warmup:
                 samples_ms[name].append(elapsed_ms)
             if on_run is not None:
                 on_run()
-    return {name: Latency.of(samples) for name, samples in samples_ms.items()}
+    first = next(iter(samples_ms), None)
+    return {
+        name: Latency.of(samples, None if name == first else samples_ms[first]) for name, samples in samples_ms.items()
+    }
 
 
 def bench_runtime(
@@ -122,18 +164,22 @@ def bench_runtimes(
     *,
     warmup: int = 2,
     runs: int = 10,
+    min_seconds: float = 0.0,
     on_run: Callable[[], None] | None = None,
 ) -> list[dict[str, Latency]]:
     """`bench_runtime` of several runtimes, taking turns within each measurement; results in their order.
 
-    `on_run` is called `len(MEASUREMENTS) * (warmup + runs) * len(runtimes)` times.
+    `on_run` is called `len(MEASUREMENTS) * (warmup + runs) * len(runtimes)` times, or more where `min_seconds` asks for
+    more rounds.
     """
     calls = [runtime_calls(runtime, image) for runtime in runtimes]
     waits = {str(index): wait for index, runtime in enumerate(runtimes) if (wait := synchroniser(runtime))}
     results: list[dict[str, Latency]] = [{} for _ in runtimes]
     for key in MEASUREMENTS:
         candidates = {str(index): by_key[key] for index, by_key in enumerate(calls)}
-        found = measure_in_turn(candidates, warmup=warmup, runs=runs, synchronise=waits, on_run=on_run)
+        found = measure_in_turn(
+            candidates, warmup=warmup, runs=runs, min_seconds=min_seconds, synchronise=waits, on_run=on_run
+        )
         for index, result in enumerate(results):
             result[key] = found[str(index)]
     return results

@@ -53,7 +53,10 @@ def flat(row: BenchRow) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in as_dict(row).items():
         if name == "latencies":
-            values |= {f"{key}.{part}": number for key, found in value.items() for part, number in found.items()}
+            for key, found in value.items():
+                ratio = found.pop("over_first") or {}
+                values |= {f"{key}.{part}": number for part, number in found.items()}
+                values |= {f"{key}.over_first.{part}": number for part, number in ratio.items()}
         else:
             values[name] = value
     return values
@@ -89,13 +92,29 @@ def write_json(rows: Sequence[BenchRow], hardware: dict[str, Any], settings: dic
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def rich_table(rows: Sequence[BenchRow]) -> Table:
-    """The rows for a terminal of 80 columns: medians, two numbers to a cell, one above the other.
+def comparisons(rows: Sequence[BenchRow]) -> list[str]:
+    """A line per row after the first: its times to encode and end to end over the first row's, in turn."""
+    lines = []
+    for row in rows[1:]:
+        parts = [
+            f"{name} {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+            for name, key in (("encode", "encode"), ("end to end", "end_to_end"))
+            if key in row.latencies and (ratio := row.latencies[key].over_first) is not None
+        ]
+        if parts:
+            lines.append(
+                f"{row.model} on {row.runtime} takes, of {rows[0].model} on {rows[0].runtime}: {', '.join(parts)}"
+            )
+    return lines
+
+
+def rich_table(rows: Sequence[BenchRow], statistic: str = "median_ms") -> Table:
+    """The rows for a terminal of 80 columns: one `statistic` of times, two numbers to a cell, one above the other.
 
     A pair that no row has a number for is left out.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 1, 1))
-    lines = [_pairs(row) for row in rows]
+    lines = [_pairs(row, statistic) for row in rows]
     nothing = {units.DASH, ""}
     shown = [heads for heads in (lines[0] if lines else {}) if any(set(line[heads]) - nothing for line in lines)]
     for index, heads in enumerate(shown):
@@ -105,16 +124,16 @@ def rich_table(rows: Sequence[BenchRow]) -> Table:
     return table
 
 
-def _pairs(row: BenchRow) -> dict[tuple[str, str], tuple[str, str]]:
-    def median(key: str) -> str:
-        return units.milliseconds(row.latencies[key].median_ms if key in row.latencies else None)
+def _pairs(row: BenchRow, statistic: str) -> dict[tuple[str, str], tuple[str, str]]:
+    def time(key: str) -> str:
+        return units.milliseconds(getattr(row.latencies[key], statistic) if key in row.latencies else None)
 
     runtime = f"{row.runtime}, {row.precision}{', kernels' if row.kernels else ''}"
     return {
         ("model", "runtime, precision"): (escape(row.model), escape(runtime)),
         ("parameters", "encoder MACs"): (units.count(row.parameters), units.count(row.encoder_macs)),
         ("file", "peak"): (units.size(row.file_bytes), units.size(row.peak_bytes)),
-        ("encode", "end to end"): (median("encode"), median("end_to_end")),
-        ("point", "box"): (median("decode_point"), median("decode_box")),
-        ("64 points", ""): (median("decode_64_points"), ""),
+        ("encode", "end to end"): (time("encode"), time("end_to_end")),
+        ("point", "box"): (time("decode_point"), time("decode_box")),
+        ("64 points", ""): (time("decode_64_points"), ""),
     }

@@ -11,6 +11,8 @@ from sam_edge.cli.options import DEFAULT_IMAGES, MODEL_HELP, Json, OnDevice, Run
 from sam_edge.cli.output import print_json, progress, stdout
 from sam_edge.option_docs import doc
 
+SINGLE_STREAM_SECONDS = 60.0
+"""Shortest run of MLPerf Inference's SingleStream scenario, which reports the 90th percentile."""
 _CALIBRATE = partial(doc, "sam_edge.segment.calibrate", "CalibrateOptions")
 
 
@@ -36,7 +38,12 @@ def bench(
     covered: Annotated[float | None, typer.Option(help=_CALIBRATE("covered") + " For the race alone.")] = None,
     image: Annotated[Path | None, typer.Option(help="Picture to time on; a synthetic scene by default.")] = None,
     warmup: Annotated[int, typer.Option(help="Runs before any is counted.")] = 2,
-    runs: Annotated[int, typer.Option(help="Counted runs of each measurement.")] = 10,
+    runs: Annotated[int, typer.Option(help="Counted runs of each measurement, at least.")] = 10,
+    seconds: Annotated[float, typer.Option(help="Counted time of each measurement, at least.")] = 0.0,
+    mlperf_like: Annotated[
+        bool,
+        typer.Option("--mlperf-like", help="Time for 60 s or more and show 90th percentiles, as SingleStream does."),
+    ] = False,
     memory: Annotated[bool, typer.Option(help="Measure the peak memory of a fresh process.")] = True,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for bench.json and a CSV.")] = None,
     as_json: Json = False,
@@ -45,7 +52,7 @@ def bench(
 ) -> None:
     """Measure latency, memory and size; models and runtimes take turns, so that noise hits all alike."""
     from sam_edge.bench.hardware import hardware, slug
-    from sam_edge.bench.table import as_dict, rich_table, write_csv, write_json
+    from sam_edge.bench.table import as_dict, comparisons, rich_table, write_csv, write_json
     from sam_edge.commands.device.bench import bench as bench_
     from sam_edge.data.image import read_image
     from sam_edge.files import atomic_folder, check_target
@@ -69,7 +76,16 @@ def bench(
             device=device,
         )
         return
-    settings = {"models": model, "warmup": warmup, "runs": runs, "seed": seed, "device": device}
+    if mlperf_like:
+        seconds = max(seconds, SINGLE_STREAM_SECONDS)
+    settings = {
+        "models": model,
+        "warmup": warmup,
+        "runs": runs,
+        "seconds": seconds,
+        "seed": seed,
+        "device": device,
+    }
     with progress("bench") as on_progress:
         rows = bench_(
             model,
@@ -78,6 +94,7 @@ def bench(
             memory=memory,
             warmup=warmup,
             runs=runs,
+            min_seconds=seconds,
             seed=seed,
             device=device,
             on_progress=on_progress,
@@ -90,7 +107,9 @@ def bench(
     if as_json:
         print_json({"settings": settings, "hardware": machine, "rows": [as_dict(row) for row in rows]})
     else:
-        stdout().print(rich_table(rows))
+        stdout().print(rich_table(rows, "p90_ms" if mlperf_like else "median_ms"))
+        for line in comparisons(rows):
+            stdout().print(line, highlight=False)
 
 
 def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool, **options: Any) -> None:

@@ -75,15 +75,16 @@ def picture() -> np.ndarray:
 def test_percentiles_are_numpys_on_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     durations_s = np.random.default_rng(0).exponential(0.01, 40)
     found = measure(Clock(monkeypatch).takes(durations_s.tolist()), warmup=0, runs=40)
-    median, p90, p99 = np.percentile(durations_s * 1000, (50, 90, 99))
+    median, p90, p95, p99 = np.percentile(durations_s * 1000, (50, 90, 95, 99))
     assert found.runs == 40
     assert found.min_ms == pytest.approx(1000 * durations_s.min())
-    assert (found.median_ms, found.p90_ms, found.p99_ms) == pytest.approx((median, p90, p99))
+    assert found.mean_ms == pytest.approx(1000 * durations_s.mean())
+    assert (found.median_ms, found.p90_ms, found.p95_ms, found.p99_ms) == pytest.approx((median, p90, p95, p99))
 
 
 def test_warm_up_calls_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(Clock(monkeypatch).takes([9.0, 8.0, 0.25, 0.25, 0.25]), warmup=2, runs=3)
-    assert found == Latency(250, 250, 250, 250, 3)
+    assert found == Latency(250, 250, 250, 250, 250, 250, 3)
 
 
 def test_waiting_for_the_device_is_inside_the_clock_and_earlier_work_is_not(
@@ -99,7 +100,7 @@ def test_waiting_for_the_device_is_inside_the_clock_and_earlier_work_is_not(
         clock.now_s += sum(queued_s)
         queued_s.clear()
 
-    assert measure(call, warmup=0, runs=2, synchronise=synchronise) == Latency(500, 500, 500, 500, 2)
+    assert measure(call, warmup=0, runs=2, synchronise=synchronise) == Latency(500, 500, 500, 500, 500, 500, 2)
 
 
 def test_candidates_take_turns_round_by_round() -> None:
@@ -110,6 +111,28 @@ def test_candidates_take_turns_round_by_round() -> None:
     assert "".join(order) == "abc" * 3
     assert list(found) == ["a", "b", "c"]
     assert len(done) == 9
+
+
+def test_rounds_go_on_until_all_have_had_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    calls = {"slow": clock.takes([0.5] * 50), "fast": clock.takes([0.1] * 50)}
+    found = measure_in_turn(calls, warmup=1, runs=3, min_seconds=2.05)
+    assert {latency.runs for latency in found.values()} == {21}
+    assert measure_in_turn({"one": clock.takes([2.0] * 9)}, warmup=0, runs=3, min_seconds=1.0)["one"].runs == 3
+
+
+def test_times_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, rng = Clock(monkeypatch), np.random.default_rng(1)
+    # a machine whose speed changes by ten leaves no trace in ratios
+    speeds = 10 ** rng.uniform(0, 1, 30)
+    noise = rng.uniform(0.9, 1.1, 30)
+    calls = {"first": clock.takes(speeds.tolist()), "second": clock.takes((0.5 * noise * speeds).tolist())}
+    found = measure_in_turn(calls, warmup=0, runs=30)
+    ratio = found["second"].over_first
+    assert found["first"].over_first is None
+    assert ratio is not None
+    assert ratio.median == pytest.approx(np.median(0.5 * noise))
+    assert 0.45 < ratio.low < ratio.median < ratio.high < 0.55
 
 
 @pytest.mark.parametrize(("warmup", "runs"), [(0, 0), (-1, 3)])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sam_edge.bench.latency import Latency
-from sam_edge.bench.table import BenchRow, as_dict, flat, rich_table, write_csv, write_json
+from sam_edge.bench.latency import Latency, Ratio
+from sam_edge.bench.table import BenchRow, as_dict, comparisons, flat, rich_table, write_csv, write_json
 
 FULL = BenchRow(
     model="slimsam-50",
@@ -19,7 +19,7 @@ FULL = BenchRow(
     encoder_macs_with_attention=98_400_000_000,
     file_bytes=30_300_000,
     peak_bytes=402_000_000,
-    latencies={"encode": Latency(600.5, 612.25, 640.0, 700.125, 10)},
+    latencies={"encode": Latency(600.5, 613.5, 612.25, 640.0, 660.0, 700.125, 10, Ratio(0.5, 0.45, 0.55))},
 )
 SPARSE = BenchRow(model="a, b", runtime="torch", precision="fp32")
 
@@ -66,6 +66,19 @@ def test_the_terminal_shows_no_empty_column_and_takes_names_literally() -> None:
     text = printed([BenchRow(model="a [b]", runtime="torch", precision="fp32", file_bytes=1)])
     assert "a [b]" in text
     assert "encode" not in text
+
+
+def test_the_table_shows_the_percentile_that_it_is_asked_for() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rich_table([FULL], "p90_ms"))
+    assert "640 ms" in console.export_text()
+
+
+def test_later_rows_are_compared_with_the_first() -> None:
+    assert comparisons([SPARSE, FULL, SPARSE]) == [
+        "slimsam-50 on onnxruntime takes, of a, b on torch: encode 0.50 (0.45 to 0.55)"
+    ]
+    assert comparisons([FULL]) == []
 
 
 def test_no_rows_make_an_empty_table() -> None:

@@ -27,6 +27,7 @@ def bench(
     memory: bool = True,
     warmup: int = 2,
     runs: int = 10,
+    min_seconds: float = 0.0,
     seed: int = 0,
     device: str = "auto",
     on_progress: OnProgress | None = None,
@@ -36,7 +37,7 @@ def bench(
     wanted = [(spec, runtime) for spec in specs for runtime in runtimes or ("auto",)]
     opened = [open_runtime(spec, runtime, device) for spec, runtime in wanted]
     on_run = counting(len(MEASUREMENTS) * (warmup + runs) * len(opened), "timing", on_progress)
-    latencies = bench_runtimes(opened, picture, warmup=warmup, runs=runs, on_run=on_run)
+    latencies = bench_runtimes(opened, picture, warmup=warmup, runs=runs, min_seconds=min_seconds, on_run=on_run)
     rows = []
     for (spec, _), runtime, latency in zip(wanted, opened, latencies, strict=True):
         counted = cost_of(runtime)
