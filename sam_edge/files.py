@@ -10,7 +10,25 @@ from pathlib import Path
 
 from sam_edge.errors import SamEdgeError
 
-OURS = ("config.json", "model.json", "engine.json", "report.json", "bench.json", "masks.json", "masks.jsonl")
+OURS = (
+    "config.json",
+    "model.json",
+    "layout.json",
+    "engine.json",
+    "report.json",
+    "bench.json",
+    "masks.json",
+    "masks.jsonl",
+)
+    "config.json",
+    "model.json",
+    "layout.json",
+    "engine.json",
+    "report.json",
+    "bench.json",
+    "masks.json",
+    "masks.jsonl",
+)
 """Files that show a folder to be sam-edge's own."""
 
 

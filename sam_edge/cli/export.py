@@ -12,6 +12,7 @@ from sam_edge.cli.options import (
     Flavor,
     Images,
     Json,
+    Layout,
     Model,
     OnDevice,
     Out,
@@ -29,6 +30,10 @@ _TRT = partial(doc, "sam_edge.export.to_tensorrt", "TrtOptions")
 def export_onnx(
     model: Model,
     out: Out,
+    layout: Annotated[
+        Layout,
+        typer.Option(help="Whose files: our own, or those of another tool; then MODEL may be exported already."),
+    ] = "sam-edge",
     precision: Annotated[Precision, typer.Option(help=_ONNX("precision"))] = "fp32",
     dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",
     twin: Annotated[bool, typer.Option("--twin", help=_ONNX("twin"))] = False,
@@ -51,9 +56,12 @@ def export_onnx(
 
     options = OnnxOptions(precision, dialect, twin, products, decoder)
     with progress("export"):
-        result = export.to_onnx(model, images, out, options, data=data, limit=limit, seed=seed, device=device)
+        result = export.to_onnx(
+            model, images, out, options, layout=layout, data=data, limit=limit, seed=seed, device=device
+        )
     files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())
-    report(as_json, result, f"{out}: {files}; masks agree with torch to IoU {result['parity']['mask_iou']:.4f}")
+    other = "torch" if layout == "sam-edge" else "sam-edge's own"
+    report(as_json, result, f"{out}: {files}; masks agree with {other} to IoU {result['parity']['mask_iou']:.4f}")
 
 
 def export_trt(

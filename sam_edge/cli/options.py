@@ -10,6 +10,8 @@ Device = Literal["auto", "cpu", "cuda"]
 """Where models run."""
 Precision = Literal["fp32", "fp16", "int8"]
 """Precision of exported graphs."""
+Layout = Literal["sam-edge", "sam", "anylabeling", "osam", "cvat", "darktable", "cpp", "nanosam", "transformers"]
+"""Whose files are written."""
 Dialect = Literal["cpu", "tensorrt"]
 """Form of INT8 graphs."""
 Products = Literal["auto", "all", "none"]

@@ -8,15 +8,17 @@ from typing import Any
 from sam_edge.bench.hardware import hardware
 from sam_edge.commands.common import sample_pictures
 from sam_edge.data import open_some
+from sam_edge.errors import ExportError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.readme import Accuracy
+from sam_edge.export.to_layout import write_layout
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.files import check_target
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.runtimes.engines import load_library
-from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder
+from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder, names_exported_folder
 from sam_edge.segment.known import KNOWN
 from sam_edge.segment.runtime import Runtime
 
@@ -27,16 +29,19 @@ def to_onnx(
     out: Path,
     options: OnnxOptions,
     *,
+    layout: str = "sam-edge",
     data: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Export to ONNX, with parity on real pictures, and write an exported folder.
+    """Export to ONNX, with parity on real pictures, and write an exported folder, or another tool's layout.
 
     With `data`, its README.md says how accurate the graphs are on `limit` pictures of the val split.
     """
     check_target(out)
+    if layout != "sam-edge":
+        return _to_layout(spec, images, out, options, layout, data, seed, device)
     labelled = None if data is None else open_some(data, "val", limit=limit, seed=seed)
 
     def measure(runtime: Runtime) -> Accuracy:
@@ -51,6 +56,30 @@ def to_onnx(
     _, parity = export_onnx(model, out, pictures, options, name, measure if labelled is not None else None)
     sizes = {file.name: file.stat().st_size for file in sorted(out.glob("*.onnx"))}
     return {"out": str(out), "precision": options.precision, "parity": parity.as_dict(), "file_bytes": sizes}
+
+
+def _to_layout(
+    spec: str, images: str, out: Path, options: OnnxOptions, layout: str, data: str | None, seed: int, device: str
+) -> dict[str, Any]:
+    """Export to another tool's layout, by way of an exported folder, which `spec` may be itself."""
+    if data is not None:
+        raise ExportError("--data is measured on sam-edge's own layout: leave it out, or --layout.")
+    pictures = sample_pictures(images, 2, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(spec).expanduser()
+        if not names_exported_folder(spec):
+            folder = Path(scratch) / "onnx"
+            to_onnx(spec, images, folder, options, seed=seed, device=device)
+        elif options != OnnxOptions():
+            raise ExportError(
+                f"{spec} is exported already and is adapted as it is: leave out --precision, --dialect, --twin, "
+                "--products and --decoder, or give the checkpoint."
+            )
+        source = spec if spec in KNOWN else Path(spec).name
+        written = write_layout(folder, out, layout, pictures, out.name, source)
+    parity = {"mask_iou": written["mask_iou"]}
+    sizes = {file.relative_to(out).as_posix(): file.stat().st_size for file in sorted(out.rglob("*.onnx"))}
+    return {"out": str(out), "precision": written["precision"], "layout": layout, "parity": parity, "file_bytes": sizes}
 
 
 def to_engines(
