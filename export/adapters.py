@@ -117,8 +117,13 @@ def _dequantize(graph: ir.Graph) -> None:
         along = [-1 if scale.ndim and at == axis % integers.ndim else 1 for at in range(integers.ndim)]
         steps = integers.astype(np.int32) - (zero[0].astype(np.int32).reshape(along) if zero else 0)
         weights = (steps * scale.reshape(along)).astype(scale.dtype)
-        folded = ir.Value(name=f"{node.outputs[0].name}_folded", const_value=ir.tensor(weights))
-        folded.type, folded.shape = ir.TensorType(folded.const_value.dtype), ir.Shape(weights.shape)
+        tensor = ir.tensor(weights)
+        folded = ir.Value(
+            name=f"{node.outputs[0].name}_folded",
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(weights.shape),
+            const_value=tensor,
+        )
         graph.register_initializer(folded)
         node.outputs[0].replace_all_uses_with(folded)
     graph.remove([node for node in nodes if not node.outputs[0].uses()], safe=True)

@@ -48,7 +48,7 @@ class LayoutClient:
         if self._layout.pixels == "planes":
             height, width = CPP_SIZE
         else:
-            height, width = Frame.of(*image.shape[:2], side).input_size
+            height, width = Frame.of(image.shape[0], image.shape[1], side).input_size
         seen = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         planes = seen.transpose(2, 0, 1)[None]
         given = {
@@ -67,14 +67,14 @@ class LayoutClient:
         side = layout.mask_side or self._config.mask_size
         # most tools end every prompt so
         coords = np.concat([points, np.zeros((1, 2))]).astype(np.float32)[None]
-        marks = np.append(labels, NOT_A_POINT).astype(np.float32)[None]
+        marks = np.append(labels, NOT_A_POINT)[None]
         if layout.batched:
-            coords, marks = coords[None], marks.astype(np.int64)[None]
+            coords, marks = coords[None], marks[None]
         values = {
             "embeddings": self._embeddings[0],
             "positions": self._embeddings[-1],
             "coords": coords,
-            "labels": marks,
+            "labels": marks.astype(np.int64 if layout.batched else np.float32),
             "mask": np.zeros((1, 1, side, side), np.float32),
             "has_mask": np.zeros(1, np.float32),
             "size": np.array([height, width], np.float32),
@@ -105,15 +105,10 @@ def expected(
     frame = predictor.frame
     assert frame is not None
     placed, corners = frame.to_input(points.astype(np.float32)), np.isin(labels, (BOX_START, BOX_END))
-    clicks = (placed[~corners][None], labels[~corners][None]) if (~corners).any() else (None, None)
+    clicks, marks = (placed[~corners][None], labels[~corners][None]) if (~corners).any() else (None, None)
     box = placed[corners].reshape(1, 4) if corners.any() else None
-    logits, iou = (
-        np.concat(parts, 1)
-        for parts in zip(
-            *(predictor.predict_low_res(*clicks, box, multimask_output=several) for several in (False, True)),
-            strict=True,
-        )
-    )
+    one, three = (predictor.predict_low_res(clicks, marks, box, multimask_output=several) for several in (False, True))
+    logits, iou = (np.concat(parts, 1) for parts in zip(one, three, strict=True))
     if layout.masks == "all":
         return logits
     if layout.masks == "three":

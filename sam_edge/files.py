@@ -20,15 +20,6 @@ OURS = (
     "masks.json",
     "masks.jsonl",
 )
-    "config.json",
-    "model.json",
-    "layout.json",
-    "engine.json",
-    "report.json",
-    "bench.json",
-    "masks.json",
-    "masks.jsonl",
-)
 """Files that show a folder to be sam-edge's own."""
 
 

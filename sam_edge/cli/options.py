@@ -60,7 +60,7 @@ Rounding = Literal["auto", "nearest", "compensated"]
 """How weights are rounded."""
 
 
-# Typer takes no list of Literal, and these two are options that repeat
+# Typer takes no list of Literal, and these are options that repeat
 
 
 class IntegerRuntime(StrEnum):
@@ -68,6 +68,17 @@ class IntegerRuntime(StrEnum):
 
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+
+
+class MaskFormatName(StrEnum):
+    """Files that masks are written as."""
+
+    coco = "coco"
+    labelme = "labelme"
+    cvat = "cvat"
+    label_studio = "label-studio"
+    yolo = "yolo"
+    png = "png"
 
 
 class RuntimeName(StrEnum):
