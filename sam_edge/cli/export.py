@@ -1,6 +1,7 @@
-"""`export-onnx` and `export-trt`."""
+"""`export-onnx`, `export-trt`, and `convert`, which writes weights."""
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from sam_edge.cli.options import (
     Precision,
     Products,
     Seed,
+    WeightLayout,
 )
 from sam_edge.cli.output import progress, report
 from sam_edge.option_docs import doc
@@ -92,3 +94,25 @@ def export_trt(
         result = export.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
     built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])
     report(as_json, result, f"{out}: {built}")
+
+
+def convert(
+    model: Model,
+    layout: Annotated[
+        WeightLayout,
+        typer.Option(help="Whose keys; `safetensors` is one file that is the whole model, of any kind, for sam-edge."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH", help="What to write: a .pth, a .safetensors for that layout, a folder for transformers."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write a model's weights under another program's keys; read back they are the same, or nothing is written."""
+    from sam_edge.bench.units import size
+    from sam_edge.commands.workshop import export
+
+    result = export.convert_weights(model, out, layout)
+    report(as_json, result, f"{out}: {size(result['bytes'])}, keys of {layout}")

@@ -12,6 +12,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 """Precision of exported graphs."""
 Layout = Literal["sam-edge", "sam", "anylabeling", "osam", "cvat", "darktable", "cpp", "nanosam", "transformers"]
 """Whose files are written."""
+WeightLayout = Literal["segment-anything", "transformers", "mobile-sam", "slimsam", "safetensors"]
+"""Whose keys weights are written under."""
 Dialect = Literal["cpu", "tensorrt"]
 """Form of INT8 graphs."""
 Products = Literal["auto", "all", "none"]

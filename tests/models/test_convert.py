@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sam_edge.cli import options
 from sam_edge.errors import CheckpointError
-from sam_edge.models.checkpoint import CONTAINERS, weights_sha256
+from sam_edge.models.checkpoint import CONTAINERS, save_checkpoint, weights_sha256
 from sam_edge.models.convert import convert
 from sam_edge.models.registry import load_model
 from sam_edge.segment.config import DecoderConfig
@@ -99,3 +101,13 @@ def test_a_broken_config_in_a_file_s_metadata_is_one_line(models, tmp_path):
         with pytest.raises(CheckpointError) as refused:
             load_model(tmp_path / "broken.safetensors")
         assert "\n" not in str(refused.value)
+
+
+def test_the_command_names_the_layouts_and_what_it_wrote_opens(sam_edge, tiny_config, make_sam, tmp_path):
+    assert set(get_args(options.WeightLayout)) == set(OUT)
+    save_checkpoint(make_sam(tiny_config), tmp_path / "tiny")
+    out = tmp_path / "m.pth"
+    code, text, _ = sam_edge("convert", tmp_path / "tiny", "--layout", "segment-anything", "--out", out, "--json")
+    assert code == 0
+    assert json.loads(text)["bytes"] == out.stat().st_size
+    assert weights_sha256(load_model(out)) == weights_sha256(load_model(tmp_path / "tiny"))

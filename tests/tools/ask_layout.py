@@ -2,8 +2,9 @@
 
     python ask_layout.py TOOL FOLDER IN.npz OUT.npz
 
-IN holds pictures `image_0`, ... (RGB) and prompts as shares of the picture, `prompt_0`, ... (rows of x, y, label); OUT has
-`seen_I`, the picture as it is handed to the encoder before it is normalised, and `mask_I_P`.
+IN holds pictures `image_0`, ... (RGB) and prompts as shares of the picture, `prompt_0`, ... (rows of x, y, label); OUT
+has `seen_I`, the picture as it is handed to the encoder before it is normalised, `mask_I_P`, and `points_I_P` in its
+pixels.
 """
 
 import importlib
@@ -88,8 +89,8 @@ def osam(folder: Path, images: list[np.ndarray]) -> Answers:
 
     class Ours(_models.Sam):
         name = "ours"
-        _blobs = {part: Local(str(folder / f"{part}.onnx"), "sha256:0") for part in ("encoder", "decoder")}
 
+    Ours._blobs = {part: Local(str(folder / f"{part}.onnx"), "sha256:0") for part in ("encoder", "decoder")}
     model = Ours()
     for image in images:
         embedding = model.encode_image(image)

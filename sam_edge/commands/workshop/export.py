@@ -1,4 +1,4 @@
-"""`sam-edge export-onnx` and `export-trt`: exported folders and engines."""
+"""`sam-edge export-onnx`, `export-trt` and `convert`: graphs, engines, and weights under other keys."""
 
 import tempfile
 from dataclasses import asdict
@@ -15,6 +15,7 @@ from sam_edge.export.to_layout import write_layout
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.files import check_target
+from sam_edge.models.convert import WeightLayout, convert
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.runtimes.engines import load_library
@@ -95,3 +96,10 @@ def to_engines(
             to_onnx(spec, images, folder, onnx, seed=seed, device=device)
         engines = build_engines(ExportedFolder.read(folder), out, trt)
     return {"out": str(out), "engines": [asdict(engine) for engine in engines]}
+
+
+def convert_weights(spec: str, out: Path, layout: WeightLayout) -> dict[str, Any]:
+    """Write a MODEL's weights under another program's keys."""
+    convert(load_model(spec), out, layout)
+    files = [file for file in out.rglob("*") if file.is_file()] if out.is_dir() else [out]
+    return {"out": str(out), "layout": layout, "bytes": sum(file.stat().st_size for file in files)}
