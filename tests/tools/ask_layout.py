@@ -76,7 +76,7 @@ def samexporter(folder: Path, images: list[np.ndarray]) -> Answers:
 
 def osam(folder: Path, images: list[np.ndarray]) -> Answers:
     from osam._models.sam import _models
-    from osam.types import GenerateRequest, Prompt
+    from osam.types import Prompt
     from osam.types._blob import Blob
 
     class Local(Blob):
@@ -98,8 +98,8 @@ def osam(folder: Path, images: list[np.ndarray]) -> Answers:
         def ask(points, labels, embedding=embedding, image=image):
             placed = points * (image.shape[1], image.shape[0])
             prompt = Prompt(points=placed, point_labels=labels)
-            request = GenerateRequest(model="ours", image_embedding=embedding, prompt=prompt)
-            return model.generate(request).annotations[0].mask, placed
+            # an annotation's mask is cut to its box
+            return model._generate_mask_from_image_embedding(image_embedding=embedding, prompt=prompt), placed
 
         yield image, ask
 
