@@ -13,6 +13,7 @@ from sam_edge.errors import SamEdgeError
 OURS = (
     "config.json",
     "model.json",
+    "layout.json",
     "engine.json",
     "report.json",
     "bench.json",

@@ -1,6 +1,7 @@
-"""`export-onnx` and `export-trt`."""
+"""`export-onnx`, `export-trt`, and `convert`, which writes weights."""
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,12 +13,14 @@ from sam_edge.cli.options import (
     Flavor,
     Images,
     Json,
+    Layout,
     Model,
     OnDevice,
     Out,
     Precision,
     Products,
     Seed,
+    WeightLayout,
 )
 from sam_edge.cli.output import progress, report
 from sam_edge.option_docs import doc
@@ -29,6 +32,10 @@ _TRT = partial(doc, "sam_edge.export.to_tensorrt", "TrtOptions")
 def export_onnx(
     model: Model,
     out: Out,
+    layout: Annotated[
+        Layout,
+        typer.Option(help="Whose files: our own, or those of another tool; then MODEL may be exported already."),
+    ] = "sam-edge",
     precision: Annotated[Precision, typer.Option(help=_ONNX("precision"))] = "fp32",
     dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",
     twin: Annotated[bool, typer.Option("--twin", help=_ONNX("twin"))] = False,
@@ -51,9 +58,12 @@ def export_onnx(
 
     options = OnnxOptions(precision, dialect, twin, products, decoder)
     with progress("export"):
-        result = export.to_onnx(model, images, out, options, data=data, limit=limit, seed=seed, device=device)
+        result = export.to_onnx(
+            model, images, out, options, layout=layout, data=data, limit=limit, seed=seed, device=device
+        )
     files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())
-    report(as_json, result, f"{out}: {files}; masks agree with torch to IoU {result['parity']['mask_iou']:.4f}")
+    other = "torch" if layout == "sam-edge" else "sam-edge's own"
+    report(as_json, result, f"{out}: {files}; masks agree with {other} to IoU {result['parity']['mask_iou']:.4f}")
 
 
 def export_trt(
@@ -84,3 +94,25 @@ def export_trt(
         result = export.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
     built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])
     report(as_json, result, f"{out}: {built}")
+
+
+def convert(
+    model: Model,
+    layout: Annotated[
+        WeightLayout,
+        typer.Option(help="Whose keys; `safetensors` is one file that is the whole model, of any kind, for sam-edge."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH", help="What to write: a .pth, a .safetensors for that layout, a folder for transformers."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write a model's weights under another program's keys; read back they are the same, or nothing is written."""
+    from sam_edge.bench.units import size
+    from sam_edge.commands.workshop import export
+
+    result = export.convert_weights(model, out, layout)
+    report(as_json, result, f"{out}: {size(result['bytes'])}, keys of {layout}")

@@ -10,6 +10,10 @@ Device = Literal["auto", "cpu", "cuda"]
 """Where models run."""
 Precision = Literal["fp32", "fp16", "int8"]
 """Precision of exported graphs."""
+Layout = Literal["sam-edge", "sam", "anylabeling", "osam", "cvat", "darktable", "cpp", "nanosam", "transformers"]
+"""Whose files are written."""
+WeightLayout = Literal["segment-anything", "transformers", "mobile-sam", "slimsam", "safetensors"]
+"""Whose keys weights are written under."""
 Dialect = Literal["cpu", "tensorrt"]
 """Form of INT8 graphs."""
 Products = Literal["auto", "all", "none"]
@@ -58,7 +62,7 @@ Rounding = Literal["auto", "nearest", "compensated"]
 """How weights are rounded."""
 
 
-# Typer takes no list of Literal, and these two are options that repeat
+# Typer takes no list of Literal, and these are options that repeat
 
 
 class IntegerRuntime(StrEnum):
@@ -66,6 +70,17 @@ class IntegerRuntime(StrEnum):
 
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+
+
+class MaskFormatName(StrEnum):
+    """Files that masks are written as."""
+
+    coco = "coco"
+    labelme = "labelme"
+    cvat = "cvat"
+    label_studio = "label-studio"
+    yolo = "yolo"
+    png = "png"
 
 
 class RuntimeName(StrEnum):

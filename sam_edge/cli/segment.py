@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from sam_edge.cli.options import (
     Coverage,
     Images,
     Json,
+    MaskFormatName,
     Model,
     OnDevice,
     Out,
@@ -56,6 +57,10 @@ def segment(
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Of many pictures write each one's overlay and masks as PNG, too.")
     ] = False,
+    mask_format: Annotated[
+        list[MaskFormatName] | None,
+        typer.Option("--format", help="Masks as another tool's files, too, beside COCO's masks.json. Repeat."),
+    ] = None,
     runtime: AsRuntime = RuntimeName.auto,
     strict: Strict = False,
     as_json: Json = False,
@@ -70,6 +75,7 @@ def segment(
     from sam_edge.commands.device import segment as command
 
     prompts = command.parse_prompts(point or [], box, everything)
+    formats: list[Any] = [form.value for form in mask_format or ()]
     options = command.EverythingOptions(
         strategy, points_per_side, pred_iou, stability, tau, coverage, nested, crops, min_area, max_memory_gb
     )
@@ -87,6 +93,7 @@ def segment(
                 device=device,
                 fast_read=fast_read,
                 pictures=pictures,
+                formats=formats,
                 strict=strict,
                 seed=seed,
                 on_progress=on_progress,
@@ -106,6 +113,7 @@ def segment(
             runtime=runtime.value,
             device=device,
             fast_read=fast_read,
+            formats=formats,
             seed=seed,
             on_progress=on_progress,
         )

@@ -1,12 +1,13 @@
 """Checkpoint folders (`config.json` + `model.safetensors`) and other people's checkpoint files."""
 
 import hashlib
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,6 +19,10 @@ from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.known import WEIGHTS
 
 CONFIG = "config.json"
+METADATA = "sam_edge_config"
+"""Key of a `.safetensors` file's own metadata under which `config.json` lies, where the file is the whole model."""
+CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "ema")
+"""What training programs keep weights under, beside their optimizer's state."""
 NEVER_HALVED = ("weight_scale", "positional_encoding_gaussian_matrix")
 """Small tensors that stay float32: scales of integers, and frequencies whose phases halves cannot hold."""
 POSITIONS, EXPONENTS = "image_encoder.pos_embed", "image_encoder.pos_embed_exponents"
@@ -32,14 +37,7 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
     Raises:
         SamEdgeError: the folder cannot be written, or holds something else.
     """
-    tensors = {
-        name: _stored(value, half and _is_halved(name, value))
-        for name, value in model.state_dict().items()
-        if name not in _shared(model)
-    }
-    if half and POSITIONS in tensors and model.config.quantization is not None:
-        tensors[POSITIONS], tensors[EXPONENTS] = to_bytes(model.state_dict()[POSITIONS].cpu())
-    tensors |= {name: pack(tensors[name], bits) for name, bits in _packed(model.config).items()}
+    tensors = state_to_store(model, half=half)
     with atomic_folder(folder) as work:
         (work / CONFIG).write_text(model.config.to_json())
         try:
@@ -49,6 +47,19 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
             # how safetensors reports a full disk
             raise SamEdgeError(f"cannot write {folder}: {_first_line(error)}.") from error
     return Path(folder)
+
+
+def state_to_store(model: EdgeSam, *, half: bool = False) -> dict[str, Tensor]:
+    """What of a model goes into its file: each tensor once, halved and packed as `save_checkpoint` says."""
+    tensors = {
+        name: _stored(value, half and _is_halved(name, value))
+        for name, value in model.state_dict().items()
+        if name not in _shared(model)
+    }
+    if half and POSITIONS in tensors and model.config.quantization is not None:
+        tensors[POSITIONS], tensors[EXPONENTS] = to_bytes(model.state_dict()[POSITIONS].cpu())
+    tensors |= {name: pack(tensors[name], bits) for name, bits in _packed(model.config).items()}
+    return tensors
 
 
 def _stored(value: Tensor, half: bool) -> Tensor:
@@ -84,19 +95,45 @@ def load_checkpoint(folder: str | Path) -> EdgeSam:
         CheckpointError: a missing or broken file, or weights that do not fit the config.
     """
     folder = Path(folder)
-    config = ModelConfig.read(folder / CONFIG)
+    return _built(ModelConfig.read(folder / CONFIG), read_state_dict(folder / WEIGHTS), folder)
+
+
+def load_single(file: str | Path) -> EdgeSam | None:
+    """The model that a `.safetensors` file is, by the config in its metadata; None where there is none.
+
+    Raises:
+        CheckpointError: a broken file or config, or weights that do not fit it.
+    """
+    file = Path(file)
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            text = (opened.metadata() or {}).get(METADATA)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a checkpoint, or was cut short: {_first_line(error)}.") from error
+    if text is None:
+        return None
+    try:
+        config = ModelConfig.from_dict(json.loads(text))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{file}: its metadata is no model's config: {error}.") from error
+    return _built(config, read_state_dict(file), file)
+
+
+def _built(config: ModelConfig, state: dict[str, Tensor], source: Path) -> EdgeSam:
     model = EdgeSam(config)
     if config.quantization is not None:
         from sam_edge.models.quantized import insert_quantized_layers, prepare_for_quantization
 
         prepare_for_quantization(model)
         insert_quantized_layers(model, config.quantization)
-    state, shapes = read_state_dict(folder / WEIGHTS), model.state_dict()
+    shapes = model.state_dict()
     for name, bits in _packed(config).items():
-        state[name] = _unpacked(state.get(name), bits, shapes[name].shape, f"{folder}: {name}")
+        state[name] = _unpacked(state.get(name), bits, shapes[name].shape, f"{source}: {name}")
     if EXPONENTS in state:
-        state[POSITIONS] = _positions(state.get(POSITIONS), state.pop(EXPONENTS), f"{folder}: {POSITIONS}")
-    load_weights(model, state, folder)
+        state[POSITIONS] = _positions(state.get(POSITIONS), state.pop(EXPONENTS), f"{source}: {POSITIONS}")
+    load_weights(model, state, source)
     return model
 
 
@@ -187,7 +224,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a checkpoint, or was cut short.") from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a checkpoint, or was cut short: {_first_line(error)}.") from error
-    for key in ("model", "state_dict"):
+    for key in CONTAINERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):

@@ -34,6 +34,9 @@ Their names are ours otherwise, and after each pruning they set the attention sc
 `SplitAttention` does: there is nothing to fold into the weights.
 """
 
+_OWNERS = re.compile(r"^(?:sam|model)\.")
+"""What programs that have a SAM as a part put before its names."""
+
 _NOT_WEIGHTS = re.compile(r"pixel_mean$|pixel_std$|\.attention_bias_idxs$|^image_encoder\.(head|norm_head)\.")
 """Constants, index tables, and the classifier that MobileSAM carries along without using it."""
 
@@ -174,7 +177,10 @@ def _count(state: State, pattern: str) -> int:
 
 
 def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    while _OWNERS.match(plain):
+        plain = _OWNERS.sub("", plain)
+    return plain
 
 
 def _from_mobile_sam(state: State) -> State:
@@ -186,14 +192,14 @@ def _from_mobile_sam(state: State) -> State:
             lambda match: f"image_encoder.stages.{int(match[1]) + 1}.downsample.",
             name,
         )
-        native[_renamed(moved, _MOBILE_SAM)] = value
+        native[renamed(moved, _MOBILE_SAM)] = value
     return native
 
 
 def _from_hugging_face(state: State) -> State:
     native = {}
     for name, value in state.items():
-        native[_renamed(_numbered_mlp(name, state), _HUGGING_FACE)] = value
+        native[renamed(_numbered_mlp(name, state), _HUGGING_FACE)] = value
     return native
 
 
@@ -212,7 +218,8 @@ def _numbered_mlp(name: str, state: State) -> str:
     return f"{stem}.layers.{number}.{name[match.end() :]}"
 
 
-def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    """A name after all the rules, in their order: what matches a pattern, and what replaces it."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

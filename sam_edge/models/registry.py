@@ -11,6 +11,7 @@ from sam_edge.models.checkpoint import (
     CONFIG,
     is_checkpoint_folder,
     load_checkpoint,
+    load_single,
     load_weights,
     read_state_dict,
 )
@@ -160,6 +161,9 @@ def _open_file(path: Path) -> EdgeSam:
     if path.name == WEIGHTS and is_checkpoint_folder(path.parent) and not _is_hugging_face(path.parent):
         # its config.json knows what shapes do not: heads, thresholds, quantization
         return load_checkpoint(path.parent)
+    whole = load_single(path)
+    if whole is not None:
+        return whole
     state, config = recognise(read_state_dict(path))
     model = EdgeSam(config)
     load_weights(model, state, path)

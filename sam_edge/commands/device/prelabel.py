@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +20,13 @@ from sam_edge.commands.device.segment import (
     EverythingOptions,
     ImagePrompts,
     Segmenter,
+    beside_coco,
     coco_annotation,
     coco_image,
     write_pictures,
 )
 from sam_edge.data.folder import list_images
+from sam_edge.data.mask_files import MaskedPicture, MaskFormat, write_mask_files
 from sam_edge.errors import DataError, PromptError, SamEdgeError
 from sam_edge.files import atomic_file, atomic_folder, check_target
 from sam_edge.runtimes.open import open_runtime
@@ -72,11 +75,14 @@ def prelabel(
     device: str = "auto",
     fast_read: bool = False,
     pictures: bool = False,
+    formats: Sequence[MaskFormat] = (),
     strict: bool = False,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Segment pictures into one COCO file; with `pictures` each has a folder of its overlay and masks, too.
+
+    Each further one of `formats` has a folder of its name.
 
     A picture that cannot be read, or that the prompts lie outside of, is counted and left out.
 
@@ -112,6 +118,8 @@ def prelabel(
             if on_progress is not None:
                 on_progress(number, len(names), f"{name}, {len(skipped)} skipped" if skipped else name)
     masks = _write_coco(out, spec, names)
+    for form in beside_coco(formats):
+        _write_format(out, form, names)
     return {
         "out": str(out),
         "model": spec,
@@ -213,6 +221,19 @@ def _write_coco(out: Path, spec: str, names: Sequence[str]) -> int:
         _write_items(file.write, annotations())
         file.write("]}\n")
     return count
+
+
+def _write_format(out: Path, form: MaskFormat, names: Sequence[str]) -> None:
+    """The pictures that are done in another tool's format, in place of what an earlier run wrote of it."""
+    with tempfile.TemporaryDirectory(prefix=f".{form}.", suffix=".part", dir=out) as scratch:
+        done = (
+            MaskedPicture(picture["file_name"], picture["width"], picture["height"], picture["masks"])
+            for _, picture in _done(out, set(names))
+        )
+        write_mask_files(Path(scratch) / "new", form, done)
+        if (out / form).exists():
+            os.rename(out / form, Path(scratch) / "old")
+        os.rename(Path(scratch) / "new", out / form)
 
 
 def _write_items(write: Callable[[str], object], items: Iterator[dict[str, Any]]) -> None:

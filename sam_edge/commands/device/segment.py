@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sam_edge.data.image import read_image, read_reduced
+from sam_edge.data.mask_files import MaskedPicture, MaskFormat, write_mask_files
 from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.errors import EverythingError, PromptError
 from sam_edge.files import atomic_folder, check_target
@@ -200,10 +201,13 @@ def segment(
     runtime: str = "auto",
     device: str = "auto",
     fast_read: bool = False,
+    formats: Sequence[MaskFormat] = (),
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Write `overlay.png`, `masks.json` (COCO: images, annotations, categories) and one PNG per mask.
+
+    Each further one of `formats` has a folder of its name.
 
     Raises:
         PromptError: a point or box outside the picture. DataError: an unreadable picture.
@@ -227,7 +231,14 @@ def segment(
     with atomic_folder(out) as work:
         write_pictures(segmenter, picture, records, work, seed)
         (work / "masks.json").write_text(json.dumps(coco(result)))
+        for form in beside_coco(formats):
+            write_mask_files(work / form, form, [MaskedPicture(image_file.name, width, height, records)])
     return {"out": str(out), **result}
+
+
+def beside_coco(formats: Sequence[MaskFormat]) -> list[MaskFormat]:
+    """The formats that are asked for, each once, but for COCO, which is always written."""
+    return [form for form in dict.fromkeys(formats) if form != "coco"]
 
 
 def write_pictures(

@@ -1,4 +1,4 @@
-"""`sam-edge export-onnx` and `export-trt`: exported folders and engines."""
+"""`sam-edge export-onnx`, `export-trt` and `convert`: graphs, engines, and weights under other keys."""
 
 import tempfile
 from dataclasses import asdict
@@ -9,16 +9,19 @@ from sam_edge.bench.hardware import hardware
 from sam_edge.commands.common import sample_pictures
 from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.data import open_some
+from sam_edge.errors import ExportError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.readme import Accuracy
+from sam_edge.export.to_layout import write_layout
 from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.files import check_target
+from sam_edge.models.convert import WeightLayout, convert
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.runtimes.engines import load_library
-from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder
+from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder, names_exported_folder
 from sam_edge.segment.known import KNOWN
 from sam_edge.segment.runtime import Runtime
 
@@ -29,16 +32,19 @@ def to_onnx(
     out: Path,
     options: OnnxOptions,
     *,
+    layout: str = "sam-edge",
     data: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Export to ONNX, with parity on real pictures, and write an exported folder.
+    """Export to ONNX, with parity on real pictures, and write an exported folder, or another tool's layout.
 
     With `data`, its README.md says how accurate the graphs are on `limit` pictures of the val split.
     """
     check_target(out)
+    if layout != "sam-edge":
+        return _to_layout(spec, images, out, options, layout, data, seed, device)
     labelled = None if data is None else open_some(data, "val", limit=limit, seed=seed)
 
     def measure(runtime: Runtime) -> Accuracy:
@@ -67,6 +73,30 @@ def to_graphs(
         return to_onnx(spec, images, out, OnnxOptions(precision), seed=seed, device=device)
 
 
+def _to_layout(
+    spec: str, images: str, out: Path, options: OnnxOptions, layout: str, data: str | None, seed: int, device: str
+) -> dict[str, Any]:
+    """Export to another tool's layout, by way of an exported folder, which `spec` may be itself."""
+    if data is not None:
+        raise ExportError("--data is measured on sam-edge's own layout: leave it out, or --layout.")
+    pictures = sample_pictures(images, 2, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(spec).expanduser()
+        if not names_exported_folder(spec):
+            folder = Path(scratch) / "onnx"
+            to_onnx(spec, images, folder, options, seed=seed, device=device)
+        elif options != OnnxOptions():
+            raise ExportError(
+                f"{spec} is exported already and is adapted as it is: leave out --precision, --dialect, --twin, "
+                "--products and --decoder, or give the checkpoint."
+            )
+        source = spec if spec in KNOWN else Path(spec).name
+        written = write_layout(folder, out, layout, pictures, out.name, source)
+    parity = {"mask_iou": written["mask_iou"]}
+    sizes = {file.relative_to(out).as_posix(): file.stat().st_size for file in sorted(out.rglob("*.onnx"))}
+    return {"out": str(out), "precision": written["precision"], "layout": layout, "parity": parity, "file_bytes": sizes}
+
+
 def to_engines(
     spec: str, images: str, out: Path, onnx: OnnxOptions, trt: TrtOptions, *, seed: int = 0, device: str = "auto"
 ) -> dict[str, Any]:
@@ -80,3 +110,10 @@ def to_engines(
             to_onnx(spec, images, folder, onnx, seed=seed, device=device)
         engines = build_engines(ExportedFolder.read(folder), out, trt)
     return {"out": str(out), "engines": [asdict(engine) for engine in engines]}
+
+
+def convert_weights(spec: str, out: Path, layout: WeightLayout) -> dict[str, Any]:
+    """Write a MODEL's weights under another program's keys."""
+    convert(load_model(spec), out, layout)
+    files = [file for file in out.rglob("*") if file.is_file()] if out.is_dir() else [out]
+    return {"out": str(out), "layout": layout, "bytes": sum(file.stat().st_size for file in files)}

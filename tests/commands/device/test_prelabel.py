@@ -177,3 +177,20 @@ def test_fast_reading_knows_which_way_up_a_photo_is(tmp_path: Path) -> None:
     assert picture.size == (800, 600)
     assert picture.image.shape[0] > picture.image.shape[1]
     assert picture.whole().shape == (800, 600, 3)
+
+
+def test_formats_of_other_tools_have_a_folder_each_and_are_written_anew(
+    runtime: DrawingRuntime, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):
+        run([photos], out, formats=["coco", "labelme", "png", "png"])
+        files = sorted(
+            path.relative_to(out).as_posix() for form in ("labelme", "png") for path in (out / form).rglob("*.*")
+        )
+        names = ("a", "b", "below/a")
+        assert files == [f"labelme/{name}.json" for name in names] + [f"png/{name}.png" for name in names]
+    assert not list(out.glob(".*"))
+    alone = segment.segment("m", photos / "a.png", tmp_path / "alone", PROMPTS, EVERYTHING, formats=["labelme", "cvat"])
+    assert (tmp_path / "alone" / "labelme" / "a.json").read_text() == (out / "labelme" / "a.json").read_text()
+    assert f'width="{alone["width"]}"' in (tmp_path / "alone" / "cvat" / "annotations.xml").read_text()

@@ -1,0 +1,101 @@
+"""Layouts opened by the tools' own code, each from the package index in an environment of its own: nano on two photos.
+
+Masks are compared with the predictor's, which is given the very pixels that the tool hands its encoder.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam_edge.export.layout_client import ASKED, expected
+from sam_edge.export.layouts import LAYOUTS
+from sam_edge.export.parity import mask_agreement
+from sam_edge.export.to_layout import write_layout
+from sam_edge.runtimes.folder import shipped_graphs
+from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.segment.frame import Frame
+from sam_edge.segment.masks import mask_of
+from sam_edge.segment.predictor import SamPredictor
+from sam_edge.segment.scaling import Scaling
+
+pytestmark = pytest.mark.slow
+COMMON = ("numpy", "onnxruntime", "opencv-python-headless", "pillow")
+TOOLS = {
+    # without their desktops and trainers, which their readers of ONNX do not need
+    "anylabeling": ("anylabeling", COMMON, ("anylabeling",)),
+    "samexporter": ("anylabeling", COMMON, ("samexporter",)),
+    "osam": ("osam", (*COMMON, "osam"), ()),
+}
+"""Per tool: its layout, what is installed with dependencies, and what without."""
+
+
+@pytest.fixture(scope="module")
+def nano_graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """nano's exported folders: float, exported here, and the integers that ship."""
+    out = tmp_path_factory.mktemp("nano") / "float"
+    command = [sys.executable, "-m", "sam_edge", "export-onnx", "nano", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    shipped = shipped_graphs("nano")
+    assert shipped is not None
+    return {"fp32": out, "int8": shipped}
+
+
+@pytest.fixture(scope="module")
+def photos(shared_data: Path) -> list[np.ndarray]:
+    files = sorted((shared_data / "coco128").glob("*.jpg"))[:2]
+    return [np.array(Image.open(file).convert("RGB")) for file in files]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_tool_s_own_code_finds_the_predictor_s_masks(
+    tool: str, precision: str, nano_graphs: dict[str, Path], photos: list[np.ndarray], tmp_path: Path, request
+) -> None:
+    layout, packages, alone = TOOLS[tool]
+    python = environment(tool, packages, alone, request.config.cache.mkdir("tools"))
+    write_layout(nano_graphs[precision], tmp_path / "files", layout, photos, "nano", "nano")
+    asked = {f"prompt_{n}": np.array([[*point, label] for point, label in one]) for n, one in enumerate(ASKED)}
+    np.savez(tmp_path / "in.npz", **{f"image_{n}": photo for n, photo in enumerate(photos)}, **asked)
+    script = Path(__file__).with_name("ask_layout.py")
+    ran = subprocess.run(
+        [python, script, tool, tmp_path / "files", tmp_path / "in.npz", tmp_path / "out.npz"],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found = np.load(tmp_path / "out.npz")
+    runtime = OnnxRuntime(nano_graphs[precision])
+    predictor, whole = SamPredictor(runtime), SamPredictor(runtime)
+    ious, on_whole = [], []
+    for number, photo in enumerate(photos):
+        predictor.set_image(found[f"seen_{number}"])
+        for index in range(len(ASKED)):
+            mask, labels = found[f"mask_{number}_{index}"], asked[f"prompt_{index}"][:, 2].astype(int)
+            logits = expected(predictor, LAYOUTS[layout], found[f"points_{number}_{index}"], labels)
+            wanted = predictor.masks(logits)[0, 0]
+            if tool == "samexporter":
+                # it enlarges low-resolution masks itself, by way of a square of 1024 px, not the model's
+                frame = Frame.of(*mask.shape, 1024)
+                wanted = mask_of(np.ascontiguousarray(logits[0, 0]), Scaling.of(frame, logits.shape[-1]))
+            ious.append(float(mask_agreement(wanted, mask)[0]))
+        whole.set_image(photo)
+        on_whole.append(float(np.abs(whole.features - predictor.features).mean()))
+    print(f"{tool}, {precision}: mask IoU {np.round(ious, 4)}; embeddings of the whole photo differ by {on_whole}")
+    assert np.mean(ious) > (0.99 if precision == "fp32" else 0.95)
+
+
+def environment(name: str, packages: tuple[str, ...], alone: tuple[str, ...], cache: Path) -> Path:
+    """The interpreter of a virtual environment with these packages, made once."""
+    folder = cache / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        if alone:
+            subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *alone], check=True)
+        (folder / "ready").touch()
+    return python
