@@ -12,6 +12,7 @@ from sam_edge.cli.options import (
     Flavor,
     Images,
     Json,
+    Layers,
     Model,
     OnDevice,
     Out,
@@ -33,6 +34,7 @@ def export_onnx(
     dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",
     twin: Annotated[bool, typer.Option("--twin", help=_ONNX("twin"))] = False,
     products: Annotated[Products, typer.Option(help=_ONNX("products"))] = "auto",
+    layers: Annotated[Layers, typer.Option(help=_ONNX("layers"))] = "all",
     decoder: Annotated[DecoderArithmetic, typer.Option(help=_ONNX("decoder"))] = "float",
     images: Images = DEFAULT_IMAGES,
     data: Annotated[
@@ -49,7 +51,7 @@ def export_onnx(
     from sam_edge.commands.workshop import export
     from sam_edge.export.to_onnx import OnnxOptions
 
-    options = OnnxOptions(precision, dialect, twin, products, decoder)
+    options = OnnxOptions(precision, dialect, twin, products, layers, decoder)
     with progress("export"):
         result = export.to_onnx(model, images, out, options, data=data, limit=limit, seed=seed, device=device)
     files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())
