@@ -1,31 +1,28 @@
 """A SAM as ONNX: encoder, decoder, and the decoder in three parts, proven against torch before they are kept."""
 
-import inspect
 import json
-import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxscript.optimizer
 import torch
-from onnxscript import ir, opset18
+from onnxscript import ir
 
 from sam_edge.errors import ExportError
-from sam_edge.export.banded import SHAPE_KEPT, banded_attention
 from sam_edge.export.graphs import GraphSpec, encoder_graph, graphs, halve_positions, to_half
-from sam_edge.export.kernel_notes import mark, note_attention, take_marks
 from sam_edge.export.parity import Parity, answers, compare, require
 from sam_edge.export.readme import Accuracy, folder_readme
+from sam_edge.export.translate import OPSET, translate
 from sam_edge.export.unsigned import note_signs
 from sam_edge.files import atomic_folder, check_target
 from sam_edge.models.cost import cost
 from sam_edge.models.quantized import (
     Dialect,
+    QuantizedConv2d,
     QuantizedLayer,
     prepare_for_quantization,
     set_dialect,
@@ -37,20 +34,17 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.runtimes.folder import MANIFEST, graph_sha256
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.runtimes.paying import family, pays, read_table
 from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.runtime import Runtime
 
 Precision = Literal["fp32", "fp16", "int8"]
 Products = Literal["auto", "all", "none"]
+Layers = Literal["all", "here", "amx", "vnni", "avx2", "i8mm", "dot", "other"]
 DecoderArithmetic = Literal["float", "integers"]
 
-OPSET = 18
 SCHEMA = 1
-LARGEST_FOLDED = 4096
-"""Constants of more elements than this are computed in the graph: stored, they would outweigh int8 weights."""
-ALWAYS_FOLDED = ("Transpose", "Reshape")
-"""Folded at any size: they add nothing, and TensorRT takes int8 weights only straight before DequantizeLinear."""
 FEWEST_TOKENS = 1024
 """Tokens from which a global attention's integer products pay in ONNX Runtime: then its logits outgrow the cache."""
 SMALLEST_IOU = {"fp32": 0.999, "fp16": 0.98, "int8": 0.95}
@@ -76,6 +70,11 @@ class OnnxOptions:
 
     Measured on SAM-B at 1024 px: global attention takes half of its float time, and a tenth of its memory; windows take
     as long as in float. OpenVINO is faster with `none`.
+    """
+    layers: Layers = "all"
+    """Encoder layers that become integers: `all`, or those that were measured to be faster so in ONNX Runtime, on this
+    machine's family of processors (`here`) or on another (`avx2`). Where a family was not measured, all are integers.
+    The others compute in float of the same integer weights; `model.json` lists them.
     """
     decoder: DecoderArithmetic = "float"
     """What the decoder of int8 weights computes in.
@@ -185,9 +184,24 @@ def integer_parts(model: EdgeSam, options: OnnxOptions) -> set[str]:
         name
         for name, module in model.named_modules()
         if options.decoder == "integers" or name.startswith("image_encoder.")
-        if isinstance(module, QuantizedLayer)
+        if (isinstance(module, QuantizedLayer) and _pays(name, module, options))
         or (isinstance(module, QuantizedProducts) and _multiplies_integers(name, model.config, options))
     }
+
+
+def _pays(name: str, layer: QuantizedLayer, options: OnnxOptions) -> bool:
+    """Whether a layer becomes integers."""
+    if options.layers == "all" or options.dialect != "cpu" or not name.startswith("image_encoder."):
+        return True
+    processor = family() if options.layers == "here" else options.layers
+    rows = read_table().get("onnxruntime", {}).get(processor, [])
+    outputs, inputs, *sides = layer.weight.shape
+    if not isinstance(layer, QuantizedConv2d):
+        # as matrix products, of patches where there are any
+        return pays(rows, "linear", inputs * prod(sides), outputs)
+    if layer.groups > 1:
+        return pays(rows, "depthwise", outputs, outputs)
+    return pays(rows, "pointwise" if prod(sides) == 1 else "convolution", inputs, outputs)
 
 
 def _multiplies_integers(products: str, config: ModelConfig, options: OnnxOptions) -> bool:
@@ -218,34 +232,11 @@ def _integer_form(model: EdgeSam, options: OnnxOptions) -> dict[str, Any]:
 
 def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
     """Export one graph; returns its entry in `model.json`."""
-    shapes = _free_shapes(spec)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            spec.module,
-            spec.example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(spec.inputs),
-            output_names=list(spec.outputs),
-            dynamic_shapes=shapes,
-            custom_translation_table=_translations(),
-            optimize=False,
-            verbose=False,
-        )
-    if program is None:
-        raise ExportError(f"torch.onnx.export gave no graph for the {spec.name}.")
-    _name_axes(program.model, spec)
-    onnxscript.optimizer.optimize_ir(
-        program.model,
-        output_size_limit=LARGEST_FOLDED,
-        should_fold=lambda node: True if node.op_type in ALWAYS_FOLDED else None,
-    )
-    attention = note_attention(program.model.graph, take_marks(program.model))
-    _strip_notes(program.model)
+    program, attention = translate(spec)
+    model = program.model
     file = folder / f"{spec.name}.onnx"
     program.save(file, external_data=_weight_bytes(spec) > 1_800_000_000)
-    integers = any(node.op_type == "QuantizeLinear" for node in program.model.graph)
+    integers = any(node.op_type == "QuantizeLinear" for node in model.graph)
     signs = {"unsigned": note_signs(file)} if integers else {}
     return {
         "file": file.name,
@@ -253,92 +244,9 @@ def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
         "integers": integers,
         **signs,
         **({"kernels": attention} if attention else {}),
-        "inputs": {value.name: _shape(value) for value in program.model.graph.inputs},
-        "outputs": {value.name: _shape(value) for value in program.model.graph.outputs},
+        "inputs": {value.name: _shape(value) for value in model.graph.inputs},
+        "outputs": {value.name: _shape(value) for value in model.graph.outputs},
     }
-
-
-def _free_shapes(spec: GraphSpec) -> tuple[Any, ...]:
-    """Each input's free axes; those of a variable number of inputs are one tuple to the exporter."""
-    free = torch.export.Dim.DYNAMIC
-    shapes = tuple(dict.fromkeys(spec.dynamic.get(name, ()), free) for name in spec.inputs)
-    kinds = [parameter.kind for parameter in inspect.signature(spec.module.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return shapes
-    single = len(kinds) - 1
-    return (*shapes[:single], shapes[single:])
-
-
-def _translations() -> dict[Any, Any]:
-    """ONNX's own operators for the two that quantized layers are made of, and a GELU that ONNX Runtime knows.
-
-    It fuses x (1 + erf) 1/2 in this order only; the exporter's own x (1/2 (1 + erf)) stays five passes over memory.
-    """
-
-    def quantize(x, scale, zero_point):
-        return opset18.QuantizeLinear(x, scale, zero_point)
-
-    def dequantize(q, scale, zero_point, axis: int):
-        return opset18.DequantizeLinear(q, scale, zero_point, axis=axis)
-
-    def gelu(x, approximate: str = "none"):
-        # of the type of x: of what Erf gives the exporter knows no type, and takes float32
-        root, one, half = (opset18.Constant(value=ir.to_proto(ir.tensor(v, x.dtype))) for v in (2**0.5, 1.0, 0.5))
-        error = opset18.Erf(opset18.Div(x, root))
-        return opset18.Mul(opset18.Mul(x, opset18.Add(error, one)), half)
-
-    def banded(q, k, v, rel_h, rel_w):
-        # the exporter reads annotations as an operator's types, and warns of any others
-        return banded_attention(q, k, v, rel_h, rel_w)
-
-    def marked(x, role: str):
-        return mark(x, role)
-
-    ops = torch.ops.sam_edge
-    own = {
-        ops.marked.default: marked,
-        ops.quantize.default: quantize,
-        ops.dequantize.default: dequantize,
-        ops.banded_attention.default: banded,
-    }
-    return own | {torch.ops.aten.gelu.default: gelu}
-
-
-def _name_axes(model: ir.Model, spec: GraphSpec) -> None:
-    """Give free sizes their names instead of the exporter's s20, s0, ..."""
-    names: dict[str, str] = {}
-    for value in model.graph.inputs:
-        sizes = [str(size) for size in value.shape or ()]
-        names |= {sizes[axis]: name for axis, name in spec.dynamic.get(value.name or "", {}).items()}
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        value.shape = ir.Shape(
-            [size if isinstance(size, int) else _renamed(str(size), names) for size in value.shape or ()]
-        )
-
-
-def _renamed(size: str, names: dict[str, str]) -> str:
-    """A free size, or an expression of some, in our names."""
-    return re.sub(r"[A-Za-z_]\w*", lambda symbol: names.get(symbol[0], symbol[0]), size)
-
-
-def _strip_notes(model: ir.Model) -> None:
-    """Drop stack traces and the shapes of inner values: for a small model they would be a tenth of the file.
-
-    Every runtime infers those shapes itself, but for free sizes behind a Reshape: where bands of an attention are not
-    known to be of one size, ONNX Runtime plans memory for each, and takes twice as long to load them.
-    """
-    kept = set(model.graph.outputs)
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-    for node in model.graph:
-        for value in node.outputs:
-            if value not in kept and SHAPE_KEPT not in value.metadata_props:
-                value.shape = value.type = None
-            value.metadata_props.clear()
-            value.doc_string = None
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
 
 
 def _weight_bytes(spec: GraphSpec) -> int:

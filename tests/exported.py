@@ -77,7 +77,7 @@ def export(request, photo, tmp_path_factory) -> Export:
     """Exports a config at a precision and opens the result."""
     pytest.importorskip("torch", reason="torch is not installed")
     make_sam = request.getfixturevalue("make_sam")
-    from sam_edge.export import to_onnx
+    from sam_edge.export import to_onnx, translate
     from sam_edge.export.graphs import halve_positions
     from sam_edge.models.quantized import QuantizedLayer, set_dialect, set_integers
     from sam_edge.models.torch_runtime import TorchRuntime
@@ -95,7 +95,7 @@ def export(request, photo, tmp_path_factory) -> Export:
             return _WRITTEN[key]
         options = to_onnx.OnnxOptions(precision, dialect, decoder=decoder)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(to_onnx, "LARGEST_FOLDED", LARGEST_FOLDED)
+            patch.setattr(translate, "LARGEST_FOLDED", LARGEST_FOLDED)
             out = tmp_path_factory.mktemp("export") / "model"
             path, parity = to_onnx.export_onnx(build(config, options), out, [photo], options)
         # never what the exporter had in its hands

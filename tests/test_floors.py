@@ -43,6 +43,7 @@ WORKSHOP = {
 """Floors of what makes models, with torch and its company."""
 WORKSHOP_FILES = {
     "bench/integers",
+    "bench/layers",
     "bench/plots",
     "bench/report",
     "bench/report_html",

@@ -13,6 +13,7 @@ from sam_edge.cli.options import (
     Flavor,
     Images,
     Json,
+    Layers,
     Layout,
     Model,
     OnDevice,
@@ -40,6 +41,7 @@ def export_onnx(
     dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",
     twin: Annotated[bool, typer.Option("--twin", help=_ONNX("twin"))] = False,
     products: Annotated[Products, typer.Option(help=_ONNX("products"))] = "auto",
+    layers: Annotated[Layers, typer.Option(help=_ONNX("layers"))] = "all",
     decoder: Annotated[DecoderArithmetic, typer.Option(help=_ONNX("decoder"))] = "float",
     images: Images = DEFAULT_IMAGES,
     data: Annotated[
@@ -56,7 +58,7 @@ def export_onnx(
     from sam_edge.commands.workshop import export
     from sam_edge.export.to_onnx import OnnxOptions
 
-    options = OnnxOptions(precision, dialect, twin, products, decoder)
+    options = OnnxOptions(precision, dialect, twin, products, layers, decoder)
     with progress("export"):
         result = export.to_onnx(
             model, images, out, options, layout=layout, data=data, limit=limit, seed=seed, device=device

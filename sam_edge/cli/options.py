@@ -18,6 +18,8 @@ Dialect = Literal["cpu", "tensorrt"]
 """Form of INT8 graphs."""
 Products = Literal["auto", "all", "none"]
 """Attention products that become integers in them."""
+Layers = Literal["all", "here", "amx", "vnni", "avx2", "i8mm", "dot", "other"]
+"""Encoder layers that become integers in them."""
 DecoderArithmetic = Literal["float", "integers"]
 """What a decoder of int8 weights computes in."""
 Flavor = Literal["rtx", "standard"]

@@ -81,7 +81,7 @@ def test_the_graphs_are_valid_and_their_free_sizes_are_named(request, name):
     for graph in ("encoder", "decoder", "prepare", "predict", "upscale"):
         model = onnx.load(exported.path / f"{graph}.onnx")
         onnx.checker.check_model(model, full_check=True)
-        assert {entry.domain: entry.version for entry in model.opset_import}[""] == 18
+        assert {entry.domain: entry.version for entry in model.opset_import}[""] == 20
     described = ExportedFolder.read(exported.path).graphs
     assert described["encoder"]["inputs"] == {"pixels": ["batch", 3, 64, 64]}
     side = exported.model.config.mask_size
