@@ -1,6 +1,7 @@
 """`export-web`, a page that segments photos in the browser, and `serve`, which shows it on this machine."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,4 +73,6 @@ def serve(
             print_json({"url": url})
         else:
             typer.echo(f"{url} (stop with Ctrl+C)", err=True)
-        serving.serve_forever()
+        # the way to end it
+        with suppress(KeyboardInterrupt):
+            serving.serve_forever()

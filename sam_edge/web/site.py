@@ -99,6 +99,8 @@ def _add(folder: ExportedFolder, name: str, work: Path) -> dict[str, Any]:
         "precision": folder.precision,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
+        "draws_boxes": config.decoder.draws_boxes,
+        "draws_points": config.decoder.draws_points,
         "pixel_mean": config.pixel_mean,
         "pixel_std": config.pixel_std,
         "thresholds": asdict(config.thresholds),

@@ -68,12 +68,18 @@ def iou(record: dict[str, Any], mask: np.ndarray) -> float:
     return float((found & mask).sum() / max((found | mask).sum(), 1))
 
 
-def prompted(
-    runtime: OnnxRuntime, image: np.ndarray, points: list[tuple[int, int, int]], box: Any = None
-) -> np.ndarray:
+Points = list[tuple[int, int, int]]
+
+
+def prompted(runtime: OnnxRuntime, image: np.ndarray, points: Points, box: Any = None) -> np.ndarray:
     """The mask that `sam-edge segment` gives."""
     predictor = SamPredictor(runtime)
     predictor.set_image(image)
+    return asked(predictor, points, box)
+
+
+def asked(predictor: SamPredictor, points: Points, box: Any = None) -> np.ndarray:
+    """The same of a photo that is set: the best of three for a single point, else the one."""
     masks, scores, _ = predictor.predict(
         np.array([point[:2] for point in points], np.float32) if points else None,
         np.array([point[2] for point in points]) if points else None,

@@ -3,6 +3,7 @@
 
 import { resize } from "./frame.js";
 import { common, logitAt, maskOf } from "./masks.js";
+import { FOREGROUND, NOT_A_POINT } from "./model.js";
 
 const BOX_NMS = 0.7; // largest IoU of boxes at which both masks stay
 const STABILITY_OFFSET = 1;
@@ -19,13 +20,16 @@ export async function everything(picture, rgba, pointsPerSide, onProgress) {
   const thresholds = model.thresholds;
   const grid = regularGrid(pointsPerSide);
   const pixels = grid.map(([x, y]) => [x * frame.width, y * frame.height]);
-  const coords = pixels.map(([x, y]) => [(x * frame.inputWidth) / frame.width, (y * frame.inputHeight) / frame.height]);
+  const sets = pixels.map(([x, y]) => ({
+    coords: [[(x * frame.inputWidth) / frame.width, (y * frame.inputHeight) / frame.height], [0, 0]],
+    labels: [FOREGROUND, NOT_A_POINT],
+  }));
   const found = [];
   let done = 0;
   let going = true;
 
   async function ask(points, onLogits = () => {}) {
-    for await (const { first, count, iou, parts } of picture.predict(points.map((point) => coords[point]))) {
+    for await (const { first, count, iou, parts } of picture.predict(points.map((point) => sets[point]))) {
       const wanted = [];
       for (let set = 0; set < count; set++) {
         for (const mask of [1, 2, 3]) {

@@ -3,7 +3,7 @@
 import { frameOf, toInput, toPixels } from "./frame.js";
 import { maskOf, scalingOf } from "./masks.js";
 
-export const [BACKGROUND, FOREGROUND, BOX_START, BOX_END, NOT_A_POINT] = [0, 1, 2, 3, -1];
+export const [FOREGROUND, BOX_START, BOX_END, NOT_A_POINT] = [1, 2, 3, -1];
 const SETS_AT_ONCE = 4; // few enough for a processor's cache
 
 export class Model {
@@ -36,6 +36,13 @@ export class Model {
     return this.ort.InferenceSession.create(new Uint8Array(await response.arrayBuffer()), options);
   }
 
+  /** Load all graphs that prompts may need. */
+  async load() {
+    for (const graph of Object.keys(this.graphs)) {
+      if (graph !== "decoder" || this.draws_boxes || this.draws_points) await this.session(graph);
+    }
+  }
+
   async run(graph, inputs) {
     const session = await this.session(graph);
     const given = Object.fromEntries(session.inputNames.map((name) => [name, inputs[name]]));
@@ -57,7 +64,9 @@ export class Model {
     const { embeddings } = await this.run("encoder", {
       pixels: this.float(toPixels(rgba, frame, this), [1, 3, side, side]),
     });
-    return new Picture(this, frame, embeddings);
+    const picture = new Picture(this, frame, embeddings);
+    await picture.state();
+    return picture;
   }
 }
 
@@ -82,6 +91,30 @@ export class Picture {
       coords.push([0, 0]);
       labels.push(NOT_A_POINT);
     }
+    const candidates = points.length === 1 && !box ? [1, 2, 3] : [0];
+    const best = (iou) => candidates.reduce((one, other) => (iou[other] > iou[one] ? other : one));
+    const answer = this.inParts(labels) ? this.byParts : this.byDecoder;
+    const { logits, iou } = await answer.call(this, { coords, labels }, best);
+    return { ...maskOf(logits, this.scaling), iou, points: points.map(([x, y]) => [x, y]) };
+  }
+
+  /** Whether the decoder in parts answers a set: a model that draws its prompts needs the whole for some. */
+  inParts(labels) {
+    const { draws_boxes, draws_points } = this.model;
+    const boxed = labels.includes(BOX_START);
+    if (draws_boxes && boxed) return false;
+    return !draws_points || (labels[0] === FOREGROUND && !boxed);
+  }
+
+  /** A third of the whole decoder's time: what the photo's prompts share is at hand, and one mask is up-scaled. */
+  async byParts(set, best) {
+    const { value: batch } = await this.predict([set]).next();
+    const mask = best(batch.iou);
+    const [logits] = await this.upscale(batch.parts, [[0, mask]]);
+    return { logits, iou: batch.iou[mask] };
+  }
+
+  async byDecoder({ coords, labels }, best) {
     const { model } = this;
     const side = model.maskSize;
     const { logits, iou } = await model.run("decoder", {
@@ -91,10 +124,8 @@ export class Picture {
       mask_input: model.float(new Float32Array(side * side), [1, 1, 1, side, side]),
       has_mask_input: model.float(new Float32Array(1), [1, 1]),
     });
-    const candidates = points.length === 1 && !box ? [1, 2, 3] : [0];
-    const best = candidates.reduce((one, other) => (iou.data[other] > iou.data[one] ? other : one));
-    const mask = maskOf(logits.data.subarray(best * side * side, (best + 1) * side * side), this.scaling);
-    return { ...mask, iou: iou.data[best], points: points.map(([x, y]) => [x, y]) };
+    const mask = best(iou.data);
+    return { logits: logits.data.subarray(mask * side * side, (mask + 1) * side * side), iou: iou.data[mask] };
   }
 
   /** What this photo's prompts share, for `predict` and `upscale`. */
@@ -104,20 +135,21 @@ export class Picture {
   }
 
   /**
-   * Batches of single points [x, y] (in the model's input), each with its predicted IoU (n x 4) and the parts that
-   * `upscale` takes.
+   * Batches of prompt sets {coords, labels} of one length, in the model's input, each with its predicted IoU (n x 4) and
+   * the parts that `upscale` takes.
    */
-  async *predict(points) {
+  async *predict(sets) {
     const { model } = this;
     const state = await this.state();
-    for (let first = 0; first < points.length; first += SETS_AT_ONCE) {
-      const batch = points.slice(first, first + SETS_AT_ONCE);
-      const found = await model.run("predict", {
+    for (let first = 0; first < sets.length; first += SETS_AT_ONCE) {
+      const batch = sets.slice(first, first + SETS_AT_ONCE);
+      const shape = [1, batch.length, batch[0].labels.length];
+      const parts = await model.run("predict", {
         ...state,
-        point_coords: model.float(Float32Array.from(batch.flatMap(([x, y]) => [x, y, 0, 0])), [1, batch.length, 2, 2]),
-        point_labels: model.int(batch.flatMap(() => [FOREGROUND, NOT_A_POINT]), [1, batch.length, 2]),
+        point_coords: model.float(Float32Array.from(batch.flatMap(({ coords }) => coords.flat())), [...shape, 2]),
+        point_labels: model.int(batch.flatMap(({ labels }) => labels), shape),
       });
-      yield { first, count: batch.length, iou: found.iou.data, parts: found };
+      yield { first, count: batch.length, iou: parts.iou.data, parts };
     }
   }
 

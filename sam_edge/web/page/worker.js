@@ -28,10 +28,7 @@ const kinds = {
 
   /** Load a model's graphs for prompts. */
   async load({ model }) {
-    return timed(async () => {
-      await models.get(model).session("encoder");
-      await models.get(model).session("decoder");
-    });
+    return timed(() => models.get(model).load());
   },
 
   /** Embed the photo. */
@@ -48,7 +45,6 @@ const kinds = {
   /** The masks of everything. */
   async everything({ id, model, pointsPerSide }) {
     const picture = await pictureOf(model);
-    for (const graph of ["prepare", "predict", "upscale"]) await models.get(model).session(graph);
     return timed(() =>
       everything(picture, photo.rgba, pointsPerSide, (done, total) => {
         postMessage({ id, progress: { done, total } });
