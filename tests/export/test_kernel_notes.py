@@ -20,43 +20,39 @@ INT8 = QuantizeOptions(metric="minmax", prompts_per_image=4)
 FORMS = {"whole": ("fp32", "none"), "bands": ("fp32", "none"), "integers": ("int8", "all")}
 
 
-@pytest.fixture(params=FORMS)
-def written(request, tiny_config, make_sam, photo, tmp_path, monkeypatch):
-    """A graph's file and entry, with a window that is filled up and a global block, in every form of attention."""
-    precision, products = FORMS[request.param]
-    if request.param == "bands":
+@pytest.mark.parametrize("form", ["whole", "bands", pytest.param("integers", marks=pytest.mark.slow)])
+def test_the_attention_of_each_block_is_noted(form, tiny_config, make_sam, photo, tmp_path, monkeypatch) -> None:
+    """Of a window that is filled up and of a global block, in every form of attention that graphs have."""
+    precision, products = FORMS[form]
+    if form == "bands":
         monkeypatch.setattr(attention, "SMALLEST_BANDED", tiny_config.grid**2)
     model = make_sam(tiny_config)
     if precision == "int8":
         quantize_model(model, [photo], INT8)
     to_onnx._take_form(model, OnnxOptions(precision, products=products))
     entry = to_onnx._write(encoder_graph(model, torch.float32), tmp_path)
-    return tiny_config, tmp_path / entry["file"], entry
-
-
-def test_each_block_is_noted_once_and_no_mark_is_left(written) -> None:
-    config, file, entry = written
+    file, notes = tmp_path / entry["file"], entry["kernels"]
     graph = onnx.load(file)
     assert {opset.domain for opset in graph.opset_import} == {""}
     assert not any(node.domain == MARKS for node in graph.graph.node)
-    assert len(entry["kernels"]) == len(config.blocks)
-    places = [at for note in entry["kernels"] for start, length in note["nodes"] for at in range(start, start + length)]
+    places = [at for note in notes for start, length in note["nodes"] for at in range(start, start + length)]
     assert len(set(places)) == len(places) <= len(graph.graph.node)
-    for note, block in zip(entry["kernels"], config.blocks, strict=True):
+    for note, block in zip(notes, tiny_config.blocks, strict=True):
         assert note["scale"] == pytest.approx((block.qk / block.heads) ** -0.5)
         kinds = {graph.graph.node[at].op_type for start, length in note["nodes"] for at in range(start, start + length)}
         assert kinds & {"Softmax", "Scan"}
         # projections are no part of it
         assert not kinds & {"Conv", "LayerNormalization", "Gemm"}
+    if library_file() is not None:
+        agrees_with_the_kernel(file, entry, tiny_config.image_size)
 
 
-@pytest.mark.skipif(library_file() is None, reason="sam-edge was installed without a compiler")
-def test_what_is_noted_is_what_the_kernel_computes(written) -> None:
-    config, file, entry = written
+def agrees_with_the_kernel(file, entry, side: int) -> None:
+    """What is noted is what the kernel computes."""
     content = file.read_bytes()
     if "unsigned" in entry and clips_products():
         content = without_sign(file, entry["unsigned"])
-    pixels = np.random.default_rng(0).normal(size=(2, 3, config.image_size, config.image_size)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.register_custom_ops_library(str(library_file()))

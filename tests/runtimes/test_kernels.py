@@ -12,7 +12,7 @@ from sam_edge.errors import BackendUnavailableError
 from sam_edge.kernels.library import SWITCH, library_file
 from sam_edge.runtimes import listing
 from sam_edge.runtimes.folder import MANIFEST, graph_sha256
-from sam_edge.runtimes.kernels import DOMAIN, OPERATOR, with_kernels
+from sam_edge.runtimes.kernels import DOMAIN, OPERATOR, attention_alone, with_kernels
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
 
 needs_kernels = pytest.mark.skipif(library_file() is None, reason="sam-edge was installed without a compiler")
@@ -59,6 +59,26 @@ def test_kernels_change_no_more_than_rounding(request, name: str, threads: int) 
         assert name == "int8" or not np.array_equal(got, wanted)
         most = 1e-5 if name == "fp32" else 0.02
         assert np.abs(got - wanted).max() < most * np.abs(wanted).max()
+
+
+@needs_kernels
+def test_an_attention_alone_is_its_nodes_or_the_kernel(fp32) -> None:
+    import onnxruntime as ort
+
+    folder, rng = fp32.runtime.folder, np.random.default_rng(0)
+    block, side = folder.config.blocks[0], folder.config.blocks[0].window
+    lead = (2, block.heads, side * side)
+    shapes = [(*lead, size) for size in (block.qk // block.heads,) * 2 + (block.v // block.heads, side, side)]
+    note, content = folder.graphs["encoder"]["kernels"][0], folder.graph_file("encoder").read_bytes()
+    given = {name: rng.standard_normal(size, np.float32) for name, size in zip(note["inputs"], shapes, strict=True)}
+    found = []
+    for kernel in (True, False):
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.register_custom_ops_library(str(library_file()))
+        graph = attention_alone(content, note, shapes, shapes[2], kernel=kernel)
+        found += ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]).run(None, given)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels
