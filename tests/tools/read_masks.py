@@ -6,8 +6,10 @@ python read_masks.py TOOL FOLDER OUT.npz
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 
 def label_studio(folder: Path) -> list[np.ndarray]:
@@ -24,6 +26,11 @@ def label_studio(folder: Path) -> list[np.ndarray]:
 def cvat(folder: Path) -> list[np.ndarray]:
     from datumaro.components.dataset import Dataset
 
+    # it wants the pictures, too
+    for image in ElementTree.parse(folder / "annotations.xml").getroot().findall("image"):
+        path = folder / "images" / image.attrib["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (int(image.attrib["width"]), int(image.attrib["height"]))).save(path)
     (item,) = Dataset.import_from(str(folder), "cvat")
     return [np.asarray(mask.image, bool) for mask in item.annotations]
 

@@ -23,6 +23,7 @@ from sam_edge.segment.frame import Frame
 from sam_edge.segment.masks import mask_of
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.scaling import Scaling
+from tests.tools.environments import environment
 
 pytestmark = pytest.mark.slow
 COMMON = ("numpy", "onnxruntime", "opencv-python-headless", "pillow")
@@ -125,16 +126,3 @@ def test_transformers_js_finds_the_predictor_s_masks(
             logits = expected(predictor, LAYOUTS["transformers"], points, labels)
             ious += mask_agreement(predictor.masks(logits)[0], masks).tolist()
     assert np.mean(ious) > (0.99 if precision == "fp32" else 0.95)
-
-
-def environment(name: str, packages: tuple[str, ...], alone: tuple[str, ...], cache: Path) -> Path:
-    """The interpreter of a virtual environment with these packages, made once."""
-    folder = cache / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        if alone:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *alone], check=True)
-        (folder / "ready").touch()
-    return python
