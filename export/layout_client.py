@@ -17,7 +17,7 @@ from sam_edge.segment.frame import Frame, normalise
 from sam_edge.segment.masks import mask_of
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.prompts import BACKGROUND, BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
-from sam_edge.segment.scaling import Scaling
+from sam_edge.segment.scaling import Scaling, interpolated
 
 SMALLEST_IOU = {"fp32": 0.99, "fp16": 0.98, "int8": 0.95}
 """Mean IoU with the predictor's masks below which a layout is not written, by precision."""
@@ -94,6 +94,10 @@ class LayoutClient:
 
     def enlarged(self, logits: Float32[np.ndarray, "c h w"]) -> Bool[np.ndarray, "c h2 w2"]:
         """Masks at the picture's size, by tools that are given no such."""
+        side = self._layout.mask_side or logits.shape[-1]
+        if "square" not in self._layout.outputs and logits.shape[-1] != side:
+            # what the graph does for tools that expect this many cells
+            logits = np.stack([interpolated(interpolated(one, side).T, side).T for one in logits])
         scaling = Scaling.of(self._frame, logits.shape[-1])
         return np.stack([mask_of(np.ascontiguousarray(one), scaling) for one in logits])
 

@@ -98,6 +98,7 @@ def _cvat(folder: Path, pictures: Iterable[MaskedPicture]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "annotations.xml").open("w", encoding="utf-8") as file:
         file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
+        file.write(f"<meta><task><labels><label><name>{LABEL}</name></label></labels></task></meta>\n")
         for number, picture in enumerate(pictures):
             name = quoteattr(picture.name)
             file.write(f'<image id="{number}" name={name} width="{picture.width}" height="{picture.height}">\n')

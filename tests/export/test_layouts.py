@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -15,6 +16,7 @@ from segment_anything.utils.onnx import SamOnnxModel
 
 from sam_edge.cli.options import Layout as LayoutName
 from sam_edge.errors import ExportError
+from sam_edge.export import layout_client
 from sam_edge.export.layout_client import LayoutClient
 from sam_edge.export.layouts import LAYOUTS
 from sam_edge.export.to_layout import write_layout
@@ -83,6 +85,7 @@ EXPECTED: dict[str, tuple[list[Any], list[Any], list[Any], list[Any]]] = {
 }
 """Of a model of 64 px and embeddings of 32 x 8 x 8: the encoder's inputs and outputs, and the decoder's."""
 NAMES = sorted(EXPECTED)
+SMALLEST_IOU = 0.97
 
 
 def session(file: Path) -> ort.InferenceSession:
@@ -97,11 +100,16 @@ def values_of(infos: list[Any]) -> list[tuple[str, str, list[Any]]]:
 def written(fp32, photo, tmp_path_factory):
     """Writes the small model in a layout, once."""
     done: dict[str, tuple[Path, dict[str, Any]]] = {}
+    # random weights' logits are near zero, and 50 px blown up to 1024 are no photo: trained weights are held to the
+    # limit itself, in tests/tools; square, as at 64 px the edge of padding would be a part of many pixels
+    square = photo[:, :50].copy()
 
     def write(layout: str) -> tuple[Path, dict[str, Any]]:
         if layout not in done:
             out = tmp_path_factory.mktemp("layout") / "tiny"
-            done[layout] = out, write_layout(fp32.path, out, layout, [photo], "tiny", "a checkpoint")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(layout_client.SMALLEST_IOU, "fp32", SMALLEST_IOU)
+                done[layout] = out, write_layout(fp32.path, out, layout, [square], "tiny", "a checkpoint")
         return done[layout]
 
     return write
@@ -121,7 +129,8 @@ def test_names_order_types_and_shapes_are_the_tool_s(layout, written):
 
 @pytest.mark.parametrize("layout", NAMES)
 def test_masks_are_the_predictor_s(layout, written):
-    assert written(layout)[1]["mask_iou"] > 0.99
+    native = LAYOUTS[layout].side is None
+    assert written(layout)[1]["mask_iou"] > (0.9999 if native else SMALLEST_IOU)
 
 
 def test_the_decoder_answers_as_segment_anything_s_own(fp32, written):
@@ -197,11 +206,11 @@ def test_drawn_prompts_and_integers_come_along(export, tiny_config, photo, tmp_p
     drawing = tiny_config.replace(decoder=replace(tiny_config.decoder, draws_boxes=True, draws_points=True))
     for precision in ("fp32", "int8"):
         exported = export(drawing, precision)
-        written = write_layout(exported.path, tmp_path / precision, "anylabeling", [photo], "m", "a checkpoint")
-        assert written["mask_iou"] > (0.99 if precision == "fp32" else 0.95)
+        written = write_layout(exported.path, tmp_path / precision, "osam", [photo], "m", "a checkpoint")
+        assert written["mask_iou"] > (0.9999 if precision == "fp32" else 0.98)
     # weights of layers that compute in float are float: no tool sets what keeps ONNX Runtime from rounding
-    types = {value.type for value in session(tmp_path / "int8" / "decoder.onnx").get_overridable_initializers()}
-    assert not any("int8" in kind for kind in types)
+    graph = onnx.load(tmp_path / "int8" / "decoder.onnx").graph
+    assert not {"DequantizeLinear", "QuantizeLinear"} & {node.op_type for node in graph.node}
 
 
 def test_what_a_tool_cannot_hold_is_refused_in_one_line(fp32, photo, tmp_path, monkeypatch):
@@ -216,7 +225,7 @@ def test_what_a_tool_cannot_hold_is_refused_in_one_line(fp32, photo, tmp_path, m
         with pytest.raises(ExportError, match=wanted) as refused:
             LAYOUTS[layout].require(layout, changed, dialect)
         assert "\n" not in str(refused.value)
-    monkeypatch.setattr(LayoutClient, "predict", lambda *_: np.zeros((1, 50, 90), bool))
+    monkeypatch.setattr(LayoutClient, "predict", lambda *_: np.zeros((1, 36, 64), bool))
     with pytest.raises(ExportError, match="nothing was written"):
         write_layout(fp32.path, tmp_path / "out", "osam", [photo], "m", "a checkpoint")
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,8 @@
 Masks are compared with the predictor's, which is given the very pixels that the tool hands its encoder.
 """
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from sam_edge.segment.frame import Frame
 from sam_edge.segment.masks import mask_of
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.scaling import Scaling
+from tests.tools.environments import environment
 
 pytestmark = pytest.mark.slow
 COMMON = ("numpy", "onnxruntime", "opencv-python-headless", "pillow")
@@ -88,14 +91,38 @@ def test_the_tool_s_own_code_finds_the_predictor_s_masks(
     assert np.mean(ious) > (0.99 if precision == "fp32" else 0.95)
 
 
-def environment(name: str, packages: tuple[str, ...], alone: tuple[str, ...], cache: Path) -> Path:
-    """The interpreter of a virtual environment with these packages, made once."""
-    folder = cache / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        if alone:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *alone], check=True)
-        (folder / "ready").touch()
-    return python
+@pytest.mark.skipif(shutil.which("npm") is None, reason="Node is not installed")
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "fp32"), ("int8", "q8")])
+def test_transformers_js_finds_the_predictor_s_masks(
+    precision: str, dtype: str, nano_graphs: dict[str, Path], photos: list[np.ndarray], tmp_path: Path, request
+) -> None:
+    beside = request.config.cache.mkdir("transformers-js")
+    if not (beside / "node_modules").exists():
+        # scripts would fetch a GPU's libraries
+        packages = ["npm", "install", "--ignore-scripts", "--prefix", beside, "@huggingface/transformers"]
+        subprocess.run(packages, check=True, capture_output=True)
+    script = beside / "ask.mjs"
+    script.write_text(Path(__file__).with_name("ask_transformers.mjs").read_text())
+    write_layout(nano_graphs[precision], tmp_path / "nano", "transformers", photos, "nano", "nano")
+    images = []
+    for number, photo in enumerate(photos):
+        file = tmp_path / f"image_{number}.bin"
+        file.write_bytes(photo.tobytes())
+        images.append({"file": str(file), "width": photo.shape[1], "height": photo.shape[0]})
+    prompts = [[[*point, label] for point, label in one] for one in ASKED]
+    (tmp_path / "in.json").write_text(json.dumps({"images": images, "prompts": prompts}))
+    command = ["node", script, tmp_path / "nano", dtype, tmp_path / "in.json", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    runtime, ious = OnnxRuntime(nano_graphs[precision]), []
+    predictor = SamPredictor(runtime)
+    for number, shapes in enumerate(json.loads((tmp_path / "shapes.json").read_text())):
+        height, width = photos[number].shape[:2]
+        pixels = np.fromfile(tmp_path / f"pixels_{number}.bin", np.float32).reshape(shapes["pixels"])
+        predictor._embed(pixels, Frame((height, width), tuple(shapes["reshaped"]), runtime.config.image_size))
+        for index, prompt in enumerate(np.array(one) for one in prompts):
+            masks = np.fromfile(tmp_path / f"masks_{number}_{index}.bin", np.uint8).reshape(3, height, width) > 0
+            points, labels = prompt[:, :2] * (width, height), prompt[:, 2].astype(int)
+            logits = expected(predictor, LAYOUTS["transformers"], points, labels)
+            ious += mask_agreement(predictor.masks(logits)[0], masks).tolist()
+    assert np.mean(ious) > (0.99 if precision == "fp32" else 0.95)
