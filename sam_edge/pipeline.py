@@ -35,6 +35,7 @@ from sam_edge.models.registry import load_model
 from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.recipe import Recipe, read_recipe
 from sam_edge.runtimes.open import open_runtime
+from sam_edge.runtimes.openvino_runtime import float_runtimes
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.predictor import SamPredictor
 
@@ -42,6 +43,8 @@ __all__ = ["read_recipe", "run"]
 
 PICTURES = 3
 """Pictures in the report, each segmented by every model."""
+
+RIVAL = "timed for comparison: the same graphs, so not evaluated again"
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,11 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
     stages = [
         Stage("base", None, "checkpoint", base, "torch"),
         Stage("base-onnx", "base", "onnx fp32", str(base_onnx), "onnxruntime"),
+        *(
+            Stage(f"base-{form}", "base", "onnx fp32", str(base_onnx), form, RIVAL)
+            for form in float_runtimes()
+            if form != "onnxruntime"
+        ),
         Stage("compressed", "base", "compress", str(compressed), "torch"),
         Stage("compressed-onnx", "compressed", "onnx fp32", str(compressed_onnx), "onnxruntime"),
         Stage("quantized", "compressed", "quantize", str(quantized), "torch", "integers simulated in float: not timed"),
@@ -215,7 +223,7 @@ def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -
     measured: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
     data = _data_state(recipe.data)
     for stage in stages:
-        if stage.runtime is None:
+        if stage.runtime is None or stage.note is RIVAL:
             continue
         made = Path(stage.spec) if Path(stage.spec).exists() else None
         inputs = [stage.spec, _fingerprint(made), data, asdict(recipe.evaluate), recipe.seed]
@@ -242,7 +250,7 @@ def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -
     def race() -> dict[str, Any]:
         image = _labelled(recipe, 1)[0].image
         rows: list[BenchRow] = []
-        for runtime in ("torch", "onnxruntime"):
+        for runtime in dict.fromkeys(stage.runtime or "" for stage in timed):
             specs = [stage.spec for stage in timed if stage.runtime == runtime]
             rows += bench(
                 specs,
@@ -251,7 +259,7 @@ def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -
                 warmup=recipe.bench.warmup,
                 runs=recipe.bench.runs,
                 seed=recipe.seed,
-                device=device,
+                device="cpu" if runtime.startswith("openvino") else device,
             )
         return {"rows": [as_dict(row) for row in rows]}
 
