@@ -14,6 +14,7 @@ from PIL import Image
 
 from sam_edge import __version__
 from sam_edge.bench.hardware import hardware
+from sam_edge.bench.memory import file_bytes
 from sam_edge.bench.report import Picture, Report, StepReport, write_report
 from sam_edge.bench.table import BenchRow, as_dict
 from sam_edge.bench.widths import widths_png
@@ -44,6 +45,7 @@ __all__ = ["read_recipe", "run"]
 PICTURES = 3
 """Pictures in the report, each segmented by every model."""
 
+AS_EXPORTED = "evaluated as exported: torch only simulates integers, six times slower"
 RIVAL = "timed for comparison: the same graphs, so not evaluated again"
 
 
@@ -58,7 +60,7 @@ class Stage:
     spec: str
     """What opens it: a MODEL."""
     runtime: str | None
-    """What it is measured on; None for an engine, which needs its GPU."""
+    """What it is measured on; None for an engine, which needs its GPU, and for what is measured as exported."""
     note: str | None = None
 
 
@@ -109,7 +111,7 @@ def run(recipe: Recipe, out: Path, *, device: str = "auto", say: Callable[[str],
         raise SamEdgeError(f"{out} is a file: --out needs a folder.")
     ledger = Ledger(out, say)
     stages, seconds = _make(recipe, out, ledger, device)
-    measured = _measure(recipe, stages, ledger, device)
+    measured = _measure(recipe, stages, out, ledger, device)
     pictures = _pictures(recipe, [stage for stage in stages if stage.runtime], out, device)
     pictures += (_widths(stages, out),)
     reports = tuple(_step_report(stage, measured, seconds) for stage in stages)
@@ -176,7 +178,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
         ),
         Stage("compressed", "base", "compress", str(compressed), "torch"),
         Stage("compressed-onnx", "compressed", "onnx fp32", str(compressed_onnx), "onnxruntime"),
-        Stage("quantized", "compressed", "quantize", str(quantized), "torch", "integers simulated in float: not timed"),
+        Stage("quantized", "compressed", "quantize", str(quantized), None, AS_EXPORTED),
     ]
     if recipe.engine.targets:
         engine = out / "engine"
@@ -218,7 +220,7 @@ def _slim_options(recipe: Recipe) -> SlimOptions:
     )
 
 
-def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -> dict[str, dict[str, Any]]:
+def _measure(recipe: Recipe, stages: list[Stage], out: Path, ledger: Ledger, device: str) -> dict[str, dict[str, Any]]:
     """mIoU of each stage by point and by box, and one bench of all that can be timed here."""
     measured: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
     data = _data_state(recipe.data)
@@ -266,16 +268,19 @@ def _measure(recipe: Recipe, stages: list[Stage], ledger: Ledger, device: str) -
     rows = {(row["model"], row["runtime"]): row for row in ledger.step("bench", inputs, None, race)["rows"]}
     for stage in timed:
         measured[stage.name]["bench"] = rows[stage.spec, stage.runtime]
+    exported = measured["quantized-onnx"]
+    unlike = {"file_bytes": file_bytes(out / "quantized"), "peak_bytes": None, "latencies": {}}
+    measured["quantized"] = exported | {"bench": exported["bench"] | unlike}
     return measured
 
 
 def _step_report(stage: Stage, measured: dict[str, dict[str, Any]], seconds: dict[str, float]) -> StepReport:
     found = measured[stage.name]
     row = found.get("bench", {})
-    latencies = row.get("latencies", {}) if stage.kind != "quantize" else {}
+    latencies = row.get("latencies", {})
     median = {name: values["median_ms"] for name, values in latencies.items()}
     engine_bytes = None
-    if stage.runtime is None:
+    if stage.kind.startswith("engine"):
         engine_bytes = min(_engine_sizes(Path(stage.spec)).values())
     return StepReport(
         name=stage.name,
