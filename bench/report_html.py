@@ -18,7 +18,7 @@ from sam_edge.bench.report_changes import (
 from sam_edge.bench.report_data import Report, StepReport
 from sam_edge.bench.report_markdown import NOTHING_FAILED
 from sam_edge.bench.report_style import CSS
-from sam_edge.bench.verdict import did_not_pay
+from sam_edge.bench.verdict import did_not_pay, gained
 
 
 def html(report: Report, plots: tuple[bytes, bytes] | None, pictures: Sequence[bytes]) -> str:
@@ -26,6 +26,7 @@ def html(report: Report, plots: tuple[bytes, bytes] | None, pictures: Sequence[b
     sections = [
         _header(report),
         _headline(report),
+        _list([sentence]) if (sentence := gained(report)) else "",
         _verdict(did_not_pay(report)),
         _section("Accuracy and speed", _table(report, ACCURACY_AND_SPEED) + _plot(report, plots)),
         _section("Size and cost", _table(report, SIZE_AND_COST) + _LEGEND + _remarks(report)),

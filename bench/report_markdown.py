@@ -14,7 +14,7 @@ from sam_edge.bench.report_changes import (
 )
 from sam_edge.bench.report_data import Report
 from sam_edge.bench.units import DASH
-from sam_edge.bench.verdict import did_not_pay
+from sam_edge.bench.verdict import did_not_pay, gained
 
 NOTHING_FAILED = "Nothing, as far as it was measured: no step is slower, less accurate or larger than its parent."
 
@@ -25,6 +25,7 @@ def markdown(report: Report, plot_file: str | None, picture_files: Sequence[str]
     if cards := headline(report):
         ends = f"From `{report.steps[0].name}` to `{report.steps[-1].name}`:"
         parts += [ends, "\n".join(f"- {label}: {before} -> {after}" for label, before, after in cards)]
+    parts.append(gained(report) or "")
     parts += ["## What did not pay", _bullets(did_not_pay(report)) or NOTHING_FAILED]
     parts += ["## Accuracy and speed", _table(report, ACCURACY_AND_SPEED)]
     if plot_file is not None:

@@ -19,7 +19,41 @@ def did_not_pay(report: Report) -> list[str]:
             found += [*_slower(step, parent), *_less_accurate(step, parent), *_not_smaller(step, parent)]
         if rival is not None and rival is not parent:
             found += _slower(step, rival)
+    lineage = end_of_lineage(report)
+    if lineage is not None and lineage[1] not in (report.parent_of(lineage[0]), float_rival(report, lineage[0])):
+        found += _slower(*lineage)
     return found
+
+
+def end_of_lineage(report: Report) -> tuple[StepReport, StepReport] | None:
+    """The last step, and the fastest float form of the model that the lineage starts from; None where the last is that
+    model itself, or where nothing of one of them was timed."""
+    last, first = report.steps[-1], report.steps[0]
+    forms = [step for step in report.steps if step is first or (step.parent == first.name and _is_export(step))]
+    timed = {step.name: step.number("latency_ms") for step in forms}
+    forms = [step for step in forms if timed[step.name]]
+    if not forms or last is first or (last.parent == first.name and _is_export(last)):
+        return None
+    if last.number("latency_ms") is None:
+        return None
+    return last, min(forms, key=lambda step: timed[step.name] or 0.0)
+
+
+def gained(report: Report) -> str | None:
+    """What the whole lineage gained in speed over the best that its first model does on the same machine."""
+    ends = end_of_lineage(report)
+    if ends is None:
+        return None
+    (last, new), (best, old) = ((step, step.number("latency_ms") or 0.0) for step in ends)
+    ratio = f"{units.times(old / new)} faster" if new < old else f"{units.times(new / old)} slower"
+    return (
+        f"Over the best that `{report.steps[0].name}` does on this machine: `{last.name}` on {last.runtime} encodes "
+        f"{ratio} than `{best.name}` on {best.runtime}, {units.milliseconds(new)} against {units.milliseconds(old)}."
+    )
+
+
+def _is_export(step: StepReport) -> bool:
+    return step.kind.startswith("onnx") and not _few_bits(step)
 
 
 def float_rival(report: Report, step: StepReport) -> StepReport | None:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from sam_edge.errors import BackendUnavailableError
-from sam_edge.export.to_onnx import Layers, OnnxOptions, Precision, Products, export_onnx
+from sam_edge.export.to_onnx import OnnxOptions, Precision, Products, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, rtx_targets
 from sam_edge.models.quantized import Dialect
 from sam_edge.models.registry import load_model
@@ -41,15 +41,12 @@ def exported_folder(spec: str | Path, runtime: str) -> Path:
     dialect: Dialect = "tensorrt" if runtime == "tensorrt" else "cpu"
     # OpenVINO computes attention's integer products wrongly, and is faster with them in float
     products: Products = "none" if runtime == "openvino" else "auto"
-    # what is opened here runs here
-    layers: Layers = "here" if runtime == "onnxruntime" else "all"
     precision: Precision = "fp32" if model.config.quantization is None else "int8"
     key = (str(spec), _changed_ns(spec), "fp32" if precision == "fp32" else f"{dialect} {products}")
     if key not in _FOLDERS:
         scenes = SyntheticScenes(PARITY_IMAGES)
         images = [scenes[index].image for index in range(PARITY_IMAGES)]
-        options = OnnxOptions(precision, dialect, products=products, layers="all" if precision == "fp32" else layers)
-        folder, _ = export_onnx(model, _temporary_folder(), images, options)
+        folder, _ = export_onnx(model, _temporary_folder(), images, OnnxOptions(precision, dialect, products=products))
         _FOLDERS[key] = folder
     return _FOLDERS[key]
 

@@ -74,7 +74,8 @@ class OnnxOptions:
     layers: Layers = "all"
     """Encoder layers that become integers: `all`, or those that were measured to be faster so in ONNX Runtime, on this
     machine's family of processors (`here`) or on another (`avx2`). Where a family was not measured, all are integers.
-    The others compute in float of the same integer weights; `model.json` lists them.
+    The others compute in float of the same integer weights; `model.json` lists them. Layers were measured one by one;
+    whole graphs of both kinds were not, hence not the default.
     """
     decoder: DecoderArithmetic = "float"
     """What the decoder of int8 weights computes in.

@@ -8,6 +8,7 @@ from sam_edge import pipeline
 from sam_edge.commands.device import bench
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.recipe import BenchRecipe, CompressRecipe, EngineRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
+from sam_edge.runtimes.openvino_runtime import float_runtimes
 
 
 @pytest.fixture
@@ -31,7 +32,11 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     said: list[str] = []
     result = pipeline.run(recipe, out, device="cpu", say=said.append)
     report = json.loads((out / "report" / "report.json").read_text())
-    names = [step["name"] for step in report["steps"]]
+    by_name = {step["name"]: step for step in report["steps"]}
+    rivals = [f"base-{form}" for form in float_runtimes() if form != "onnxruntime"]
+    assert all(by_name[name]["latency_ms"] > 0 for name in rivals)
+    assert "Over the best that `base` does" in (out / "report" / "report.md").read_text()
+    names = [step["name"] for step in report["steps"] if step["name"] not in rivals]
     assert names == ["base", "base-onnx", "compressed", "compressed-onnx", "quantized", "quantized-onnx"]
     by_name = {step["name"]: step for step in result["steps"]}
     assert by_name["compressed"]["parameters"] < by_name["base"]["parameters"]

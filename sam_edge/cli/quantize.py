@@ -115,6 +115,10 @@ def quantize(
         ratio = speed["float_ms"] / speed["quantized_ms"]
         verdict = f"{ratio:.2f} x as fast as" if speed["faster"] else f"NOT faster ({ratio:.2f} x) than"
         said += f"; encoder {verdict} its float parent in {speed['runtime']}"
+        if speed["best_parent"] != speed["runtime"]:
+            gain = f"{speed['gain']:.2f} x"
+            verdict = f"{gain} as fast as" if speed["gain"] > 1 else f"NOT faster ({gain}) than"
+            said += f", and {verdict} it is at its best here, in {speed['best_parent']}"
     report(as_json, result, said)
 
 

@@ -27,6 +27,19 @@ def load_openvino() -> Any:
     return openvino
 
 
+def float_runtimes() -> list[str]:
+    """What this machine's CPU runs a float model by, of what is installed: the rivals of any smaller model.
+
+    bfloat16 is among them where the processor computes in it.
+    """
+    try:
+        core = load_openvino().Core()
+    except BackendUnavailableError:
+        return ["onnxruntime"]
+    halves = CAPABILITIES["bf16"] in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["onnxruntime", "openvino", *(["openvino-bf16"] if halves else [])]
+
+
 class OpenVinoRuntime(GraphRuntime):
     """An exported folder in OpenVINO, on the CPU; a graph is compiled when it is first called."""
 

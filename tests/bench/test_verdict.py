@@ -3,7 +3,7 @@
 import pytest
 
 from sam_edge.bench.report_data import Report, StepReport
-from sam_edge.bench.verdict import did_not_pay
+from sam_edge.bench.verdict import did_not_pay, gained
 
 
 def verdict(*steps: StepReport) -> list[str]:
@@ -69,7 +69,11 @@ def test_int8_is_held_against_the_float_export_on_the_same_runtime() -> None:
         StepReport("int8", "q", "onnx int8", "onnxruntime", latency_ms=13.0),
         StepReport("ov", "q", "openvino int8", "openvino", latency_ms=13.0),
     )
-    assert verdict(*steps) == ["`int8` encodes 1.3x slower than `fp32` on onnxruntime: 13.0 ms against 10.0 ms."]
+    assert verdict(*steps) == [
+        "`int8` encodes 1.3x slower than `fp32` on onnxruntime: 13.0 ms against 10.0 ms.",
+        # the end of the lineage, against the best form of its start
+        "`ov` on openvino encodes 1.3x slower than `fp32` on onnxruntime: 13.0 ms against 10.0 ms.",
+    ]
 
 
 def test_a_parent_that_is_the_float_rival_is_named_once() -> None:
@@ -84,3 +88,32 @@ def test_nothing_is_said_of_what_was_not_measured() -> None:
         StepReport("b", "base", "quantize", latency_ms=nan, miou_box=nan, miou_point=0.1),
     ]
     assert verdict(base(latency_ms=1.0, miou_box=0.9, file_bytes=1), *steps) == []
+
+
+def lineage(best_ms: float) -> Report:
+    """A lineage that ends at 20 ms, whose first model takes 50 ms in one runtime and `best_ms` in another."""
+    steps = (
+        base(),
+        StepReport("base-onnx", "base", "onnx fp32", "onnxruntime", latency_ms=50.0),
+        StepReport("base-bf16", "base", "onnx fp32", "openvino-bf16", latency_ms=best_ms),
+        StepReport("slim", "base", "compress", "torch", latency_ms=40.0),
+        StepReport("slim-int8", "slim", "onnx int8", "onnxruntime", latency_ms=20.0),
+    )
+    return Report("t", "c", "r", {}, steps)
+
+
+def test_the_end_of_a_lineage_is_held_against_the_best_form_of_its_first_model() -> None:
+    assert gained(lineage(best_ms=30.0)) == (
+        "Over the best that `base` does on this machine: `slim-int8` on onnxruntime encodes 1.5x faster than "
+        "`base-bf16` on openvino-bf16, 20.0 ms against 30.0 ms."
+    )
+    assert did_not_pay(lineage(best_ms=30.0)) == []
+    assert "2.0x slower than `base-bf16`" in str(gained(lineage(best_ms=10.0)))
+    (named,) = did_not_pay(lineage(best_ms=10.0))
+    assert named.startswith("`slim-int8` on onnxruntime encodes 2.0x slower than `base-bf16` on openvino-bf16")
+
+
+def test_nothing_is_said_of_a_lineage_that_was_not_timed() -> None:
+    untimed = StepReport("q", "base", "onnx int8", "onnxruntime")
+    assert gained(Report("t", "c", "r", {}, (base(latency_ms=10.0), untimed))) is None
+    assert gained(Report("t", "c", "r", {}, (base(latency_ms=10.0),))) is None

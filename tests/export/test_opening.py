@@ -66,7 +66,7 @@ def test_integers_are_exported_as_each_runtime_wants_them(
         for runtime in ("onnxruntime", "openvino", "tensorrt"):
             opening.exported_folder(quantized, runtime)
     assert exports == [
-        OnnxOptions("int8", "cpu", products="auto", layers="here"),
+        OnnxOptions("int8", "cpu", products="auto"),
         OnnxOptions("int8", "cpu", products="none"),
         OnnxOptions("int8", "tensorrt", products="auto"),
     ]

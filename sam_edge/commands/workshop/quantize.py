@@ -23,6 +23,7 @@ from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
 from sam_edge.quantize.gate import check_gate, hold_drop
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.runtimes.open import open_runtime
+from sam_edge.runtimes.openvino_runtime import float_runtimes
 
 Validate = Callable[[EdgeSam], float]
 
@@ -114,7 +115,20 @@ def _labelled_score(data: str, count: int, seed: int, place: str, *, strict: boo
 
 
 def _compared_speed(spec: str, quantized: str, runtime: str, picture: Picture, device: str) -> dict[str, Any]:
-    """Median encoder latency of a quantized model and of its float parent on one runtime, taking turns."""
-    opened = [open_runtime(model, runtime, device) for model in (spec, quantized)]
-    parent, integer = (latency["encode"].median_ms for latency in bench_runtimes(opened, picture, warmup=1, runs=5))
-    return {"runtime": runtime, "float_ms": parent, "quantized_ms": integer, "faster": integer < parent}
+    """Median encoder latency of a quantized model and of its float parent, taking turns: on the same runtime, and on
+    each other that this machine's CPU runs float models by, of which the fastest is what integers have to beat."""
+    forms = list(dict.fromkeys([runtime, *float_runtimes()]))
+    opened = [open_runtime(quantized, runtime, device)]
+    opened += [open_runtime(spec, form, device if form == runtime else "cpu") for form in forms]
+    integer, *found = (latency["encode"].median_ms for latency in bench_runtimes(opened, picture, warmup=1, runs=5))
+    parents = dict(zip(forms, found, strict=True))
+    best = min(parents, key=lambda form: parents[form])
+    return {
+        "runtime": runtime,
+        "float_ms": parents[runtime],
+        "quantized_ms": integer,
+        "faster": integer < parents[runtime],
+        "parents_ms": parents,
+        "best_parent": best,
+        "gain": parents[best] / integer,
+    }

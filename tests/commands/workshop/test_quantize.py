@@ -9,6 +9,7 @@ from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.errors import BenchError, DataError, QuantizationError
 from sam_edge.models.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from sam_edge.quantize.ptq import QuantizeOptions
+from sam_edge.runtimes.openvino_runtime import float_runtimes
 
 IMAGES = "synthetic:12:1"
 COARSE = QuantizeOptions(weights=3, activations=3, rounding="nearest", prompts_per_image=2, rows=16)
@@ -70,6 +71,8 @@ def test_the_integer_model_is_timed_beside_its_parent(checkpoint, tmp_path):
     speed = quantize(checkpoint, IMAGES, tmp_path / "q", COARSE, calibration_images=1, runtime="onnxruntime")["speed"]
     assert speed["runtime"] == "onnxruntime"
     assert speed["faster"] == (speed["quantized_ms"] < speed["float_ms"])
+    assert set(speed["parents_ms"]) == set(float_runtimes())
+    assert speed["gain"] == min(speed["parents_ms"].values()) / speed["quantized_ms"]
 
 
 def test_the_gate_looks_at_pictures_that_were_not_calibrated_on():
