@@ -56,6 +56,8 @@ class Layout:
     of these three that is predicted best, else the first, as the predictor has it."""
     mask_side: int | None = SAM_MASK
     """Side of mask prompts and low-resolution masks; None is the model's own."""
+    engines: bool = False
+    """Whether the tool builds TensorRT engines of the graphs."""
     folder: str = ""
     """Where the graphs lie, with a slash behind it."""
     files: tuple[str, str] = ("encoder", "decoder")
@@ -101,7 +103,7 @@ class Layout:
                 f"layout {name}: the tool takes masks of {self.mask_side} px, which the model's {config.mask_size} px "
                 "do not fit in."
             )
-        if name == "nanosam" and dialect == "cpu":
+        if self.engines and dialect == "cpu":
             raise ExportError(
                 "layout nanosam: TensorRT, which NanoSAM builds engines with, refuses the cpu dialect of int8: "
                 "add --dialect tensorrt."
@@ -252,6 +254,7 @@ LAYOUTS: dict[str, Layout] = {
         "image",
         inputs=FIVE,
         outputs={"iou": "iou_predictions", "low_res": "low_res_masks"},
+        engines=True,
     ),
     # huggingface/transformers.js: src/models/sam/modeling_sam.js; optimum-onnx: exporters/onnx/model_configs.py
     "transformers": Layout(

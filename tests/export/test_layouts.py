@@ -256,3 +256,9 @@ def test_an_exported_folder_is_adapted_as_it_is(sam_edge, fp32, tmp_path, photo)
     code, _, refused = sam_edge(*given, "--precision", "fp16")
     assert code == 1
     assert "adapted as it is" in refused
+
+
+def test_nanosam_s_encoder_has_nothing_that_tensorrt_does_not_know(written):
+    """Its parser: "Antialiasing is not supported currently"."""
+    graph = onnx.load(written("nanosam")[0] / "encoder.onnx").graph
+    assert "Resize" not in {node.op_type for node in graph.node}
