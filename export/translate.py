@@ -70,7 +70,7 @@ _PATTERNS = (
     rules.transpose_transpose_rule,
     rules.unsqueeze_unsqueeze_rule,
     rules.remove_optional_bias_from_conv_rule,
-    # of convolutions that pad as TensorFlow's: between integers, padding apart is a pass and keeps them from being fused
+    # where a convolution pads as TensorFlow's: a pass of its own, and in the way of integers
     rules.fuse_pad_into_conv_rule,
 )
 _NOTHING = {_ATEN.detach_.default, _ATEN.dropout.default}
