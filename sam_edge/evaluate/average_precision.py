@@ -109,15 +109,17 @@ class BoxesToSegment:
                 "(width x height): give the pictures that were annotated."
             )
         predictor.set_image(pixels)
+        frame = predictor.frame
+        assert frame is not None
         results = []
         for start in range(0, len(boxes), batch):
             chunk = boxes[start : start + batch]
             xywh = np.array([box.xywh for box in chunk], np.float32)
-            corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+            corners = np.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
             low_res, predicted = predictor.predict_low_res(
                 point_coords=None,
                 point_labels=None,
-                boxes=predictor.frame.to_input(corners.reshape(-1, 2, 2)).reshape(-1, 4),
+                boxes=frame.to_input(corners).reshape(-1, 4),
                 multimask_output=multimask,
             )
             for box, logits, scores in zip(chunk, low_res, predicted, strict=True):
@@ -200,5 +202,5 @@ def summarise(labels: COCO, results: list[dict[str, Any]]) -> AveragePrecision:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    stats = [float(value) for value in evaluation.stats]
-    return AveragePrecision(*stats[:6], ar100=stats[8], images=len(images), masks=len(results))
+    ap, ap50, ap75, small, medium, large, _, _, recall, *_ = (float(value) for value in evaluation.stats)
+    return AveragePrecision(ap, ap50, ap75, small, medium, large, recall, len(images), len(results))

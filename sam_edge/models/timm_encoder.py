@@ -94,9 +94,10 @@ def build_backbone(backbone: BackboneConfig) -> tuple[nn.Module, list[int]]:
     if not timm.is_model(backbone.name):
         raise no_such_network(backbone.name)
     try:
-        found = timm.create_model(backbone.name, features_only=True).feature_info.reduction()
+        whole: Any = timm.create_model(backbone.name, features_only=True)
+        found = whole.feature_info.reduction()
         indices = tuple(found.index(stride) for stride in backbone.strides)
-        network = timm.create_model(backbone.name, features_only=True, out_indices=indices)
+        network: Any = timm.create_model(backbone.name, features_only=True, out_indices=indices)
     except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError) as error:
         raise ModelError(
             f"timm gives out no maps of strides {', '.join(map(str, backbone.strides))} of {backbone.name}: "
@@ -123,6 +124,8 @@ def fold_batch_norms(encoder: TimmEncoder) -> None:
         folded = encoder.backbone.get_submodule(conv)
         assert isinstance(module, nn.BatchNorm2d)
         assert isinstance(folded, nn.Conv2d)
+        assert module.running_mean is not None
+        assert module.running_var is not None
         folded.weight, folded.bias = fuse_conv_bn_weights(
             folded.weight,
             folded.bias,

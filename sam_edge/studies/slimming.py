@@ -76,8 +76,8 @@ class Ablation:
         """Mean IoU of a variant."""
         pictures, epochs = self._pictures(variant, seed)
         options = SlimOptions(
-            variant.schedule,  # type: ignore[arg-type]
-            PruneOptions(variant.ratio, variant.importance, variant.ranking, variant.normalization, seed=seed),  # type: ignore[arg-type]
+            variant.schedule,
+            PruneOptions(variant.ratio, variant.importance, variant.ranking, variant.normalization, seed=seed),
             ImportanceOptions(self.options.importance_images),
             DistilOptions(
                 epochs,
