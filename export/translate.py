@@ -16,7 +16,8 @@ import torch
 from onnxscript import ir, opset18, optimizer
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
-from torch import fx
+from torch import fx, nn
+from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 
 from sam_edge.errors import ExportError
@@ -84,30 +85,37 @@ def translate(spec: GraphSpec) -> tuple[torch.onnx.ONNXProgram, list[dict[str, A
     Raises:
         ExportError: no graph came.
     """
-    with warnings.catch_warnings(), torch.no_grad(), fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.export.export(spec.module, spec.example, dynamic_shapes=_free_shapes(spec), strict=False)
-        whole = program.run_decompositions
-        if functional(program):
-            program.run_decompositions = lambda *_: program  # type: ignore[method-assign]
         try:
-            written = _to_onnx(program, spec)
-        except torch.onnx.errors.OnnxExporterError:
-            # an operator that is not in our table
-            program.run_decompositions = whole  # type: ignore[method-assign]
-            written = _to_onnx(program, spec)
+            written = _quickly(spec)
+        except (UserError, torch.onnx.errors.OnnxExporterError):
+            # a loop over heads, which PyTorch traces for one batch alone unless its exporter does; or an operator that
+            # is not in our table
+            written = _to_onnx(spec.module, spec, args=spec.example, dynamic_shapes=_free_shapes(spec))
     if written is None:
         raise ExportError(f"torch.onnx.export gave no graph for the {spec.name}.")
-    _name_axes(written.model, spec)
     tidy(written.model)
     attention = note_attention(written.model.graph, take_marks(written.model))
+    # last: what is put in an output's place brings the exporter's names along
+    _name_axes(written.model, spec)
     _strip_notes(written.model)
     return written, attention
 
 
-def _to_onnx(program: ExportedProgram, spec: GraphSpec) -> torch.onnx.ONNXProgram | None:
+def _quickly(spec: GraphSpec) -> torch.onnx.ONNXProgram | None:
+    """The graph of a module by a program that is traced once."""
+    # sizes of 0 and 1 need no graphs of their own
+    with fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        program = torch.export.export(spec.module, spec.example, dynamic_shapes=_free_shapes(spec), strict=False)
+        if functional(program):
+            program.run_decompositions = lambda *_: program  # type: ignore[method-assign]
+        return _to_onnx(program, spec)
+
+
+def _to_onnx(what: ExportedProgram | nn.Module, spec: GraphSpec, **given: Any) -> torch.onnx.ONNXProgram | None:
     return torch.onnx.export(
-        program,
+        what,
         dynamo=True,
         opset_version=OPSET,
         input_names=list(spec.inputs),
@@ -115,6 +123,7 @@ def _to_onnx(program: ExportedProgram, spec: GraphSpec) -> torch.onnx.ONNXProgra
         custom_translation_table=_translations(),
         optimize=False,
         verbose=False,
+        **given,
     )
 
 

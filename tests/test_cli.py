@@ -459,7 +459,7 @@ BAD = {
     "box to the moon": (("segment", "{model}", "{picture}", "--box", "4,6,5e9,8", "--out", "{out}"), "in pixels"),
     "no threshold": (
         ("segment", "{model}", "{picture}", "--everything", "--pred-iou", "nan", "--out", "{out}"),
-        "finite number",
+        "must be a number",
     ),
     "no bound": (
         ("segment", "{model}", "{picture}", "--everything", "--max-memory-gb", "inf", "--out", "{out}"),

@@ -114,8 +114,9 @@ class EverythingGenerator:
             box_nms_thresh,
         )
         for name, value in (("tau", self.tau or 0.0), *asdict(self.filters).items()):
-            if not math.isfinite(value):
-                raise EverythingError(f"{name} must be a finite number, got {value}.")
+            # at infinity nothing passes, which may be meant
+            if math.isnan(value):
+                raise EverythingError(f"{name} must be a number, got {value}.")
         self.nested_thresh = thresholds.nested if nested_thresh is None else nested_thresh
         if not 0 < self.nested_thresh <= 1:
             raise EverythingError(f"nested_thresh must be in (0, 1], got {self.nested_thresh}.")

@@ -118,7 +118,8 @@ def without_nested(found: list[Found], threshold: float) -> list[Found]:
     rles = [one.rle() for one in found]
     # with a crowd, COCO's IoU is the share of the first mask that lies in the second
     inside = np.asarray(coco_mask.iou(rles, rles, [1] * len(rles)))
-    area = np.asarray(coco_mask.area(rles)).astype(np.int64)
+    # one by one: pycocotools counts those of a list in a byte
+    area = np.array([int(coco_mask.area(rle)) for rle in rles])
     score = np.array([one.predicted_iou for one in found])
     over = (area[None] > area[:, None]) & (score[None] >= score[:, None])
     nested = np.asarray((over & (inside > threshold)).any(1)).tolist()

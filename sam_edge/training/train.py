@@ -77,7 +77,9 @@ class TrainOptions:
         if self.batch_size < 1 or self.prompts < 1:
             raise TrainingError(f"batch_size and prompts must be at least 1, got {self.batch_size} and {self.prompts}.")
         if self.workers < 0 or not 0 <= self.seed < 1 << 30:
-            raise TrainingError(f"workers and seed cannot be negative, got {self.workers} and {self.seed}.")
+            raise TrainingError(
+                f"workers cannot be negative, and seed is below 2^30, got {self.workers} and {self.seed}."
+            )
         if self.features is not None and "image_encoder.*" in self.freeze:
             raise TrainingError("features are the encoder's to learn: leave out either them or --freeze.")
         if not 1 <= self.target_scale <= 8:

@@ -89,7 +89,7 @@ def test_relative_positions_of_a_window_are_the_smaller_distances(model):
 
 @pytest.mark.parametrize("pixels", [12, 0, 520], ids=str)
 def test_windows_that_do_not_fit_are_refused(model, pixels):
-    with pytest.raises(ModelError, match="multiple of the patch"):
+    with pytest.raises(ModelError, match="a multiple of 8 px"):
         window_side(model, pixels)
 
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from sam_edge.errors import CheckpointError, TrainingError
+from sam_edge.errors import CheckpointError, ModelError, TrainingError
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.features import HEAD, ClassifierFeatures, FeatureLoss, FeatureOptions, open_classifier
 
@@ -116,7 +116,7 @@ def test_a_file_of_another_network_is_refused(classifier, tmp_path):
 
 
 def test_an_unknown_classifier_is_refused_with_names_like_it():
-    with pytest.raises(TrainingError, match=r"timm has no classifier 'mobilenetv3_smal': did you mean mobilenetv3"):
+    with pytest.raises(ModelError, match=r"timm has no network 'mobilenetv3_smal': did you mean mobilenetv3"):
         open_classifier("mobilenetv3_smal")
 
 
