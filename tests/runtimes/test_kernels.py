@@ -37,7 +37,7 @@ def test_noted_nodes_become_operators_and_nothing_else_changes(request, name: st
     for node, note in zip(operators, notes, strict=True):
         assert (list(node.input), list(node.output)) == (note["inputs"], [note["output"]])
         assert {a.name: a.f for a in node.attribute} == {"scale": pytest.approx(note["scale"])}
-    assert {(one.domain, one.version) for one in found.opset_import} == {("", 18), (DOMAIN, 1)}
+    assert {(one.domain, one.version) for one in found.opset_import} == {("", 20), (DOMAIN, 1)}
     for model in (plain, found):
         model.graph.ClearField("node")
         model.ClearField("opset_import")

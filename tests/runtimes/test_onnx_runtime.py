@@ -138,7 +138,7 @@ def test_a_graph_is_loaded_when_it_is_first_called_and_once(fp32, monkeypatch):
     monkeypatch.setattr(
         library, "InferenceSession", lambda file, *a, **k: loaded.append(file) or session(file, *a, **k)
     )
-    runtime = OnnxRuntime(fp32.path, threads=1)
+    runtime = OnnxRuntime(fp32.path, threads=1, kernels=False)
     assert loaded == []
     for _ in range(2):
         predicted(runtime, some_pixels(fp32, 1), some_prompts(fp32))

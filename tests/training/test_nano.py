@@ -1,70 +1,53 @@
-"""The recipe of nano, on a tiny model: its stages follow each other, are averaged, and are not run twice."""
+"""The recipe of the next nano, on a tiny model: its stages follow each other and are not run twice."""
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from sam_edge.models.checkpoint import load_checkpoint, weights_sha256
-from sam_edge.models.resize import resized
+from sam_edge.models.timm_weights import open_classifier
+from sam_edge.segment.known import TIMM_NANO_CONFIG
 from sam_edge.training import nano
 
-TRAINED = ("small", "large", "beside")
+TRAINED = ("small", "large")
 
 
 @pytest.fixture
-def recipe(monkeypatch, tiny_config):
-    """A short stage, two from there on a larger canvas where clicks are drawn, and the average of all."""
-    stages = {name: nano._stage(seed, 2, 1e-3, 0.5, batch_size=2) for seed, name in enumerate(TRAINED)}
-    monkeypatch.setattr(nano, "STAGES", stages | {"nano": {"small": 0.25, "large": 0.5, "beside": 0.25}})
-    monkeypatch.setattr(nano, "STARTS", {"beside": "small"})
-    monkeypatch.setattr(nano, "CANVASES", {"small": 64, "large": 128})
-    monkeypatch.setattr(nano, "CLICKS_DRAWN", "large")
-    monkeypatch.setattr(nano, "WEIGHTS", {nano.SYNTHETIC: 1.0})
-    monkeypatch.setattr(nano, "NANO_CONFIG", tiny_config.replace(arch="slim_vit"))
+def backbone(monkeypatch, timm_config, tmp_path) -> str:
+    """Two short stages, the first behind a backbone that stays; and weights of that."""
+    stages = {
+        "small": nano._stage(0, 2, 1e-3, batch_size=2, window=32, freeze=(nano.BACKBONE,)),
+        "large": nano._stage(1, 2, 1e-3, batch_size=2),
+    }
+    monkeypatch.setattr(nano, "STAGES", stages)
+    monkeypatch.setattr(nano, "MIX", {nano.SYNTHETIC: 1.0})
+    monkeypatch.setattr(nano, "TIMM_NANO_CONFIG", timm_config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classifier = timm.create_model(timm_config.backbone.name)
+    save_file(classifier.state_dict(), tmp_path / "weights.safetensors")
+    return f"{timm_config.backbone.name}={tmp_path / 'weights.safetensors'}"
 
 
-@pytest.mark.usefixtures("recipe")
-def test_the_recipes_last_model_is_the_average_of_its_stages(tmp_path):
-    model = nano.train_nano(tmp_path, tmp_path, "cpu")
-    small, large, beside = (load_checkpoint(tmp_path / name) for name in TRAINED)
-    parts = (small, large, beside, model)
-    assert [part.config.image_size for part in parts] == [64, 128, 128, 128]
-    assert [part.config.decoder.draws_points for part in parts] == [False, True, True, True]
-    assert beside.config.lineage[-1]["parent_sha256"] == weights_sha256(resized(small, 128, same_pixels=True))
-    states = [part.state_dict() for part in (resized(small, 128, same_pixels=True), large, beside)]
-    changed = 0
-    for name, weight in model.state_dict().items():
-        grown, later, other = (state[name] for state in states)
-        torch.testing.assert_close(weight, 0.25 * grown + 0.5 * later + 0.25 * other, rtol=0, atol=1e-6)
-        changed += not torch.equal(later, other)
-    assert changed > 10
-    *trained, average = model.config.lineage
-    assert trained == [part.config.lineage[-1] for part in (small, large, beside)]
-    assert average["parents_sha256"]["beside"] == weights_sha256(beside)
-    assert average["settings"]["shares"] == {"small": 0.25, "large": 0.5, "beside": 0.25}
+def test_stages_follow_each_other_and_are_not_run_twice(tmp_path, backbone):
+    model = nano.train_nano(tmp_path, backbone, tmp_path / "runs", "cpu")
+    small, large = (load_checkpoint(tmp_path / "runs" / name) for name in TRAINED)
+    assert weights_sha256(model) == weights_sha256(large)
+    steps = large.config.lineage
+    assert [step["seed"] for step in steps] == [0, 1]
+    assert steps[1]["parent_sha256"] == weights_sha256(small)
+    start = timm.create_model(backbone.partition("=")[0])
+    start.load_state_dict(open_classifier(backbone).state_dict())
+    assert torch.equal(small.image_encoder.backbone.conv_stem.weight, start.conv_stem.weight)
+    assert not torch.equal(large.image_encoder.backbone.conv_stem.weight, start.conv_stem.weight)
+    times = [(tmp_path / "runs" / name / "model.safetensors").stat().st_mtime_ns for name in TRAINED]
+    again = nano.train_nano(tmp_path, backbone, tmp_path / "runs", "cpu")
+    assert weights_sha256(again) == weights_sha256(model)
+    assert [(tmp_path / "runs" / name / "model.safetensors").stat().st_mtime_ns for name in TRAINED] == times
 
 
-@pytest.mark.usefixtures("recipe")
-def test_a_recipe_started_again_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    with monkeypatch.context() as stopped:
-        stopped.setattr(nano, "averaged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            nano.train_nano(tmp_path, tmp_path, "cpu")
-    weights = [(tmp_path / name / "model.safetensors").stat().st_mtime_ns for name in TRAINED]
-    nano.train_nano(tmp_path, tmp_path, "cpu")
-    assert [(tmp_path / name / "model.safetensors").stat().st_mtime_ns for name in TRAINED] == weights
-    assert (tmp_path / "nano" / "model.safetensors").exists()
-
-
-def test_the_recipe_ends_in_the_model_that_ships():
-    last = list(nano.STAGES)[-1]
-    assert last == "nano"
-    assert list(nano.CANVASES.values())[-1] == nano.NANO_CONFIG.image_size
-    assert nano.NANO_CONFIG.decoder.draws_points
-    assert {nano.CLICKS_DRAWN, *nano.CANVASES, *nano.MIXES, *nano.STARTS} <= nano.STAGES.keys()
-    earlier: set[str] = set()
-    for name, stage in nano.STAGES.items():
-        assert nano.STARTS.get(name) in {None, *earlier}
-        if not isinstance(stage, nano.TrainOptions):
-            assert stage.keys() <= earlier
-            assert sum(stage.values()) == pytest.approx(1)
-        earlier.add(name)
+def test_the_recipe_trains_what_it_says():
+    assert not {source for source in nano.MIX if source.startswith("bsds")}, "for evaluation alone"
+    assert TIMM_NANO_CONFIG.backbone is not None
+    assert TIMM_NANO_CONFIG.grid == 32
