@@ -65,11 +65,11 @@ def _entries_by_image(
     try:
         content = json.loads(annotation_json.read_text(encoding="utf-8"))
         sizes = {
-            _file_name(image): (int(image["height"]), int(image["width"]))
+            file_name(image): (int(image["height"]), int(image["width"]))
             for image in content["images"]
             if image.get("height") and image.get("width")
         }
-        names = {image["id"]: _file_name(image) for image in content["images"]}
+        names = {image["id"]: file_name(image) for image in content["images"]}
         entries: dict[str, list[dict[str, Any]]] = {}
         for entry in content["annotations"]:
             if not entry.get("iscrowd") and entry["segmentation"]:
@@ -85,7 +85,8 @@ def _entries_by_image(
     return entries, sizes
 
 
-def _file_name(image: dict[str, Any]) -> str:
+def file_name(image: dict[str, Any]) -> str:
+    """The file of an entry of `images`."""
     # LVIS names its images by address only; the last part is the file name in the COCO folders.
     return image["file_name"] if "file_name" in image else image["coco_url"].rsplit("/", 1)[1]
 

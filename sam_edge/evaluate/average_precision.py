@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam_edge.data.coco import CocoInstances
+from sam_edge.data.coco import CocoInstances, file_name
 from sam_edge.data.image import read_image
 from sam_edge.data.rle import encode_mask
 from sam_edge.errors import DataError
@@ -101,7 +101,7 @@ class BoxesToSegment:
             DataError: a picture that cannot be read, or is not of the size that its labels are of.
         """
         entry, boxes = self.labels.imgs[image], self.boxes[image]
-        name = entry["file_name"] if "file_name" in entry else entry["coco_url"].rsplit("/", 1)[1]
+        name = file_name(entry)
         pixels = read_image(self.root / name)
         if pixels.shape[:2] != (entry["height"], entry["width"]):
             raise DataError(

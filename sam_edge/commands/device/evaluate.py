@@ -60,10 +60,11 @@ def evaluate_ap(
     """COCO's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or `limit`."""
     asked = BoxesToSegment(instances, detections, limit=limit, seed=seed)
     opened = open_runtime(spec, runtime, device)
-    key = {"model": spec, "instances": str(instances), "detections": str(detections), "multimask": multimask}
+    boxes = None if detections is None else str(detections)
+    key = {"model": spec, "instances": str(instances), "detections": boxes, "multimask": multimask}
     on_image = counting(len(asked.boxes), "mask AP", on_progress)
     found = evaluate_average_precision(opened, asked, multimask=multimask, results=results, key=key, on_image=on_image)
-    return {**key, "runtime": opened.name, "detections": detections and str(detections), **found.as_dict()}
+    return {**key, "runtime": opened.name, **found.as_dict()}
 
 
 def evaluate_everything(
