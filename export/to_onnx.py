@@ -74,8 +74,8 @@ class OnnxOptions:
     layers: Layers = "all"
     """Encoder layers that become integers: `all`, or those that were measured to be faster so in ONNX Runtime, on this
     machine's family of processors (`here`) or on another (`avx2`). Where a family was not measured, all are integers.
-    The others compute in float of the same integer weights; `model.json` lists them. Layers were measured one by one:
-    of nano-t's graph `all` made 0.096 s, `avx2` 0.111 s and float 0.116 s (AVX2), hence not the default.
+    The others compute in float of the same integer weights; `model.json` lists them. Layers are measured one by one;
+    in a whole graph `all` can still be the faster, hence the default.
     """
     decoder: DecoderArithmetic = "float"
     """What the decoder of int8 weights computes in.
