@@ -1,9 +1,11 @@
 """Run as a script by `integers.race`: time one encoder in a process of its own, and print what it took as JSON.
 
-Nothing of sam-edge: a turn's memory is the runtime's. The pixels are noise, since no encoder's time depends on them.
+A file is run by its runtime alone, and nothing of sam-edge: a turn's memory is the runtime's. A folder is opened as
+sam-edge opens it, with its own kernels where they are. The pixels are noise, since no encoder's time depends on them.
 """
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -15,8 +17,9 @@ import numpy as np
 
 def main(runtime: str, file: str, side: str, threads: str, runs: str) -> None:
     """Print `{"wall_ms", "cpu_ms"}` of each counted run after two that are not, and `peak_bytes`."""
-    encode = _onnxruntime if runtime == "onnxruntime" else _openvino
-    call = encode(Path(file), runtime, int(threads))
+    path = Path(file)
+    encode = _sam_edge if path.is_dir() else _onnxruntime if runtime == "onnxruntime" else _openvino
+    call = encode(path, runtime, int(threads))
     pixels = np.random.default_rng(0).standard_normal((1, 3, int(side), int(side)), dtype=np.float32)
     for _ in range(2):
         # the first allocates, the second still meets memory for the first time
@@ -49,6 +52,13 @@ def _onnxruntime(file: Path, runtime: str, threads: int) -> Callable[[np.ndarray
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"pixels": pixels})
+
+
+def _sam_edge(folder: Path, runtime: str, threads: int) -> Callable[[np.ndarray], object]:
+    from sam_edge.runtimes.open import open_runtime
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    return open_runtime(folder, runtime, "cpu").encode
 
 
 def _openvino(file: Path, runtime: str, threads: int) -> Callable[[np.ndarray], object]:

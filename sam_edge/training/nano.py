@@ -95,9 +95,23 @@ STAGES = {
         nothing=0.12,
         small_first=0.1,
     ),
+    "windows-2": _stage(
+        3,
+        3000,
+        6e-4,
+        window=256,
+        batch_size=6,
+        freeze=EARLY,
+        rates=((BACKBONE, 0.2),),
+        prompting=InteractiveOptions(box_share=0.4, rounds=2, interactive_share=0.15),
+        ellipses=0.05,
+        whole=0.3,
+        max_zoom=4.0,
+        nothing=0.05,
+    ),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays; then all
-of the canvas, with the deeper half of the backbone."""
+of the canvas, with the deeper half of the backbone; then windows again, with that half."""
 
 
 def sources(data: Path) -> list[Source]:
