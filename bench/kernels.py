@@ -125,20 +125,21 @@ def measure(model: str, rates: Rates, threads: int, turns: int) -> list[Row]:
     read = folder.graph_for_this_cpu("encoder")
     content = read if isinstance(read, bytes) else read.read_bytes()
     library, rng = load_onnxruntime(), np.random.default_rng(0)
+    rounded = bool(folder.graphs["encoder"]["integers"])
     rows = []
     for sizes, (index, count) in attentions(folder.config).items():
         batch, heads, height, width, qk, v = sizes
-        lead = (batch, heads, height * width)
-        shapes = [(*lead, last) for last in (qk, qk, v, height, width)]
+        tokens = [(batch, height * width, heads * channels) for channels in (qk, qk, v)]
+        shapes = [*tokens, *((2 * side - 1, qk) for side in (height, width))]
         inputs = {
             name: rng.standard_normal(shape, np.float32)
             for name, shape in zip(notes[index]["inputs"], shapes, strict=True)
         }
 
-        def ready(kernel: bool, index=index, shapes=shapes, lead=lead, v=v, inputs=inputs) -> Callable[[], object]:
+        def ready(kernel: bool, index=index, shapes=shapes, inputs=inputs) -> Callable[[], object]:
             options = session_options(folder.graphs["encoder"], threads)
             options.register_custom_ops_library(str(kernels))
-            graph = attention_alone(content, notes[index], shapes, (*lead, v), kernel=kernel)
+            graph = attention_alone(content, notes[index], shapes, shapes[2], kernel=kernel, rounded=rounded)
             session = library.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
             return lambda: session.run(None, inputs)
 

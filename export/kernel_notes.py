@@ -6,6 +6,7 @@ What is exported stays plain ONNX. See `sam_edge.runtimes.kernels`, which reads 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,23 @@ MARK = Op(
         inputs=[OpSchema.FormalParameter("x", "T")],
         outputs=[OpSchema.FormalParameter("y", "T")],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "")],
-        attributes=[OpSchema.Attribute("role", OpSchema.AttrType.STRING)],
+        attributes=[
+            OpSchema.Attribute("role", OpSchema.AttrType.STRING),
+            OpSchema.Attribute("number", OpSchema.AttrType.INT),
+        ],
     ),
 )
 
 
+_numbers = count()
+
+
 def mark(x: Any, role: str) -> Any:
-    """The node that `sam_edge.models.attention.marked` becomes."""
-    return MARK(x, role=role)
+    """The node that `sam_edge.models.attention.marked` becomes.
+
+    Numbered: of tables of equal values the optimizer would make one, and of their marks.
+    """
+    return MARK(x, role=role, number=next(_numbers))
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,9 @@ class MarkedAttention:
     given: dict[str, ir.Value]
     """By `ROLES`."""
     result: ir.Value
-    scale: float
+    heads: int
+    head_width: int
+    """Channels of a head's q."""
 
 
 def take_marks(model: ir.Model) -> list[MarkedAttention]:
@@ -57,11 +69,8 @@ def take_marks(model: ir.Model) -> list[MarkedAttention]:
         assert after.dtype is not None
         role = node.attributes["role"].as_string()
         if role == RESULT:
-            shape = given["q"].shape
-            assert shape is not None
-            width = shape[-1]
-            assert isinstance(width, int)
-            found.append(MarkedAttention(given, marked, width**-0.5))
+            channels, head_width = (_channels(given[name]) for name in ("q", "rel_pos_h"))
+            found.append(MarkedAttention(given, marked, channels // head_width, head_width))
             given = {}
         else:
             given[role] = marked
@@ -72,9 +81,16 @@ def take_marks(model: ir.Model) -> list[MarkedAttention]:
     return found
 
 
+def _channels(value: ir.Value) -> int:
+    assert value.shape is not None
+    size = value.shape[-1]
+    assert isinstance(size, int)
+    return size
+
+
 def note_attention(graph: ir.Graph, marked: list[MarkedAttention]) -> list[dict[str, Any]]:
     """Per attention in float32: `nodes` as [start, length] stretches of the graph's, names of the `inputs` (by `ROLES`)
-    and of the `output`, and the `scale` of its scores."""
+    and of the `output`, how many `heads` it has, and the `scale` of its scores."""
     nodes = list(graph)
     places = {node: index for index, node in enumerate(nodes)}
     return [
@@ -82,7 +98,8 @@ def note_attention(graph: ir.Graph, marked: list[MarkedAttention]) -> list[dict[
             "nodes": _stretches([places[node] for node in _between(nodes, one)]),
             "inputs": [one.given[role].name for role in ROLES],
             "output": one.result.name,
-            "scale": one.scale,
+            "heads": one.heads,
+            "scale": one.head_width**-0.5,
         }
         for one in marked
         if one.result.dtype == ir.DataType.FLOAT

@@ -13,8 +13,9 @@ from sam_edge.errors import BackendUnavailableError
 LIBRARY = Path(__file__).with_name("libsam_edge.so")
 """What setup.py builds, called the same on every system."""
 SWITCH = "SAM_EDGE_KERNELS"
-LEVELS = ("plain", "AVX2", "AVX-512")
-"""Instruction sets that the kernels are compiled for, by csrc's numbers. ARM64's plain one is NEON."""
+LEVELS = ("plain", "AVX2", "AVX-512", "AVX-512 BF16")
+"""Instruction sets that the kernels are compiled for, by csrc's numbers. ARM64's plain one is NEON; the last one's
+products are of bfloat16, which float models are not given."""
 
 
 def library_file() -> Path | None:
@@ -44,10 +45,13 @@ def library() -> ctypes.CDLL | None:
     return None if file is None else _load(file)
 
 
-def level() -> str:
-    """The instruction set that the kernels take on this processor; empty without kernels."""
+def level(*, rounded: bool = False) -> str:
+    """The instruction set that the kernels take on this processor; empty without kernels.
+
+    `rounded`: where products of bfloat16 will do.
+    """
     kernels = library()
-    return "" if kernels is None else LEVELS[kernels.sam_edge_best_level()]
+    return "" if kernels is None else LEVELS[kernels.sam_edge_best_level(int(rounded))]
 
 
 @cache

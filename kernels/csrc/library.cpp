@@ -9,7 +9,8 @@
 
 using namespace sam_edge;
 
-EXPORTED int sam_edge_best_level() { return best_level(); }
+// `rounded`: whether products of bfloat16 will do.
+EXPORTED int sam_edge_best_level(int rounded) { return best_level(rounded != 0); }
 
 // Bytes that `sam_edge_attention` needs of its caller.
 EXPORTED int64_t sam_edge_attention_workspace(const Attention *a, int threads, int level) {

@@ -30,6 +30,7 @@ enum Entry {
   GetDimensions = 62,
   GetTensorTypeAndShape = 65,
   KernelInfoGetAttribute_float = 85,
+  KernelInfoGetAttribute_int64 = 86,
   KernelContext_GetInput = 90,
   KernelContext_GetOutput = 91,
   ReleaseTensorTypeAndShapeInfo = 99,
@@ -50,6 +51,12 @@ Result call(Entry entry, Arguments... arguments) {
 
 Status *failure(const char *message) { return call(CreateStatus, FAILED, message); }
 
+// An operator's attributes.
+struct Settings {
+  float scale;
+  int64_t heads, rounded;
+};
+
 struct Operator {
   uint32_t version = OP_VERSION;
   void *(*create_kernel)(const Operator *, void *const *, const void *) = nullptr;
@@ -60,7 +67,7 @@ struct Operator {
   int (*get_output_type)(const Operator *, size_t) = [](const Operator *, size_t) { return FLOAT; };
   size_t (*get_output_count)(const Operator *) = [](const Operator *) { return size_t(1); };
   void (*compute)(void *, void *) = nullptr;
-  void (*destroy)(void *kernel) = [](void *kernel) { delete static_cast<float *>(kernel); };
+  void (*destroy)(void *kernel) = [](void *kernel) { delete static_cast<Settings *>(kernel); };
   // 0: of inputs and outputs that they are required, of memory that it is the provider's
   int (*get_input_characteristic)(const Operator *, size_t) = [](const Operator *, size_t) { return 0; };
   int (*get_output_characteristic)(const Operator *, size_t) = [](const Operator *, size_t) { return 0; };
@@ -71,29 +78,31 @@ struct Operator {
 };
 
 struct Tensor {
-  static constexpr size_t RANK = 4;
-  int64_t size[RANK];  // batch, heads, tokens, channels
+  static constexpr size_t RANK = 3;
+  int64_t size[RANK];  // of tokens: batch, tokens, heads x channels; of positions: 1, rows, channels
   float *data;
 
-  Strided<float> strided() const { return {data, size[1] * size[2] * size[3], size[2] * size[3], size[3]}; }
-  Strided<const float> constant() const {
-    Strided<float> s = strided();
+  int64_t channels(int64_t heads) const { return size[2] / heads; }
+  Strided<float> strided(int64_t heads) const { return {data, size[1] * size[2], channels(heads), size[2]}; }
+  Strided<const float> constant(int64_t heads) const {
+    Strided<float> s = strided(heads);
     return {s.data, s.batch, s.head, s.token};
   }
 };
 
-Status *read(void *context, size_t index, Tensor &tensor) {
+Status *read(void *context, size_t index, size_t rank, Tensor &tensor) {
   const void *value = nullptr;
   void *shape = nullptr;
-  size_t rank = 0;
+  size_t found = 0;
   if (Status *status = call(KernelContext_GetInput, context, index, &value)) return status;
   if (Status *status = call(GetTensorTypeAndShape, value, &shape)) return status;
-  Status *status = call(GetDimensionsCount, static_cast<const void *>(shape), &rank);
-  if (!status && rank == Tensor::RANK)
-    status = call(GetDimensions, static_cast<const void *>(shape), static_cast<int64_t *>(tensor.size), rank);
+  Status *status = call(GetDimensionsCount, static_cast<const void *>(shape), &found);
+  tensor.size[0] = 1;
+  if (!status && found == rank)
+    status = call(GetDimensions, static_cast<const void *>(shape), tensor.size + Tensor::RANK - rank, rank);
   call<void>(ReleaseTensorTypeAndShapeInfo, shape);
   if (status) return status;
-  if (rank != Tensor::RANK) return failure("PositionalAttention: inputs must be batch x heads x tokens x channels.");
+  if (found != rank) return failure("PositionalAttention: inputs are of another rank.");
   return call(GetTensorMutableData, const_cast<void *>(value), reinterpret_cast<void **>(&tensor.data));
 }
 
@@ -131,31 +140,38 @@ struct Job {
 };
 
 Status *create(const Operator *, void *const *, const void *info, void **kernel) {
-  float *scale = new (std::nothrow) float;
-  if (!scale) return failure("PositionalAttention: out of memory.");
-  *kernel = scale;
-  return call(KernelInfoGetAttribute_float, info, "scale", scale);
+  std::unique_ptr<Settings> settings(new (std::nothrow) Settings);
+  if (!settings) return failure("PositionalAttention: out of memory.");
+  if (Status *status = call(KernelInfoGetAttribute_float, info, "scale", &settings->scale)) return status;
+  if (Status *status = call(KernelInfoGetAttribute_int64, info, "heads", &settings->heads)) return status;
+  if (Status *status = call(KernelInfoGetAttribute_int64, info, "rounded", &settings->rounded)) return status;
+  if (settings->heads < 1) return failure("PositionalAttention: there must be heads.");
+  *kernel = settings.release();
+  return nullptr;
 }
 
 Status *compute(void *kernel, void *context) {
+  const Settings &settings = *static_cast<Settings *>(kernel);
   Tensor q, k, v, rel_h, rel_w, out;
   size_t index = 0;
-  for (Tensor *input : {&q, &k, &v, &rel_h, &rel_w})
-    if (Status *status = read(context, index++, *input)) return status;
-  int64_t batch = q.size[0], heads = q.size[1], tokens = q.size[2], height = rel_h.size[3], width = rel_w.size[3];
-  bool fits = tokens == height * width && k.size[3] == q.size[3];
-  for (const Tensor *input : {&k, &v, &rel_h, &rel_w})
-    fits = fits && input->size[0] == batch && input->size[1] == heads && input->size[2] == tokens;
-  if (!fits) return failure("PositionalAttention: inputs do not fit together.");
-  const int64_t sizes[] = {batch, heads, tokens, v.size[3]};
+  for (Tensor *input : {&q, &k, &v})
+    if (Status *status = read(context, index++, 3, *input)) return status;
+  for (Tensor *input : {&rel_h, &rel_w})
+    if (Status *status = read(context, index++, 2, *input)) return status;
+  const int64_t heads = settings.heads, batch = q.size[0], tokens = q.size[1];
+  const int64_t height = (rel_h.size[1] + 1) / 2, width = (rel_w.size[1] + 1) / 2, channels = q.channels(heads);
+  bool fits = tokens == height * width && rel_h.size[2] == channels && rel_w.size[2] == channels;
+  for (const Tensor *input : {&q, &k, &v})
+    fits = fits && input->size[0] == batch && input->size[1] == tokens && input->size[2] % heads == 0;
+  if (!fits || k.size[2] != q.size[2]) return failure("PositionalAttention: inputs do not fit together.");
   void *value = nullptr;
-  if (Status *status = call(KernelContext_GetOutput, context, size_t(0), &sizes[0], Tensor::RANK, &value)) return status;
+  if (Status *status = call(KernelContext_GetOutput, context, size_t(0), &v.size[0], Tensor::RANK, &value)) return status;
   if (Status *status = call(GetTensorMutableData, value, reinterpret_cast<void **>(&out.data))) return status;
-  for (size_t i = 0; i < Tensor::RANK; i++) out.size[i] = sizes[i];
-  if (batch * heads * tokens * v.size[3] == 0) return nullptr;
-  Job job{{batch, heads, height, width, q.size[3], v.size[3], q.constant(), k.constant(), v.constant(),
-           rel_h.constant(), rel_w.constant(), out.strided(), *static_cast<float *>(kernel)},
-          best_level(), 0, false};
+  for (size_t i = 0; i < Tensor::RANK; i++) out.size[i] = v.size[i];
+  if (batch * tokens * v.size[2] == 0) return nullptr;
+  Job job{{batch, heads, height, width, channels, v.channels(heads), q.constant(heads), k.constant(heads),
+           v.constant(heads), rel_h.data, rel_w.data, out.strided(heads), settings.scale},
+          best_level(settings.rounded != 0), 0, false};
   job.floats = workspace_floats(job.attention, job.level);
   size_t tasks = size_t(count_tasks(job.attention));
   Status *status = call(KernelContext_ParallelFor, static_cast<const void *>(context), &Job::run, tasks, tasks,

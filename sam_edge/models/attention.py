@@ -20,10 +20,11 @@ SMALLEST_BANDED = 512
 inference is level there, 1.4 x faster at SAM-B's 4096, 3 x where q and v differ in width. Windows of 64 tokens would be
 slower."""
 
-ROLES = ("q", "k", "v", "rel_h", "rel_w")
-"""What attention with relative positions is given, as exported graphs have it marked."""
+ROLES = ("q", "k", "v", "rel_pos_h", "rel_pos_w")
+"""What attention with relative positions is given, as exported graphs have it marked: tokens of all heads side by side,
+and the tables of positions."""
 RESULT = "result"
-"""What it gives."""
+"""What it gives: tokens of all heads side by side."""
 
 Bias = Tensor | tuple[Tensor, Tensor] | None
 """Added to attention's logits: a tensor (or a mask, False where not to look), or relative positions as rel_h, rel_w."""

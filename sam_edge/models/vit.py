@@ -51,29 +51,34 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w embed"]) -> Float[Tensor, "b h w embed"]:
         """Attend within each of the b grids."""
-        batch, height, width, _ = x.shape
+        grid = x.shape[1:3]
         tokens = x.flatten(1, 2)
-        q, k, v = (self._by_head(layer(tokens)) for layer in (self.q, self.k, self.v))
-        bias = self._relative_positions(q, height, width) if self.use_rel_pos else None
-        if bias is not None and torch.compiler.is_exporting():
-            # where kernels may take over: see sam_edge.export.kernel_notes
-            q, k, v, rel_h, rel_w = (marked(x, role) for x, role in zip((q, k, v, *bias), ROLES, strict=True))
-            out = marked(self.products(q, k, v, (rel_h, rel_w)), RESULT)
-        else:
-            out = self.products(q, k, v, bias)
-        return self.proj(out.transpose(1, 2).reshape(batch, height, width, -1))
+        # where kernels may take over: see sam_edge.export.kernel_notes
+        mark = marked if self.use_rel_pos and torch.compiler.is_exporting() else lambda x, _: x
+        q, k, v = (
+            self._by_head(mark(layer(tokens), role))
+            for layer, role in zip((self.q, self.k, self.v), ROLES, strict=False)
+        )
+        bias = None
+        if self.use_rel_pos:
+            tables = (mark(x, role) for x, role in zip((self.rel_pos_h, self.rel_pos_w), ROLES[3:], strict=True))
+            bias = relative_positions(q.unflatten(2, grid), *tables)
+        out = mark(self.products(q, k, v, bias).transpose(1, 2).flatten(2), RESULT)
+        return self.proj(out.unflatten(1, grid))
 
     def _by_head(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n d"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _relative_positions(
-        self, q: Float[Tensor, "b heads n d"], height: int, width: int
-    ) -> tuple[Float[Tensor, "b heads n h"], Float[Tensor, "b heads n w"]]:
-        grid = q.unflatten(2, (height, width))
-        # not einsum, which ONNX Runtime computes through several copies
-        rel_h = grid @ get_rel_pos(height, height, self.rel_pos_h).mT
-        rel_w = (grid.transpose(2, 3) @ get_rel_pos(width, width, self.rel_pos_w).mT).transpose(2, 3)
-        return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
+
+def relative_positions(
+    q: Float[Tensor, "b heads h w d"], rel_pos_h: Float[Tensor, "rows d"], rel_pos_w: Float[Tensor, "columns d"]
+) -> tuple[Float[Tensor, "b heads h*w h"], Float[Tensor, "b heads h*w w"]]:
+    """Each query's products with the tables' rows of its distance to every row, and every column, of keys."""
+    height, width = q.shape[2:4]
+    # not einsum, which ONNX Runtime computes through several copies
+    rel_h = q @ get_rel_pos(height, height, rel_pos_h).mT
+    rel_w = (q.transpose(2, 3) @ get_rel_pos(width, width, rel_pos_w).mT).transpose(2, 3)
+    return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
 
 
 def build_vit(config: ModelConfig) -> ImageEncoderViT:

@@ -12,13 +12,19 @@ DOMAIN, OPERATOR = "sam_edge", "PositionalAttention"
 """As csrc/onnxruntime.cpp registers it."""
 GRAPH, OPSETS = 7, 8
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
-"""Numbers of a model's fields, and of a graph's."""
+NAME = 8
+"""Numbers of a model's fields, of a graph's, and of a constant's."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """How a field's value is written."""
 
 
-def with_kernels(model: bytes, notes: Sequence[Mapping[str, Any]]) -> bytes:
-    """The bytes of an ONNX file with an operator in place of each attention that its export has noted."""
+def with_kernels(model: bytes, notes: Sequence[Mapping[str, Any]], *, rounded: bool = False) -> bytes:
+    """The bytes of an ONNX file with an operator in place of each attention that its export has noted.
+
+    `rounded` lets its products be of bfloat16 where the processor multiplies it. Notes of a form that this version does
+    not write are passed over.
+    """
+    notes = [{**note, "rounded": rounded} for note in notes if "heads" in note]
     parts = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
     (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
     opset = _text(1, DOMAIN) + _number(2, 1)
@@ -26,7 +32,13 @@ def with_kernels(model: bytes, notes: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def attention_alone(
-    model: bytes, note: Mapping[str, Any], sizes: Sequence[Sequence[int]], result: Sequence[int], *, kernel: bool
+    model: bytes,
+    note: Mapping[str, Any],
+    sizes: Sequence[Sequence[int]],
+    result: Sequence[int],
+    *,
+    kernel: bool,
+    rounded: bool = False,
 ) -> bytes:
     """One noted attention of an ONNX file as a graph of its own, by its nodes or by the kernel.
 
@@ -38,8 +50,10 @@ def attention_alone(
     nodes = [part for number, part in fields if number == NODE]
     parts: list[bytes | memoryview] = [nodes[at] for at in sorted(places)]
     if kernel:
-        parts = [_message(NODE, _operator(note))]
-    parts += [part for number, part in fields if number == INITIALIZER]
+        parts = [_message(NODE, _operator({**note, "rounded": rounded}))]
+    # tables of positions are given like the rest
+    given = {name.encode() for name in note["inputs"]}
+    parts += [part for number, part in fields if number == INITIALIZER and _name(part) not in given]
     parts += [_message(INPUT, _value(name, size)) for name, size in zip(note["inputs"], sizes, strict=True)]
     parts += [_text(2, "attention"), _message(OUTPUT, _value(note["output"], result))]
     others = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
@@ -71,10 +85,18 @@ def _graph(graph: memoryview, notes: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _operator(note: Mapping[str, Any]) -> bytes:
-    """A node: its inputs, output, operator and domain, and `scale`, a float."""
+    """A node: its inputs, output, operator and domain, and attributes: a float (type 1) and integers (2)."""
     inputs = b"".join(_text(1, name) for name in note["inputs"])
     scale = _text(1, "scale") + _tag(2, FIXED32) + struct.pack("<f", note["scale"]) + _number(20, 1)
-    return inputs + _text(2, note["output"]) + _text(4, OPERATOR) + _message(5, scale) + _text(7, DOMAIN)
+    integers = (_text(1, name) + _number(3, note[name]) + _number(20, 2) for name in ("heads", "rounded"))
+    attributes = b"".join(_message(5, attribute) for attribute in (scale, *integers))
+    return inputs + _text(2, note["output"]) + _text(4, OPERATOR) + attributes + _text(7, DOMAIN)
+
+
+def _name(initializer: memoryview) -> bytes:
+    """What a constant of a graph is called."""
+    (name,) = (bytes(_content(part)) for number, part in _fields(_content(initializer)) if number == NAME)
+    return name
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -65,8 +65,15 @@ def _onnxruntime() -> str:
     there = library.get_available_providers()
     # what it was built with, but for what needs a device that is not here
     usable = [name for name, known in PROVIDERS.items() if known in there and (name not in ON_GPU or cuda_devices())]
-    kernels = f"; attention by sam-edge's own kernels ({level()})" if level() else "; without sam-edge's own kernels"
-    return f"fp32, {integers}{kernels}; providers: {', '.join(usable)}"
+    return f"fp32, {integers}; {_kernels()}; providers: {', '.join(usable)}"
+
+
+def _kernels() -> str:
+    """What sam-edge's own kernels are compiled for, and what they take beside integers, here."""
+    if not level():
+        return "without sam-edge's own kernels"
+    others = {level(), level(rounded=True)} - {level()}
+    return f"attention by sam-edge's own kernels ({level()}{''.join(f'; in INT8 models {name}' for name in others)})"
 
 
 def _openvino() -> str:

@@ -132,7 +132,9 @@ class OnnxRuntime(GraphRuntime):
                 options.register_custom_ops_library(str(self._kernels))
                 # where weights are that lie beside the graph
                 options.add_session_config_entry(WEIGHTS, str(self.folder.path.resolve()))
-                file = with_kernels(file if isinstance(file, bytes) else file.read_bytes(), notes)
+                # an integer model's activations have 8 bits, and so has bfloat16
+                rounded = bool(self.folder.graphs[graph].get("integers"))
+                file = with_kernels(file if isinstance(file, bytes) else file.read_bytes(), notes, rounded=rounded)
             session = self._library.InferenceSession(file, options, providers=[self._provider])
             # without its libraries ONNX Runtime falls back to the CPU and says nothing
             if session.get_providers()[0] != self._provider:

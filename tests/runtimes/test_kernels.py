@@ -36,7 +36,9 @@ def test_noted_nodes_become_operators_and_nothing_else_changes(request, name: st
     assert [node.op_type for node in operators] == [OPERATOR] * len(folder.config.blocks)
     for node, note in zip(operators, notes, strict=True):
         assert (list(node.input), list(node.output)) == (note["inputs"], [note["output"]])
-        assert {a.name: a.f for a in node.attribute} == {"scale": pytest.approx(note["scale"])}
+        scale, heads, rounded = node.attribute
+        assert (scale.name, scale.f) == ("scale", pytest.approx(note["scale"]))
+        assert [(a.name, a.i) for a in (heads, rounded)] == [("heads", note["heads"]), ("rounded", 0)]
     assert {(one.domain, one.version) for one in found.opset_import} == {("", 20), (DOMAIN, 1)}
     for model in (plain, found):
         model.graph.ClearField("node")
@@ -57,7 +59,8 @@ def test_kernels_change_no_more_than_rounding(request, name: str, threads: int) 
         got, wanted = (runtime.encode(pixels(exported, batch)) for runtime in (fast, plain))
         # sums in another order; in integers a value on the edge of a step may fall to its other side
         assert name == "int8" or not np.array_equal(got, wanted)
-        most = 1e-5 if name == "fp32" else 0.02
+        # and products are of bfloat16 where the processor has it
+        most = 1e-5 if name == "fp32" else 0.03
         assert np.abs(got - wanted).max() < most * np.abs(wanted).max()
 
 
@@ -67,8 +70,8 @@ def test_an_attention_alone_is_its_nodes_or_the_kernel(fp32) -> None:
 
     folder, rng = fp32.runtime.folder, np.random.default_rng(0)
     block, side = folder.config.blocks[0], folder.config.blocks[0].window
-    lead = (2, block.heads, side * side)
-    shapes = [(*lead, size) for size in (block.qk // block.heads,) * 2 + (block.v // block.heads, side, side)]
+    tokens = [(2, side * side, size) for size in (block.qk, block.qk, block.v)]
+    shapes = [*tokens, *((2 * side - 1, block.qk // block.heads),) * 2]
     note, content = folder.graphs["encoder"]["kernels"][0], folder.graph_file("encoder").read_bytes()
     given = {name: rng.standard_normal(size, np.float32) for name, size in zip(note["inputs"], shapes, strict=True)}
     found = []
