@@ -12,10 +12,11 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("kernels", "csrc")
+HEADERS = ("attention.h", "attention_level.h", "export.h", "gelu.h", "gelu_level.h", "level.h", "vectors.h")
 LIBRARY = Extension(
     "sam_edge.kernels.libsam_edge",
-    sources=[str(CSRC / name) for name in ("attention.cpp", "library.cpp", "onnxruntime.cpp")],
-    depends=[str(CSRC / name) for name in ("attention.h", "attention_level.h", "export.h")],
+    sources=[str(CSRC / name) for name in ("attention.cpp", "gelu.cpp", "level.cpp", "library.cpp", "onnxruntime.cpp")],
+    depends=[str(CSRC / name) for name in HEADERS],
     language="c++",
     extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],
     extra_link_args=["-pthread"],

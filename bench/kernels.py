@@ -115,12 +115,13 @@ def measure(model: str, rates: Rates, threads: int, turns: int) -> list[Row]:
     if path is None:
         raise BenchError(f"{model} is no exported folder, nor a known model that ships as graphs.")
     kernels, folder = library_file(), ExportedFolder.read(path)
-    notes = folder.graphs["encoder"].get("kernels")
+    notes = [note for note in folder.graphs["encoder"].get("kernels", []) if note["operator"] == "PositionalAttention"]
     if kernels is None:
         raise BenchError("there are no compiled kernels here: install a C++ compiler, then sam-edge.")
     if not notes:
         raise BenchError(
-            f"{path} has no notes of its attention: export it again (only ViTs in float32 or int8 have any)."
+            f"{path} has no notes of attention with relative positions: export it again (only ViTs in float32 or int8 "
+            "have any)."
         )
     read = folder.graph_for_this_cpu("encoder")
     content = read if isinstance(read, bytes) else read.read_bytes()

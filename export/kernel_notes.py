@@ -1,5 +1,4 @@
-"""Which nodes of an exported graph are attention with relative positions: the notes by which a runtime puts a kernel of
-its own in their place.
+"""Which nodes of an exported graph sam-edge's own kernels compute: the notes by which a runtime puts them there.
 
 What is exported stays plain ONNX. See `sam_edge.runtimes.kernels`, which reads the notes.
 """
@@ -14,7 +13,7 @@ from onnx.defs import OpSchema
 from onnxscript import ir
 from onnxscript.values import Op, Opset
 
-from sam_edge.models.attention import RESULT, ROLES
+from sam_edge.models.attention import BIASED_ROLES, RESULT, ROLES
 
 MARKS = "sam_edge.marks"
 """Nodes of this domain stand in a graph while it is made: the optimizer leaves alone what it does not know."""
@@ -49,14 +48,11 @@ def mark(x: Any, role: str) -> Any:
 
 @dataclass(frozen=True)
 class MarkedAttention:
-    """Attention with relative positions in a graph."""
+    """Attention in a graph."""
 
     given: dict[str, ir.Value]
-    """By `ROLES`."""
+    """By `ROLES`, or by `BIASED_ROLES`."""
     result: ir.Value
-    heads: int
-    head_width: int
-    """Channels of a head's q."""
 
 
 def take_marks(model: ir.Model) -> list[MarkedAttention]:
@@ -68,42 +64,62 @@ def take_marks(model: ir.Model) -> list[MarkedAttention]:
         assert marked is not None
         assert after.dtype is not None
         role = node.attributes["role"].as_string()
+        marked.shape, marked.dtype = after.shape, after.dtype
         if role == RESULT:
-            channels, head_width = (_channels(given[name]) for name in ("q", "rel_pos_h"))
-            found.append(MarkedAttention(given, marked, channels // head_width, head_width))
+            found.append(MarkedAttention(given, marked))
             given = {}
         else:
             given[role] = marked
-        marked.shape, marked.dtype = after.shape, after.dtype
         after.replace_all_uses_with(marked)
         model.graph.remove(node, safe=True)
     model.opset_imports.pop(MARKS, None)
     return found
 
 
-def _channels(value: ir.Value) -> int:
-    assert value.shape is not None
-    size = value.shape[-1]
-    assert isinstance(size, int)
-    return size
+def note_kernels(graph: ir.Graph, marked: list[MarkedAttention]) -> list[dict[str, Any]]:
+    """Per kernel: `nodes` as [start, length] stretches of the graph's, the `operator` that stands for them, its
+    `attributes`, and the names of its `inputs` and of its `output`.
 
-
-def note_attention(graph: ir.Graph, marked: list[MarkedAttention]) -> list[dict[str, Any]]:
-    """Per attention in float32: `nodes` as [start, length] stretches of the graph's, names of the `inputs` (by `ROLES`)
-    and of the `output`, how many `heads` it has, and the `scale` of its scores."""
+    They are each marked attention in float32, and each GELU whose result is rounded to unsigned integers.
+    """
     nodes = list(graph)
     places = {node: index for index, node in enumerate(nodes)}
+    found = []
+    for one in marked:
+        if one.result.dtype == ir.DataType.FLOAT:
+            found.append((list(_between(nodes, one)), *_attention(one), one.result))
+    for node in nodes:
+        if node.op_type == "Gelu" and (gelu := _gelu(node)) is not None:
+            found.append(gelu)
     return [
         {
-            "nodes": _stretches([places[node] for node in _between(nodes, one)]),
-            "inputs": [one.given[role].name for role in ROLES],
-            "output": one.result.name,
-            "heads": one.heads,
-            "scale": one.head_width**-0.5,
+            "nodes": _stretches(sorted(places[node] for node in parts)),
+            "operator": operator,
+            "attributes": attributes,
+            "inputs": [value.name for value in inputs],
+            "output": output.name,
         }
-        for one in marked
-        if one.result.dtype == ir.DataType.FLOAT
+        for parts, operator, attributes, inputs, output in found
     ]
+
+
+def _attention(marked: MarkedAttention) -> tuple[str, dict[str, Any], list[ir.Value]]:
+    """Operator, attributes and inputs."""
+    if "bias" not in marked.given:
+        inputs = [marked.given[role] for role in ROLES]
+        width = _size(inputs[3], -1)
+        return "PositionalAttention", {"heads": _size(inputs[0], -1) // width, "scale": width**-0.5}, inputs
+    qkv, bias = inputs = [marked.given[role] for role in BIASED_ROLES]
+    heads = _size(bias, 0)
+    width = (_size(qkv, -1) - _size(marked.result, -1)) // heads // 2
+    return "BiasedAttention", {"heads": heads, "width": width, "scale": width**-0.5}, inputs
+
+
+def _size(value: ir.Value, axis: int) -> int:
+    assert value.shape is not None
+    size = value.shape[axis]
+    assert isinstance(size, int)
+    return size
 
 
 def _between(nodes: list[ir.Node], marked: MarkedAttention) -> Iterator[ir.Node]:
@@ -115,6 +131,45 @@ def _between(nodes: list[ir.Node], marked: MarkedAttention) -> Iterator[ir.Node]
         if marked.result in node.outputs or (users and users <= dropped and node not in kept):
             dropped.add(node)
     return (node for node in nodes if node in dropped)
+
+
+def _gelu(node: ir.Node) -> tuple[list[ir.Node], str, dict[str, Any], list[ir.Value], ir.Value] | None:
+    """A GELU between integers, or of a biased sum onto them: its nodes, operator, attributes, inputs and output."""
+    (given,), (result,) = node.inputs, node.outputs
+    assert given is not None
+    after, before = _only_user(result), given.producer()
+    exact = "approximate" not in node.attributes or node.attributes["approximate"].as_string() == "none"
+    if not exact or before is None or _only_user(given) is not node or (to := _grid(after, "QuantizeLinear")) is None:
+        return None
+    assert after is not None
+    parts = [before, node, after]
+    if (step := _grid(before, "DequantizeLinear")) is not None:
+        return parts, "GeluOfIntegers", {}, [_given(before, 0), *step, *to], after.outputs[0]
+    if before.op_type == "Add":
+        x, bias = (_given(before, index) for index in range(2))
+        if bias.is_initializer() and bias.shape is not None and len(bias.shape) == 1:
+            return parts, "GeluToIntegers", {}, [x, bias, *to], after.outputs[0]
+    return None
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    users = set(value.consumers())
+    return users.pop() if len(users) == 1 and not value.is_graph_output() else None
+
+
+def _grid(node: ir.Node | None, kind: str) -> list[ir.Value] | None:
+    """Step and zero point of a node that rounds to one grid of unsigned integers, or back from it."""
+    if node is None or node.op_type != kind or len(node.inputs) != 3:
+        return None
+    step, zero = _given(node, 1), _given(node, 2)
+    scalars = all(value.is_initializer() and value.shape is not None and not len(value.shape) for value in (step, zero))
+    return [step, zero] if scalars and zero.dtype == ir.DataType.UINT8 else None
+
+
+def _given(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value
 
 
 def _stretches(places: list[int]) -> list[list[int]]:

@@ -233,7 +233,7 @@ def _integer_form(model: EdgeSam, options: OnnxOptions) -> dict[str, Any]:
 
 def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
     """Export one graph; returns its entry in `model.json`."""
-    program, attention = translate(spec)
+    program, kernels = translate(spec)
     model = program.model
     file = folder / f"{spec.name}.onnx"
     program.save(file, external_data=_weight_bytes(spec) > 1_800_000_000)
@@ -244,7 +244,7 @@ def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
         "sha256": graph_sha256(file),
         "integers": integers,
         **signs,
-        **({"kernels": attention} if attention else {}),
+        **({"kernels": kernels} if kernels else {}),
         "inputs": {value.name: _shape(value) for value in model.graph.inputs},
         "outputs": {value.name: _shape(value) for value in model.graph.outputs},
     }

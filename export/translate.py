@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from sam_edge.errors import ExportError
 from sam_edge.export.banded import SHAPE_KEPT, banded_attention
 from sam_edge.export.graphs import GraphSpec
-from sam_edge.export.kernel_notes import mark, note_attention, take_marks
+from sam_edge.export.kernel_notes import mark, note_kernels, take_marks
 
 OPSET = 20
 """The first that has Gelu: in steps it stays five passes over memory where a runtime does not know them again, as ONNX
@@ -79,8 +79,8 @@ _NOTHING = {_ATEN.detach_.default, _ATEN.dropout.default}
 
 
 def translate(spec: GraphSpec) -> tuple[torch.onnx.ONNXProgram, list[dict[str, Any]]]:
-    """The ONNX graph of a module, its constants folded and its free axes named, and where its attention is: see
-    `kernel_notes.note_attention`.
+    """The ONNX graph of a module, its constants folded and its free axes named, and what of it kernels compute: see
+    `kernel_notes.note_kernels`.
 
     Raises:
         ExportError: no graph came.
@@ -96,11 +96,11 @@ def translate(spec: GraphSpec) -> tuple[torch.onnx.ONNXProgram, list[dict[str, A
     if written is None:
         raise ExportError(f"torch.onnx.export gave no graph for the {spec.name}.")
     tidy(written.model)
-    attention = note_attention(written.model.graph, take_marks(written.model))
+    noted = note_kernels(written.model.graph, take_marks(written.model))
     # last: what is put in an output's place brings the exporter's names along
     _name_axes(written.model, spec)
     _strip_notes(written.model)
-    return written, attention
+    return written, noted
 
 
 def _quickly(spec: GraphSpec) -> torch.onnx.ONNXProgram | None:
@@ -225,7 +225,7 @@ def _translations() -> dict[Any, Any]:
 
     ops = torch.ops.sam_edge
     return {
-        ops.marked.default: marked,
+        ops._marked.default: marked,
         ops.quantize.default: quantize,
         ops.dequantize.default: dequantize,
         ops.banded_attention.default: banded,

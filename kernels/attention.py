@@ -1,4 +1,4 @@
-"""Attention with decomposed relative positions over grids of tokens (SAM's, of MViTv2, Li et al. 2022, eq. 4):
+"""Attention over grids of tokens with decomposed relative positions (SAM's, of MViTv2, Li et al. 2022, eq. 4):
 
     softmax(scale q_i k_j^T + q_i rel_pos_h[row i - row j]^T + q_i rel_pos_w[column i - column j]^T) v_j
 
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32
 
-from sam_edge.errors import BackendUnavailableError
-from sam_edge.kernels.library import LEVELS, library
+from sam_edge.kernels.library import loaded
+
+Tokens = Float32[np.ndarray, "b heads n d"]
 
 
 def reference(
@@ -33,19 +34,31 @@ def reference(
     height, width = ((len(table) + 1) // 2 for table in (rel_pos_h, rel_pos_w))
     query, key = np.arange(0, height * width, step)[:, None], np.arange(height * width)
     q = q[:, :, ::step]
-    scores = q @ k.swapaxes(-1, -2) * scale
+    bias = 0
     for table, one, other, size in (
         (rel_pos_h, query // width, key // width, height),
         (rel_pos_w, query % width, key % width, width),
     ):
-        scores += np.take_along_axis(q @ table.T, (one - other + size - 1)[None, None], -1)
+        bias = bias + np.take_along_axis(q @ table.T, (one - other + size - 1)[None, None], -1)
+    return biased_reference(q, k, v, bias, scale)
+
+
+def biased_reference(
+    q: Float[np.ndarray, "b heads m d"],
+    k: Float[np.ndarray, "b heads n d"],
+    v: Float[np.ndarray, "b heads n dv"],
+    bias: Float[np.ndarray, "*b m n"],
+    scale: float,
+) -> Float[np.ndarray, "b heads m dv"]:
+    """softmax(scale q k^T + bias) v in NumPy, in the precision of what is given."""
+    scores = q @ k.swapaxes(-1, -2) * scale + bias
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights @ v / weights.sum(-1, keepdims=True)
 
 
 def attention(
-    q: Float32[np.ndarray, "b heads n d"],
-    k: Float32[np.ndarray, "b heads n d"],
+    q: Tokens,
+    k: Tokens,
     v: Float32[np.ndarray, "b heads n dv"],
     rel_pos_h: Float32[np.ndarray, "rows d"],
     rel_pos_w: Float32[np.ndarray, "columns d"],
@@ -61,34 +74,59 @@ def attention(
     Raises:
         BackendUnavailableError: no kernels here, or not this level. ValueError: shapes that do not fit together.
     """
-    kernels = library()
-    if kernels is None:
-        raise BackendUnavailableError("there are no compiled kernels here: install a C++ compiler, then sam-edge.")
-    best = kernels.sam_edge_best_level(1)
-    number = kernels.sam_edge_best_level(0) if level is None else LEVELS.index(level)
-    if number > best:
-        raise BackendUnavailableError(f"this processor has no {level}: its kernels' level is {LEVELS[best]}.")
-    batch, heads, tokens, width = q.shape
-    height, breadth, v_width = (len(rel_pos_h) + 1) // 2, (len(rel_pos_w) + 1) // 2, v.shape[-1]
-    tables = [(2 * height - 1, width), (2 * breadth - 1, width)]
-    fits = k.shape == q.shape and v.shape[:3] == q.shape[:3] and tokens == height * breadth
-    if not fits or [rel_pos_h.shape, rel_pos_w.shape] != tables:
+    height, breadth = (len(rel_pos_h) + 1) // 2, (len(rel_pos_w) + 1) // 2
+    tables = [(2 * side - 1, q.shape[-1]) for side in (height, breadth)]
+    if not _fit(q, k, v) or q.shape[2] != height * breadth or [rel_pos_h.shape, rel_pos_w.shape] != tables:
         shapes = ", ".join(str(x.shape) for x in (q, k, v, rel_pos_h, rel_pos_w))
         raise ValueError(f"q, k, v and the tables must be of one grid of h x w tokens, got {shapes}")
-    out = np.empty((batch, heads, tokens, v_width), np.float32)
+    return _attend(q, k, v, (height, breadth), (rel_pos_h, rel_pos_w, None), scale, threads, level)
+
+
+def biased_attention(
+    q: Tokens,
+    k: Tokens,
+    v: Float32[np.ndarray, "b heads n dv"],
+    bias: Float32[np.ndarray, "heads n n"],
+    scale: float,
+    *,
+    threads: int = 1,
+    level: str | None = None,
+) -> Float32[np.ndarray, "b heads n dv"]:
+    """The kernel with a bias of each pair of tokens, as TinyViT's windows have it; else as `attention`."""
+    if not _fit(q, k, v) or bias.shape != (q.shape[1], q.shape[2], q.shape[2]):
+        shapes = ", ".join(str(x.shape) for x in (q, k, v, bias))
+        raise ValueError(f"q, k, v and the bias must be of as many heads and tokens, got {shapes}")
+    return _attend(q, k, v, (1, q.shape[2]), (None, None, bias), scale, threads, level)
+
+
+def _fit(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> bool:
+    return k.shape == q.shape and v.shape[:3] == q.shape[:3]
+
+
+def _attend(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    grid: tuple[int, int],
+    positions: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None],
+    scale: float,
+    threads: int,
+    level: str | None,
+) -> np.ndarray:
+    kernels, number = loaded(level)
+    out = np.empty((*q.shape[:3], v.shape[-1]), np.float32)
     if out.size == 0:
         return out
     given = [_readable(x) for x in (q, k, v)]
-    rel_pos = [np.ascontiguousarray(x, np.float32) for x in (rel_pos_h, rel_pos_w)]
+    kept = [None if x is None else np.ascontiguousarray(x, np.float32) for x in positions]
     call = _Attention(
-        *(batch, heads, height, breadth, width, v_width),
+        *(*q.shape[:2], *grid, q.shape[-1], v.shape[-1]),
         *(_Strided.of(x) for x in given),
-        *(x.ctypes.data for x in rel_pos),
+        *(None if x is None else x.ctypes.data for x in kept),
         _Strided.of(out),
         scale,
     )
-    size = kernels.sam_edge_attention_workspace(ctypes.byref(call), threads, number)
-    workspace = np.empty(size, np.uint8)
+    workspace = np.empty(kernels.sam_edge_attention_workspace(ctypes.byref(call), threads, number), np.uint8)
     kernels.sam_edge_attention(ctypes.byref(call), threads, number, ctypes.c_void_p(workspace.ctypes.data))
     return out
 
@@ -113,7 +151,7 @@ class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "heads", "height", "width", "qk_width", "v_width")),
         *((name, _Strided) for name in ("q", "k", "v")),
-        *((name, ctypes.c_void_p) for name in ("rel_h", "rel_w")),
+        *((name, ctypes.c_void_p) for name in ("rel_h", "rel_w", "bias")),
         ("out", _Strided),
         ("scale", ctypes.c_float),
     )
@@ -131,8 +169,8 @@ class Work:
 
 
 def work(batch: int, heads: int, height: int, width: int, qk_width: int, v_width: int) -> Work:
-    """The least that attention over `batch` x `heads` grids costs, whoever computes it: a query's products with the keys,
-    with both tables at its distances, and of the weights with the values."""
+    """The least that attention over `batch` x `heads` grids costs, whoever computes it: a query's products with the
+    keys and with both tables at its distances, and those of the weights with the values."""
     tokens, grids = height * width, batch * heads
     tables = (2 * height - 1 + 2 * width - 1) * qk_width
     return Work(

@@ -54,12 +54,29 @@ def level(*, rounded: bool = False) -> str:
     return "" if kernels is None else LEVELS[kernels.sam_edge_best_level(int(rounded))]
 
 
+def loaded(level: str | None) -> tuple[ctypes.CDLL, int]:
+    """The compiled kernels, and the number of one of `LEVELS` that the processor has; of None, of its best in float32.
+
+    Raises:
+        BackendUnavailableError: there are no kernels, or not this level.
+    """
+    kernels = library()
+    if kernels is None:
+        raise BackendUnavailableError("there are no compiled kernels here: install a C++ compiler, then sam-edge.")
+    best = kernels.sam_edge_best_level(1)
+    number = kernels.sam_edge_best_level(0) if level is None else LEVELS.index(level)
+    if number > best:
+        raise BackendUnavailableError(f"this processor has no {level}: its kernels' level is {LEVELS[best]}.")
+    return kernels, number
+
+
 @cache
 def _load(file: Path) -> ctypes.CDLL | None:
     try:
         kernels = ctypes.CDLL(str(file))
         kernels.sam_edge_attention_workspace.restype = ctypes.c_int64
-        kernels.sam_edge_attention.restype = None
+        for name in ("attention", "gelu_of_integers", "gelu_to_integers"):
+            getattr(kernels, f"sam_edge_{name}").restype = None
     except (OSError, AttributeError):
         # absent, or of another system
         return None

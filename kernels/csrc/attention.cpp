@@ -7,6 +7,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "level.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -88,15 +90,6 @@ namespace avx512_bf16 {
 int64_t tasks_of_a_head(const Attention &a) { return (a.tokens() + TASK_ROWS - 1) / TASK_ROWS; }
 
 }  // namespace
-
-int best_level([[maybe_unused]] bool rounded) {
-#if defined(__x86_64__)
-  if (rounded && __builtin_cpu_supports("avx512bf16")) return AVX512_BF16;
-  if (__builtin_cpu_supports("avx512f")) return AVX512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
-#endif
-  return PLAIN;
-}
 
 int64_t count_tasks(const Attention &a) { return a.batch * a.heads * tasks_of_a_head(a); }
 

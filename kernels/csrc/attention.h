@@ -1,5 +1,7 @@
-// Attention with decomposed relative positions over grids of tokens (segment-anything's add_decomposed_rel_pos):
+// Attention over grids of tokens with decomposed relative positions (segment-anything's add_decomposed_rel_pos)
 //   out = softmax(scale * q k^T + q rel_h[rows between]^T + q rel_w[columns between]^T) v
+// or with a bias of each pair of tokens (TinyViT's)
+//   out = softmax(scale * q k^T + bias) v
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -21,17 +23,12 @@ struct Attention {
   int64_t qk_width, v_width;            // channels of a head
   Strided<const float> q, k, v;
   const float *rel_h, *rel_w;  // 2 height - 1 and 2 width - 1 rows of qk_width: a query's row less a key's, from the least on
+  const float *bias;           // heads x tokens x tokens; where there is one, no positions are read
   Strided<float> out;
   float scale;
 
   int64_t tokens() const { return height * width; }
 };
-
-// Instruction sets, from the plainest on. The last one multiplies bfloat16 and adds up in float32: q, k, v and weights are
-// rounded to 8 bits.
-enum Level : int { PLAIN = 0, AVX2 = 1, AVX512 = 2, AVX512_BF16 = 3 };
-// The best one here, of those in float32 alone or of all.
-int best_level(bool rounded);
 
 // A task is some rows of one head. Tasks are independent of each other, and any thread may do any of them.
 int64_t count_tasks(const Attention &);

@@ -8,15 +8,15 @@
 // A head is walked as FlashAttention does (Dao et al. 2022, alg. 1): blocks of QUERIES rows against blocks of KEYS
 // columns, whose scores never leave the first caches, with each row's peak and sum carried along. Both products are
 // register tiles of ROWS x VECTORS vectors. Exponentials are of two: log2(e) goes into q and the positions. A peak need
-// not be the largest score so far, only near it: the first one is that of a few keys, it is renewed when a block's weights
-// outgrow MOST, and else a block's scores become weights while they are in registers.
+// not be the largest score so far, only near it: the first one is a query's score of its own key, it is renewed when a
+// block's weights outgrow MOST, and else a block's scores become weights while they are in registers.
 
-typedef float Vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
+#include "vectors.h"
 
 constexpr int64_t PANEL = LANES * VECTORS;  // keys that a register tile takes
 static_assert(KEYS % PANEL == 0, "blocks of keys are whole panels");
 constexpr int64_t QUERY_BLOCK = QUERIES / ROWS * ROWS;
+constexpr int64_t FEW_ROWS = ROWS / 3;  // of a smaller tile, for the last ones
 // a row of scores has a vector to spare, for positions are written a vector at a time
 constexpr int64_t SCORE_STRIDE = KEYS + LANES;
 
@@ -33,46 +33,55 @@ typedef Vec Cells;
 constexpr int64_t WEIGHT_STRIDE = SCORE_STRIDE;  // weights take the place of scores
 #endif
 
-template <class V = Vec, class Number>
-TARGET static inline V load(const Number *from) {
-  V x;
-  memcpy(&x, from, sizeof x);
-  return x;
-}
-
-template <class Number, class V>
-TARGET static inline void store(Number *to, V x) {
-  memcpy(to, &x, sizeof x);
-}
-
-TARGET static inline Vec every(float x) { return x - Vec{}; }
-
-TARGET static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-
-TARGET static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
-
 TARGET static inline float largest(Vec x) {
+#if LANES == 16
+  return _mm512_reduce_max_ps((__m512)x);
+#else
   float most = x[0];
   for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
   return most;
+#endif
 }
 
 TARGET static inline float sum(Vec x) {
+#if LANES == 16
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float total = 0;
   for (int i = 0; i < LANES; i++) total += x[i];
   return total;
+#endif
+}
+
+// The first `there` of a vector of floats, and zeros.
+TARGET static inline Vec load_part(const float *from, int64_t there) {
+  if (there >= LANES) return load(from);
+  float part[LANES] = {};
+  for (int64_t i = 0; i < there; i++) part[i] = from[i];
+  return load(part);
+}
+
+// Cells of LANES x PER_CELL numbers that follow each other, of which `there` are not zero, times `scale`.
+TARGET static inline Cells cells_of(const float *from, int64_t there, float scale) {
+  Vec x = load_part(from, there) * scale;
+#if PAIRED
+  return (Cells)_mm512_cvtne2ps_pbh((__m512)(load_part(from + LANES, there - LANES) * scale), (__m512)x);
+#else
+  return x;
+#endif
+}
+
+// Cells of as many numbers as there are lanes of x, and where they are pairs as many of y.
+TARGET static inline Cells cells_across(Vec x, [[maybe_unused]] Vec y) {
+#if PAIRED
+  return (Cells)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)) |
+         (Cells)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)y)) << 16;
+#else
+  return x;
+#endif
 }
 
 #if PAIRED
-// To the nearest bfloat16, ties to even; NaNs stay.
-TARGET static inline uint32_t rounded(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return (x == x ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000) >> 16;
-}
-
-TARGET static inline Cell cell(float first, float second) { return rounded(first) | rounded(second) << 16; }
-
 TARGET static inline Vec add_product(Vec sum, Cell x, Cells y) {
   return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(x - Cells{}), (__m512bh)y);
 }
@@ -82,8 +91,6 @@ TARGET static inline void store_weights(Cell *to, const Vec *x) {
     store(to + c / 2 * LANES, (Cells)_mm512_cvtne2ps_pbh((__m512)x[c + 1], (__m512)x[c]));
 }
 #else
-TARGET static inline Cell cell(float x, float) { return x; }
-
 TARGET static inline Vec add_product(Vec sum, Cell x, Cells y) { return sum + x * y; }
 
 TARGET static inline void store_weights(Cell *to, const Vec *x) {
@@ -115,10 +122,9 @@ TARGET static inline Vec exp2_of(Vec x) {
   Vec whole = (Vec)_mm512_roundscale_ps((__m512)x, 0);
   return (Vec)_mm512_scalef_ps((__m512)exp2_near_zero(x - whole), (__m512)whole);
 #else
-  const float round = 12582912;  // 1.5 x 2^23: the sum's low bits are the nearest integer
   x = larger(every(-126), smaller(every(126), x));
-  Vec shifted = x + round;
-  return (Vec)((Bits)exp2_near_zero(x - (shifted - round)) + ((Bits)shifted << 23));
+  Vec shifted = x + ROUND;
+  return (Vec)((Bits)exp2_near_zero(x - (shifted - ROUND)) + ((Bits)shifted << 23));
 #endif
 }
 
@@ -179,6 +185,7 @@ struct Head {
   float *rel_h, *rel_w;           // channel after channel, from the greatest distance on
   Cell *queries;                  // of a block of rows, scaled
   float *along_h, *along_w;       // the positions of its keys' rows and columns
+  const float **bias;             // or where its biases begin
   float *scores, *lanes, *peak, *total, *shrink, *sums;
   Cell *weights;
 
@@ -190,8 +197,8 @@ struct Head {
         h_stride(up(a.height, LANES)),
         // columns are read a vector at a time from any one on
         w_stride(up(a.width, LANES) + LANES),
-        h_table(2 * a.height - 1 + LANES),
-        w_table(2 * a.width - 1 + LANES) {
+        h_table(a.bias ? 0 : 2 * a.height - 1 + LANES),
+        w_table(a.bias ? 0 : 2 * a.width - 1 + LANES) {
     auto part = [&](auto *&start, int64_t size) {
       using Pointer = std::remove_reference_t<decltype(start)>;
       start = memory ? reinterpret_cast<Pointer>(memory + floats) : nullptr;
@@ -201,9 +208,10 @@ struct Head {
     part(values, token_cells * value_width);
     part(rel_h, a.qk_width * h_table);
     part(rel_w, a.qk_width * w_table);
-    part(queries, QUERY_BLOCK * qk_cells);
+    part(queries, QUERY_BLOCK * qk_cells + LANES);
     part(along_h, QUERY_BLOCK * h_stride);
     part(along_w, QUERY_BLOCK * w_stride);
+    part(bias, QUERY_BLOCK * int64_t(sizeof *bias / sizeof(float)));
     part(sums, QUERY_BLOCK * value_width);
     part(scores, QUERY_BLOCK * SCORE_STRIDE);
     if (PER_CELL > 1)
@@ -225,19 +233,26 @@ struct Head {
       if (there < PANEL) memset(panel, 0, PANEL * qk_cells * sizeof(Cell));
       for (int64_t j = 0; j < there; j++) {
         const float *key = k + (start + j) * a.k.token;
-        for (int64_t i = 0; i < a.qk_width; i += PER_CELL)
-          panel[i / PER_CELL * PANEL + j] = cell(key[i], i + 1 < a.qk_width ? key[i + 1] : 0);
+        for (int64_t i = 0; i < qk_cells; i += LANES) {
+          Cell cells[LANES];
+          store(cells, cells_of(key + i * PER_CELL, a.qk_width - i * PER_CELL, 1));
+          for (int64_t c = 0; c < std::min<int64_t>(qk_cells - i, LANES); c++) panel[(i + c) * PANEL + j] = cells[c];
+        }
       }
     }
     Cell *row = values;
     for (int64_t c = 0; c < value_width; c += PANEL) {
-      int64_t size = std::min(value_width - c, PANEL), there = std::min(a.v_width - c, size);
+      int64_t size = std::min(value_width - c, PANEL);
       for (int64_t j = 0; j < a.tokens(); j += PER_CELL, row += size) {
-        const float *value = v + j * a.v.token + c, *next = j + 1 < a.tokens() ? value + a.v.token : nullptr;
-        for (int64_t i = 0; i < there; i++) row[i] = cell(value[i], next ? next[i] : 0);
-        for (int64_t i = there; i < size; i++) row[i] = 0;
+        const float *value = v + j * a.v.token;
+        for (int64_t i = 0; i < size; i += LANES) {
+          int64_t there = a.v_width - c - i;
+          Vec next = j + 1 < a.tokens() && PER_CELL > 1 ? load_part(value + a.v.token + c + i, there) : Vec{};
+          store(row + i, cells_across(load_part(value + c + i, there), next));
+        }
       }
     }
+    if (a.bias) return;
     turn(a.rel_h, 2 * a.height - 1, h_table, rel_h);
     turn(a.rel_w, 2 * a.width - 1, w_table, rel_w);
   }
@@ -262,56 +277,88 @@ struct Head {
     for (int64_t r = 0; r < tiled; r++) {
       int64_t token = first + std::min(r, rows - 1);
       const float *q = a.q.of(b, h) + token * a.q.token;
-      float scale = a.scale * LOG2_E;
-      for (int64_t i = 0; i < a.qk_width; i += PER_CELL)
-        queries[r * qk_cells + i / PER_CELL] = cell(q[i] * scale, i + 1 < a.qk_width ? q[i + 1] * scale : 0);
-      place(q, rel_h, h_table, a.height, token / a.width, along_h + r * h_stride);
-      place(q, rel_w, w_table, a.width, token % a.width, along_w + r * w_stride);
-      store(along_w + (r + 1) * w_stride - LANES, Vec{});
+      // what is too much of the last vector is written over by the next row, or lies in the spare one
+      for (int64_t i = 0; i < qk_cells; i += LANES)
+        store(queries + r * qk_cells + i, cells_of(q + i * PER_CELL, a.qk_width - i * PER_CELL, a.scale * LOG2_E));
       total[r] = 0;
+      if (a.bias) {
+        bias[r] = a.bias + (h * a.tokens() + token) * a.tokens();
+      } else {
+        place(q, rel_h, h_table, a.height, token / a.width, along_h + r * h_stride);
+        place(q, rel_w, w_table, a.width, token % a.width, along_w + r * w_stride);
+        store(along_w + (r + 1) * w_stride - LANES, Vec{});
+      }
+      peak[r] = own_score(q, a.k.of(b, h) + token * a.k.token, r, token);
     }
     memset(sums, 0, tiled * value_width * sizeof(float));
-    // a first guess at the peaks
-    score<false>(0, std::min(a.tokens(), PANEL), tiled);
-    for (int64_t r = 0; r < tiled; r++) peak[r] = largest(load(lanes + r * LANES));
   }
 
-  // The sum of both positions of each key of a block, for one query.
-  TARGET void add_positions(int64_t r, int64_t row, int64_t column, int64_t block) const {
+  // A query's score of its own key, rounded differently.
+  TARGET float own_score(const float *q, const float *k, int64_t r, int64_t token) const {
+    Vec products = {};
+    int64_t i = 0;
+    for (; i + LANES <= a.qk_width; i += LANES) products += load(q + i) * load(k + i);
+    float total = sum(products);
+    for (; i < a.qk_width; i++) total += q[i] * k[i];
+    float position = a.bias ? bias[r][token] * LOG2_E
+                            : along_h[r * h_stride + token / a.width] + along_w[r * w_stride + token % a.width];
+    return total * (a.scale * LOG2_E) + position;
+  }
+
+  // The bias of each key of a block, or the sum of both positions, for one query; keys that are not there weigh nothing.
+  TARGET void add_positions(int64_t r, int64_t key, int64_t block) const {
+    float *line = scores + r * SCORE_STRIDE;
+    if (a.bias) {
+      int64_t i = 0;
+      for (; i + LANES <= block; i += LANES) store(line + i, load(bias[r] + key + i) * LOG2_E);
+      for (; i < block; i++) line[i] = bias[r][key + i] * LOG2_E;
+    } else {
+      add_relative(r, key / a.width, key % a.width, block);
+    }
+    for (int64_t i = block; i < up(block, PANEL); i++) line[i] = -INFINITY;
+  }
+
+  TARGET void add_relative(int64_t r, int64_t row, int64_t column, int64_t block) const {
     float *line = scores + r * SCORE_STRIDE;
     for (int64_t at = 0; at < block; row++) {
       int64_t left = std::min(a.width - column, block - at);
       Vec along = every(along_h[r * h_stride + row]);
       const float *across = along_w + r * w_stride + column;
-      // what is too much of the last vector is written over by the next row, or lies in the spare one
       for (int64_t i = 0; i < left; i += LANES) store(line + at + i, load(across + i) + along);
       at += left;
       column = 0;
     }
-    for (int64_t i = block; i < up(block, PANEL); i++) line[i] = -INFINITY;
   }
 
   template <bool FINAL>
   TARGET void score(int64_t key, int64_t block, int64_t tiled) const {
-    int64_t row = key / a.width, column = key % a.width;
     for (int64_t r = 0; r < tiled; r++) {
-      add_positions(r, row, column, block);
+      add_positions(r, key, block);
       store(lanes + r * LANES, every(FINAL ? 0 : LOWEST));
     }
-    for (int64_t panel = 0; panel < block; panel += PANEL)
-      for (int64_t r = 0; r < tiled; r += ROWS)
-        add_products<ROWS, FINAL>(queries + r * qk_cells, keys + (key + panel) * qk_cells, qk_cells, peak + r,
-                                  scores + r * SCORE_STRIDE + panel, weights + r * WEIGHT_STRIDE + panel / PER_CELL,
-                                  lanes + r * LANES);
+    for (int64_t panel = 0; panel < block; panel += PANEL) {
+      int64_t r = 0;
+      for (; r + ROWS <= tiled; r += ROWS) score_tile<ROWS, FINAL>(r, key, panel);
+      for (; r < tiled; r += FEW_ROWS) score_tile<FEW_ROWS, FINAL>(r, key, panel);
+    }
+  }
+
+  template <int R, bool FINAL>
+  TARGET void score_tile(int64_t r, int64_t key, int64_t panel) const {
+    add_products<R, FINAL>(queries + r * qk_cells, keys + (key + panel) * qk_cells, qk_cells, peak + r,
+                           scores + r * SCORE_STRIDE + panel, weights + r * WEIGHT_STRIDE + panel / PER_CELL,
+                           lanes + r * LANES);
   }
 
   // Weights of a block by the peaks so far, in one pass; false, and nothing done, where they outgrow them.
   TARGET bool weigh_by_old_peaks(int64_t key, int64_t block, int64_t tiled) const {
     score<true>(key, block, tiled);
-    for (int64_t r = 0; r < tiled; r++)
-      if (!(sum(load(lanes + r * LANES)) < MOST)) return false;
     for (int64_t r = 0; r < tiled; r++) {
-      total[r] += sum(load(lanes + r * LANES));
+      shrink[r] = sum(load(lanes + r * LANES));
+      if (!(shrink[r] < MOST)) return false;
+    }
+    for (int64_t r = 0; r < tiled; r++) {
+      total[r] += shrink[r];
       shrink[r] = 1;
     }
     return true;
@@ -342,19 +389,24 @@ struct Head {
     for (int64_t c = 0; c < value_width; c += PANEL) {
       int64_t vectors = std::min(value_width - c, PANEL) / LANES;
       const Cell *part = values + c * token_cells + key / PER_CELL * vectors * LANES;
-      for (int64_t r = 0; r < tiled; r += ROWS) {
-        const Cell *rows = weights + r * WEIGHT_STRIDE;
-        float *into = sums + r * value_width + c;
-        if (vectors == VECTORS)
-          add_values<ROWS, VECTORS>(rows, part, cells, value_width, shrink + r, into);
-        else if (vectors == 3)
-          add_values<ROWS, 3>(rows, part, cells, value_width, shrink + r, into);
-        else if (vectors == 2)
-          add_values<ROWS, 2>(rows, part, cells, value_width, shrink + r, into);
-        else
-          add_values<ROWS, 1>(rows, part, cells, value_width, shrink + r, into);
-      }
+      int64_t r = 0;
+      for (; r + ROWS <= tiled; r += ROWS) add_tile<ROWS>(r, c, vectors, part, cells);
+      for (; r < tiled; r += FEW_ROWS) add_tile<FEW_ROWS>(r, c, vectors, part, cells);
     }
+  }
+
+  template <int R>
+  TARGET void add_tile(int64_t r, int64_t c, int64_t vectors, const Cell *part, int64_t cells) const {
+    const Cell *rows = weights + r * WEIGHT_STRIDE;
+    float *into = sums + r * value_width + c;
+    if (vectors == VECTORS)
+      add_values<R, VECTORS>(rows, part, cells, value_width, shrink + r, into);
+    else if (vectors == 3)
+      add_values<R, 3>(rows, part, cells, value_width, shrink + r, into);
+    else if (vectors == 2)
+      add_values<R, 2>(rows, part, cells, value_width, shrink + r, into);
+    else
+      add_values<R, 1>(rows, part, cells, value_width, shrink + r, into);
   }
 
   TARGET void finish(float *out, int64_t rows) const {
@@ -369,7 +421,7 @@ TARGET static void attend(const Attention &a, int64_t b, int64_t h, int64_t firs
   const Head head(a, memory);
   head.pack(a.k.of(b, h), a.v.of(b, h));
   for (int64_t at = first; at < last; at += QUERY_BLOCK) {
-    int64_t rows = std::min(last - at, QUERY_BLOCK), tiled = up(rows, ROWS);
+    int64_t rows = std::min(last - at, QUERY_BLOCK), tiled = up(rows, FEW_ROWS);
     head.start(b, h, at, rows, tiled);
     for (int64_t key = 0; key < a.tokens(); key += KEYS) {
       int64_t block = std::min(a.tokens() - key, KEYS);

@@ -6,6 +6,8 @@
 
 #include "attention.h"
 #include "export.h"
+#include "gelu.h"
+#include "level.h"
 
 using namespace sam_edge;
 
@@ -15,6 +17,18 @@ EXPORTED int sam_edge_best_level(int rounded) { return best_level(rounded != 0);
 // Bytes that `sam_edge_attention` needs of its caller.
 EXPORTED int64_t sam_edge_attention_workspace(const Attention *a, int threads, int level) {
   return (int64_t(workspace_floats(*a, level)) * std::max(threads, 1) + 16) * int64_t(sizeof(float));
+}
+
+// One thread's: see gelu.h.
+EXPORTED void sam_edge_gelu_of_integers(const Grid *from, const Grid *to, const uint8_t *x, uint8_t *y, int64_t count) {
+  uint8_t table[256];
+  gelu_table(*from, *to, table);
+  look_up(table, x, y, count);
+}
+
+EXPORTED void sam_edge_gelu_to_integers(const float *x, const float *bias, const Grid *to, uint8_t *y, int64_t rows,
+                                        int64_t channels, int level) {
+  rounded_gelu(x, bias, *to, y, rows, channels, level);
 }
 
 // Compute `a` on so many threads, of which the caller's is one. Where the system starts fewer, those do all.

@@ -23,8 +23,10 @@ slower."""
 ROLES = ("q", "k", "v", "rel_pos_h", "rel_pos_w")
 """What attention with relative positions is given, as exported graphs have it marked: tokens of all heads side by side,
 and the tables of positions."""
+BIASED_ROLES = ("qkv", "bias")
+"""What attention with a bias of each pair is given: tokens with q, k and v of each head side by side, and the bias."""
 RESULT = "result"
-"""What it gives: tokens of all heads side by side."""
+"""What attention gives: tokens of all heads side by side."""
 
 Bias = Tensor | tuple[Tensor, Tensor] | None
 """Added to attention's logits: a tensor (or a mask, False where not to look), or relative positions as rel_h, rel_w."""
@@ -63,15 +65,20 @@ def _(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     return q.new_empty(*q.shape[:-1], v.shape[-1])
 
 
-@torch.library.custom_op("sam_edge::marked", mutates_args=())
-def marked(x: Tensor, role: str) -> Tensor:
-    """x, whose value in an exported graph is to be found again by `role`."""
+@torch.library.custom_op("sam_edge::_marked", mutates_args=())
+def _marked(x: Tensor, role: str) -> Tensor:
     return x.clone()
 
 
-@marked.register_fake
+@_marked.register_fake
 def _(x: Tensor, role: str) -> Tensor:
     return torch.empty_like(x)
+
+
+def marked(x: Tensor, role: str) -> Tensor:
+    """x, whose value in a graph is to be found again by `role` while one is exported: see
+    `sam_edge.export.kernel_notes`."""
+    return _marked(x, role) if torch.compiler.is_exporting() else x
 
 
 def summed(rel_h: Float[Tensor, "*b n h"], rel_w: Float[Tensor, "*b n w"]) -> Float[Tensor, "*b n h*w"]:

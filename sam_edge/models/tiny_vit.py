@@ -13,7 +13,7 @@ from timm.models.tiny_vit import Attention, ConvLayer, MBConv, NormMlp, PatchEmb
 from torch import Tensor, nn
 
 from sam_edge.errors import ModelError
-from sam_edge.models.attention import AttentionProducts
+from sam_edge.models.attention import BIASED_ROLES, RESULT, AttentionProducts, marked
 from sam_edge.models.neck import build_neck
 from sam_edge.models.vit import swap_modules
 from sam_edge.segment.config import ModelConfig, StageConfig
@@ -67,10 +67,12 @@ class _FreshBiasAttention(Attention):
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """timm's own, but for its products, which are a module."""
-        heads = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        given = self.qkv(self.norm(x)), self.get_attention_biases(x.device)
+        tokens, bias = (marked(value, role) for value, role in zip(given, BIASED_ROLES, strict=True))
+        heads = tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         q, k, v = heads.split([self.key_dim, self.key_dim, self.val_dim], -1)
-        out = self.products(q, k, v, self.get_attention_biases(x.device))
-        return self.proj(out.transpose(1, 2).flatten(2))
+        out = self.products(q, k, v, bias)
+        return self.proj(marked(out.transpose(1, 2).flatten(2), RESULT))
 
     def train(self, mode: bool = True) -> "_FreshBiasAttention":
         """As everywhere in torch, returns the module itself; timm's returns None."""

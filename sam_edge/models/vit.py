@@ -53,18 +53,13 @@ class SplitAttention(nn.Module):
         """Attend within each of the b grids."""
         grid = x.shape[1:3]
         tokens = x.flatten(1, 2)
-        # where kernels may take over: see sam_edge.export.kernel_notes
-        mark = marked if self.use_rel_pos and torch.compiler.is_exporting() else lambda x, _: x
-        q, k, v = (
-            self._by_head(mark(layer(tokens), role))
-            for layer, role in zip((self.q, self.k, self.v), ROLES, strict=False)
-        )
-        bias = None
+        given = [layer(tokens) for layer in (self.q, self.k, self.v)]
         if self.use_rel_pos:
-            tables = (mark(x, role) for x, role in zip((self.rel_pos_h, self.rel_pos_w), ROLES[3:], strict=True))
-            bias = relative_positions(q.unflatten(2, grid), *tables)
-        out = mark(self.products(q, k, v, bias).transpose(1, 2).flatten(2), RESULT)
-        return self.proj(out.unflatten(1, grid))
+            given = [marked(x, role) for x, role in zip((*given, self.rel_pos_h, self.rel_pos_w), ROLES, strict=True)]
+        q, k, v = (self._by_head(x) for x in given[:3])
+        bias = relative_positions(q.unflatten(2, grid), *given[3:]) if self.use_rel_pos else None
+        out = self.products(q, k, v, bias).transpose(1, 2).flatten(2)
+        return self.proj((marked(out, RESULT) if self.use_rel_pos else out).unflatten(1, grid))
 
     def _by_head(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n d"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

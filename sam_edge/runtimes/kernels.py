@@ -1,15 +1,18 @@
 """Exported graphs with sam-edge's own kernels in place of the nodes that they compute faster.
 
-An export notes which nodes those are (`kernels` of a graph in `model.json`). An ONNX file is a protobuf message, and
-all that is needed of that format is to leave nodes out and to put others in (protobuf.dev/programming-guides/encoding).
+An export notes which nodes those are (`kernels` of a graph in `model.json`: see `sam_edge.export.kernel_notes`). An
+ONNX file is a protobuf message, and all that is needed of that format is to leave nodes out and to put others in
+(protobuf.dev/programming-guides/encoding).
 """
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-DOMAIN, OPERATOR = "sam_edge", "PositionalAttention"
-"""As csrc/onnxruntime.cpp registers it."""
+DOMAIN = "sam_edge"
+ATTENTIONS = ("PositionalAttention", "BiasedAttention")
+OPERATORS = (*ATTENTIONS, "GeluOfIntegers", "GeluToIntegers")
+"""As csrc/onnxruntime.cpp registers them."""
 GRAPH, OPSETS = 7, 8
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
 NAME = 8
@@ -19,16 +22,22 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 def with_kernels(model: bytes, notes: Sequence[Mapping[str, Any]], *, rounded: bool = False) -> bytes:
-    """The bytes of an ONNX file with an operator in place of each attention that its export has noted.
+    """The bytes of an ONNX file with a kernel's operator in place of what its export has noted.
 
-    `rounded` lets its products be of bfloat16 where the processor multiplies it. Notes of a form that this version does
-    not write are passed over.
+    `rounded` lets attention's products be of bfloat16 where the processor multiplies it. Notes that another version
+    wrote of an operator that is not here are passed over.
     """
-    notes = [{**note, "rounded": rounded} for note in notes if "heads" in note]
+    notes = [_as_operator(note, rounded) for note in notes if note.get("operator") in OPERATORS]
     parts = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
     (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
     opset = _text(1, DOMAIN) + _number(2, 1)
     return b"".join([*parts, _message(GRAPH, _graph(_content(graph), notes)), _message(OPSETS, opset)])
+
+
+def _as_operator(note: Mapping[str, Any], rounded: bool) -> Mapping[str, Any]:
+    if note["operator"] not in ATTENTIONS:
+        return note
+    return {**note, "attributes": {**note["attributes"], "rounded": int(rounded)}}
 
 
 def attention_alone(
@@ -50,7 +59,7 @@ def attention_alone(
     nodes = [part for number, part in fields if number == NODE]
     parts: list[bytes | memoryview] = [nodes[at] for at in sorted(places)]
     if kernel:
-        parts = [_message(NODE, _operator({**note, "rounded": rounded}))]
+        parts = [_message(NODE, _operator(_as_operator(note, rounded)))]
     # tables of positions are given like the rest
     given = {name.encode() for name in note["inputs"]}
     parts += [part for number, part in fields if number == INITIALIZER and _name(part) not in given]
@@ -85,12 +94,17 @@ def _graph(graph: memoryview, notes: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _operator(note: Mapping[str, Any]) -> bytes:
-    """A node: its inputs, output, operator and domain, and attributes: a float (type 1) and integers (2)."""
+    """A node: its inputs, output, operator, attributes and domain."""
     inputs = b"".join(_text(1, name) for name in note["inputs"])
-    scale = _text(1, "scale") + _tag(2, FIXED32) + struct.pack("<f", note["scale"]) + _number(20, 1)
-    integers = (_text(1, name) + _number(3, note[name]) + _number(20, 2) for name in ("heads", "rounded"))
-    attributes = b"".join(_message(5, attribute) for attribute in (scale, *integers))
-    return inputs + _text(2, note["output"]) + _text(4, OPERATOR) + attributes + _text(7, DOMAIN)
+    attributes = b"".join(_message(5, _attribute(name, value)) for name, value in note["attributes"].items())
+    return inputs + _text(2, note["output"]) + _text(4, note["operator"]) + attributes + _text(7, DOMAIN)
+
+
+def _attribute(name: str, value: float) -> bytes:
+    """A float (type 1) or an integer (2)."""
+    if isinstance(value, float):
+        return _text(1, name) + _tag(2, FIXED32) + struct.pack("<f", value) + _number(20, 1)
+    return _text(1, name) + _number(3, value) + _number(20, 2)
 
 
 def _name(initializer: memoryview) -> bytes:

@@ -31,14 +31,15 @@ def test_the_attention_of_each_block_is_noted(form, tiny_config, make_sam, photo
         quantize_model(model, [photo], INT8)
     to_onnx._take_form(model, OnnxOptions(precision, products=products))
     entry = to_onnx._write(encoder_graph(model, torch.float32), tmp_path)
-    file, notes = tmp_path / entry["file"], entry["kernels"]
+    file = tmp_path / entry["file"]
+    notes = [note for note in entry["kernels"] if note["operator"] == "PositionalAttention"]
     graph = onnx.load(file)
     assert {opset.domain for opset in graph.opset_import} == {""}
     assert not any(node.domain == MARKS for node in graph.graph.node)
     places = [at for note in notes for start, length in note["nodes"] for at in range(start, start + length)]
     assert len(set(places)) == len(places) <= len(graph.graph.node)
     for note, block in zip(notes, tiny_config.blocks, strict=True):
-        assert note["scale"] == pytest.approx((block.qk / block.heads) ** -0.5)
+        assert note["attributes"] == {"heads": block.heads, "scale": pytest.approx((block.qk / block.heads) ** -0.5)}
         kinds = {graph.graph.node[at].op_type for start, length in note["nodes"] for at in range(start, start + length)}
         assert kinds & {"Softmax", "Scan"}
         # projections are no part of it

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam_edge.errors import BackendUnavailableError
-from sam_edge.kernels.attention import attention, reference, work
+from sam_edge.kernels.attention import attention, biased_attention, biased_reference, reference, work
 from sam_edge.kernels.library import LEVELS, library
 
 kernels = library()
@@ -84,6 +84,31 @@ def test_it_is_the_reference_in_any_size(
     # the error of a score goes with its size: up to 3 x 5 x 5 x 80
     most = 1e-5 * max(1, spread**2) + rounding(level)
     assert largest_error(arrays, LN_2, threads=threads, level=level) < most
+
+
+@pytest.mark.parametrize("level", HERE)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    sizes=st.tuples(*(st.integers(1, most) for most in (2, 2, 440, 80, 80))),
+    spread=st.sampled_from((0.1, 1.0, 5.0)),
+    seed=st.integers(0, 99),
+)
+def test_a_bias_of_each_pair_is_added_in_any_size(sizes: tuple[int, ...], spread: float, seed: int, level: str) -> None:
+    batch, heads, tokens, qk, v = sizes
+    rng = np.random.default_rng(seed)
+    shapes = [(batch, heads, tokens, width) for width in (qk, qk, v)]
+    q, k, values = (of_8_bits((spread * rng.standard_normal(shape)).astype(np.float32)) for shape in shapes)
+    bias = (10 * rng.standard_normal((heads, tokens, tokens))).astype(np.float32)
+    found = biased_attention(q, k, values, bias, LN_2, threads=2, level=level)
+    wanted = biased_reference(*(x.astype(np.float64) for x in (q, k, values, bias)), LN_2)
+    most = 1e-5 * max(1, spread**2) + rounding(level)
+    assert np.abs(found - wanted).max() < most * np.abs(values).max()
+
+
+def test_a_bias_of_other_tokens_is_refused() -> None:
+    q, k, v, *_ = operands(1, 2, 3, 4, 8, 8)
+    with pytest.raises(ValueError, match="as many heads and tokens"):
+        biased_attention(q, k, v, np.zeros((2, 12, 11), np.float32), 1.0)
 
 
 @pytest.mark.parametrize("level", HERE)
