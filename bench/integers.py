@@ -31,6 +31,12 @@ class Contender:
     runtime: str
     """`onnxruntime`, `openvino` or `openvino-bf16`."""
     file: Path
+    """A graph, which its runtime alone runs, or an exported folder, opened as sam-edge opens it."""
+
+    @property
+    def graph(self) -> Path:
+        """The encoder's file."""
+        return self.file / "encoder.onnx" if self.file.is_dir() else self.file
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def race(
             wall_ms=tuple(time for result in results for time in result["wall_ms"]),
             cpu_ms=tuple(time for result in results for time in result["cpu_ms"]),
             peak_bytes=max(result["peak_bytes"] for result in results),
-            file_bytes=contenders[name].file.stat().st_size,
+            file_bytes=contenders[name].graph.stat().st_size,
         )
         for name, results in found.items()
     }

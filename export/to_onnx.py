@@ -120,16 +120,7 @@ def export_onnx(
     with atomic_folder(out) as work:
         described = {spec.name: _write(spec, work) for spec in graphs(model, dtype)}
         counted = cost(model.config.replace(quantization=None))
-        manifest: dict[str, Any] = {
-            "schema": SCHEMA,
-            "precision": options.precision,
-            "dialect": options.dialect if quantized else None,
-            "integer_form": _integer_form(model, options) if quantized else None,
-            "opset": OPSET,
-            "config": asdict(model.config),
-            "cost": asdict(counted),
-            "graphs": described,
-        }
+        manifest = _manifest(model, options, described) | {"cost": asdict(counted)}
         (work / MANIFEST).write_text(json.dumps(manifest))
         # what is proven is what every tool computes
         runtime = OnnxRuntime(work, threads=cpu_threads(), kernels=False)
@@ -147,9 +138,25 @@ def export_onnx(
 
 
 def write_encoder(model: EdgeSam, folder: Path, options: OnnxOptions) -> Path:
-    """The encoder's graph alone, unproven, for timing; `model` is consumed."""
+    """An exported folder of the encoder alone, unproven, for timing; returns the graph's file. `model` is consumed."""
     _take_form(model, options)
-    return folder / _write(encoder_graph(model, torch.float32), folder)["file"]
+    described = {"encoder": _write(encoder_graph(model, torch.float32), folder)}
+    (folder / MANIFEST).write_text(json.dumps(_manifest(model, options, described)))
+    return folder / described["encoder"]["file"]
+
+
+def _manifest(model: EdgeSam, options: OnnxOptions, graphs: dict[str, Any]) -> dict[str, Any]:
+    """What `model.json` says at least."""
+    quantized = model.config.quantization is not None
+    return {
+        "schema": SCHEMA,
+        "precision": options.precision,
+        "dialect": options.dialect if quantized else None,
+        "integer_form": _integer_form(model, options) if quantized else None,
+        "opset": OPSET,
+        "config": asdict(model.config),
+        "graphs": graphs,
+    }
 
 
 def _take_form(model: EdgeSam, options: OnnxOptions) -> None:

@@ -80,7 +80,7 @@ def _openvino() -> str:
     core: Any = load_openvino().Core()
     names = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16", "INT8": "int8"}
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ", ".join(name for known, name in names.items() if known in able)
+    return f"{', '.join(name for known, name in names.items() if known in able)}; {_kernels()}"
 
 
 def _tensorrt(flavor: Any) -> str:

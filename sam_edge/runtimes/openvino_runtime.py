@@ -5,8 +5,11 @@ from typing import Any, Literal
 
 from sam_edge.errors import BackendUnavailableError, ExportError
 from sam_edge.halves import missing
+from sam_edge.kernels.library import library_file
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
+from sam_edge.runtimes.kernels import ATTENTIONS, with_kernels
+from sam_edge.runtimes.openvino_kernels import add_kernels
 
 PrecisionHint = Literal["f32", "bf16", "f16"]
 
@@ -43,11 +46,14 @@ def float_runtimes() -> list[str]:
 class OpenVinoRuntime(GraphRuntime):
     """An exported folder in OpenVINO, on the CPU; a graph is compiled when it is first called."""
 
-    def __init__(self, folder: str | Path, precision_hint: PrecisionHint = "f32", threads: int = 0) -> None:
+    def __init__(
+        self, folder: str | Path, precision_hint: PrecisionHint = "f32", threads: int = 0, *, kernels: bool = True
+    ) -> None:
         """`f32` computes as the graphs say; `bf16` and `f16` let float layers be computed in halves.
 
         Left to itself OpenVINO takes bfloat16 wherever the processor has it, and results differ between machines.
-        `threads` 0 leaves the choice to OpenVINO.
+        `threads` 0 leaves the choice to OpenVINO. sam-edge's own kernels compute what they are faster at, where they
+        are installed and if `kernels`.
 
         Raises:
             BackendUnavailableError: OpenVINO is absent, or this processor does not compute in that precision.
@@ -73,26 +79,50 @@ class OpenVinoRuntime(GraphRuntime):
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads
         self._requests: dict[str, Any] = {}
+        self._kernels = kernels and library_file() is not None
+        if self._kernels:
+            add_kernels(self._core, threads)
+
+    @property
+    def with_kernels(self) -> tuple[str, ...]:
+        """The graphs in which sam-edge's own kernels compute."""
+        return tuple(name for name in self.folder.graphs if self._kernels and self._notes(name))
+
+    def _notes(self, graph: str) -> list[dict[str, Any]]:
+        """What kernels compute of a graph: nothing of one with weights beside it, which OpenVINO reads as it lies."""
+        file = self.folder.graph_file(graph)
+        if file.with_name(f"{file.name}.data").exists():
+            return []
+        return [note for note in self.folder.graphs[graph].get("kernels", []) if note["operator"] in ATTENTIONS]
+
+    def _graph(self, name: str) -> Path | bytes:
+        file = self.folder.graph_for_this_cpu(name)
+        if name not in self.with_kernels:
+            return file
+        # what is computed in integers, or in bfloat16 as asked, has 8 bits already
+        rounded = bool(self.folder.graphs[name].get("integers")) or self.name == "openvino-bf16"
+        return with_kernels(file if isinstance(file, bytes) else file.read_bytes(), self._notes(name), rounded=rounded)
 
     def _run(self, graph: str, inputs: Values) -> Values:
         if graph not in self._requests:
-            self._requests[graph] = _request(self._core, self.folder, graph, self._options)
+            self._requests[graph] = _request(
+                self._core, self._graph(graph), self.folder.graph_file(graph).name, self._options
+            )
         # inputs are only read; outputs are copied, since the next call overwrites the request's own
         found = self._requests[graph].infer(dict(inputs), share_inputs=True, share_outputs=False)
         return {name: found[name] for name in self.folder.graphs[graph]["outputs"]}
 
 
-def _request(core: Any, folder: ExportedFolder, name: str, options: dict[str, Any]) -> Any:
+def _request(core: Any, graph: Path | bytes, name: str, options: dict[str, Any]) -> Any:
     """A graph compiled for the CPU, ready to be called.
 
     Raises:
         ExportError: OpenVINO refuses it.
     """
     try:
-        model = core.read_model(folder.graph_for_this_cpu(name))
-        return core.compile_model(model, "CPU", options).create_infer_request()
+        return core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # its first lines name OpenVINO's own source files
         reason = next((line for line in lines if not line.startswith("Exception from")), "no reason given")
-        raise ExportError(f"OpenVINO refuses {folder.graph_file(name).name}: {reason}.") from error
+        raise ExportError(f"OpenVINO refuses {name}: {reason}.") from error

@@ -14,6 +14,7 @@ from sam_edge.runtimes import listing
 from sam_edge.runtimes.folder import MANIFEST, graph_sha256
 from sam_edge.runtimes.kernels import ATTENTIONS, DOMAIN, attention_alone, with_kernels
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime
 
 needs_kernels = pytest.mark.skipif(library_file() is None, reason="sam-edge was installed without a compiler")
 
@@ -72,6 +73,19 @@ def test_kernels_change_no_more_than_rounding(request, name: str, threads: int) 
         # and products are of bfloat16 where the processor has it
         most = 0.03 if "int8" in name else 1e-5
         assert np.abs(got - wanted).max() < most * np.abs(wanted).max()
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", EXPORTS)
+def test_openvino_takes_those_of_attention(request, name: str) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    exported = request.getfixturevalue(name)
+    fast, plain = (OpenVinoRuntime(exported.path, threads=2, kernels=wanted) for wanted in (True, False))
+    assert (fast.with_kernels, plain.with_kernels) == (("encoder",), ())
+    for batch in (1, 3):
+        got, wanted = (runtime.encode(pixels(exported, batch)) for runtime in (fast, plain))
+        assert not np.array_equal(got, wanted)
+        print(name, np.abs(got - wanted).max()/np.abs(wanted).max(), np.abs(got-wanted).mean()/np.abs(wanted).mean())
 
 
 @needs_kernels

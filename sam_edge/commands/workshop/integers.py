@@ -24,7 +24,6 @@ from sam_edge.errors import BenchError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.export.parity import Answers, answers, compare
 from sam_edge.export.to_onnx import OnnxOptions, as_exported, write_encoder
-from sam_edge.export.unsigned import note_signs
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
@@ -33,7 +32,6 @@ from sam_edge.quantize.ptq import QuantizeOptions, Rounding, quantize_model
 from sam_edge.quantize.scales import check_bits
 from sam_edge.quantize.search import Metric
 from sam_edge.quantize.task_loss import task_loss
-from sam_edge.runtimes.clipping import clips_products, without_sign
 from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.known import WEIGHTS
@@ -187,15 +185,13 @@ def encoder_race(
         def write(name: str, spec: str, options: OnnxOptions) -> Path:
             folder = Path(scratch) / name
             folder.mkdir()
-            file = write_encoder(load_model(spec), folder, options)
-            if options.precision == "int8" and clips_products():
-                file.write_bytes(without_sign(file, note_signs(file)))
-            return file
+            write_encoder(load_model(spec), folder, options)
+            return folder
 
         graph = write("float", parent, OnnxOptions())
         contenders = {}
         if "onnxruntime" in runtimes:
-            own = quantize_by_onnxruntime(graph, Path(scratch), inputs)
+            own = quantize_by_onnxruntime(graph / "encoder.onnx", Path(scratch), inputs)
             contenders["onnxruntime float"] = Contender("onnxruntime", graph)
             contenders["onnxruntime int8"] = Contender("onnxruntime", write("ort", integers, OnnxOptions("int8")))
             contenders |= {f"onnxruntime {name}": Contender("onnxruntime", file) for name, file in own.items()}

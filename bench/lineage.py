@@ -1,0 +1,204 @@
+"""`python -m sam_edge.bench.lineage WORK`: what compression and integers gain over what a machine offers without them.
+
+Every network in every form takes turns, each turn in a process of its own, and a bar is the ratio of medians that the
+toolkit has to keep to. Two kinds of float are peers: the yardstick, the graph that commit `YARDSTICK` exports, in ONNX
+Runtime alone; and today's best, bfloat16 in OpenVINO included where the processor has it. Weights are random, as no
+encoder's time depends on them.
+
+What is missing in WORK is made there first, which takes minutes and some gigabytes, once. The yardstick needs a git
+checkout: its commit is exported by its own code.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sam_edge.bench.hardware import hardware
+from sam_edge.bench.integers import Contender, Turns, race
+from sam_edge.files import atomic_file
+from sam_edge.models.cost import cost
+from sam_edge.runtimes.openvino_runtime import float_runtimes
+from sam_edge.runtimes.processor import features
+from sam_edge.runtimes.threads import cpu_threads
+from sam_edge.segment.known import KNOWN
+
+YARDSTICK = "2f084df"
+"""Before sam-edge had kernels of its own, and its exports one GELU operator."""
+NETWORKS = ("vit_b", "slimsam-77", "vit_t", "nano")
+EXPORT_BY_THE_YARDSTICK = """
+import sys
+from pathlib import Path
+from sam_edge.export.to_onnx import OnnxOptions, write_encoder
+from sam_edge.models.known import KNOWN
+from sam_edge.models.sam import EdgeSam, initialise
+model = EdgeSam(KNOWN[sys.argv[1]].config)
+initialise(model, seed=0)
+write_encoder(model.eval(), Path(sys.argv[2]), OnnxOptions())
+"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How much of its peers' time a network's integers may take: of the fastest of each."""
+
+    ours: tuple[str, ...]
+    peers: tuple[str, ...]
+    most: float
+
+    def ratio(self, ms: Mapping[str, float]) -> float | None:
+        """Of the times of those that ran; None where a side has none."""
+        ours, peers = ([ms[name] for name in names if name in ms] for names in (self.ours, self.peers))
+        return min(ours) / min(peers) if ours and peers else None
+
+
+BARS = (
+    Bar(("slimsam-77 int8 onnxruntime",), ("vit_b yardstick",), 1 / 7.5),
+    Bar(("slimsam-77 int8 onnxruntime",), ("slimsam-77 float openvino-bf16",), 1.0),
+    Bar(("vit_b int8 onnxruntime", "vit_b int8 openvino-bf16"), ("vit_b float openvino-bf16",), 0.75),
+    Bar(("vit_t int8 onnxruntime",), ("vit_t yardstick",), 0.7),
+    Bar(("vit_t int8 onnxruntime", "vit_t int8 openvino-bf16"), ("vit_t float openvino-bf16",), 0.85),
+    Bar(("nano int8 onnxruntime",), ("nano yardstick",), 0.5),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Make what is missing, race, print and return."""
+    parser = argparse.ArgumentParser(prog="python -m sam_edge.bench.lineage", description=__doc__)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=cpu_threads())
+    parser.add_argument("--out", type=Path, help="write all turns and the machine here, as JSON")
+    given = parser.parse_args(arguments)
+    console = Console()
+    found: dict[str, Turns] = {}
+    for network in given.networks:
+        with console.status(f"making {network}"):
+            forms = made(network, given.work)
+        side = KNOWN[network].config.image_size
+        with console.status(f"racing {network}"):
+            found |= race(forms, side=side, threads=given.threads, turns=given.turns)
+    results = {
+        "hardware": {**hardware(), "features": features(), "threads": given.threads},
+        "yardsticks": {name: _sha256(given.work / "yardstick" / name / "encoder.onnx") for name in given.networks},
+        "turns": {name: asdict(turns) for name, turns in found.items()},
+        "bars": list(_bars(found)),
+    }
+    console.print(_times(found, given.networks, results["hardware"]))
+    console.print(_held(results["bars"]))
+    if given.out is not None:
+        with atomic_file(given.out) as work:
+            work.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
+
+
+def made(network: str, work: Path) -> dict[str, Contender]:
+    """A network's forms on the runtimes that are here."""
+    yardstick = work / "yardstick" / network
+    if not (yardstick / "encoder.onnx").is_file():
+        _export_yardstick(network, yardstick)
+    folders = {form: work / f"{network}-{form}" for form in ("float", "int8")}
+    for form, folder in folders.items():
+        if not (folder / "encoder.onnx").is_file():
+            _export(network, form, folder)
+    forms = {f"{network} yardstick": Contender("onnxruntime", yardstick / "encoder.onnx")}
+    for runtime in float_runtimes():
+        for form, folder in folders.items():
+            forms[f"{network} {form} {runtime}"] = Contender(runtime, folder)
+    return forms
+
+
+def _export_yardstick(network: str, folder: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "source")
+        source.mkdir()
+        archive = subprocess.run(["git", "-C", root, "archive", YARDSTICK], capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x", "-C", source], input=archive, check=True)
+        for part in ("export", "kernels", "bench"):
+            (source / "sam_edge" / part).symlink_to(source / part)
+        code = [sys.executable, "-c", EXPORT_BY_THE_YARDSTICK, network, folder.resolve()]
+        subprocess.run(code, cwd=source, env={**os.environ, "PYTHONPATH": str(source)}, check=True)
+
+
+def _export(network: str, form: str, folder: Path) -> None:
+    from sam_edge.export.to_onnx import OnnxOptions, write_encoder
+    from sam_edge.models.sam import EdgeSam, initialise
+    from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = EdgeSam(KNOWN[network].config).eval()
+    initialise(model, seed=0)
+    options = OnnxOptions()
+    if form == "int8":
+        picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        quantize_model(model, [picture], QuantizeOptions(metric="minmax"))
+        options = OnnxOptions("int8", products="none")
+    write_encoder(model, folder, options)
+
+
+def _bars(found: Mapping[str, Turns]) -> Iterator[dict[str, Any]]:
+    ms = {name: median(turns.wall_ms) for name, turns in found.items()}
+    for bar in BARS:
+        ratio = bar.ratio(ms)
+        if ratio is not None:
+            yield {**asdict(bar), "ratio": ratio}
+
+
+def _times(found: Mapping[str, Turns], networks: Sequence[str], machine: Mapping[str, Any]) -> Table:
+    table = Table(
+        title="encoder, one picture, medians in turn",
+        caption=f"{machine['cpu']} ({', '.join(machine['features'])}), {machine['threads']} threads; "
+        f"yardstick: float as at {YARDSTICK}, in ONNX Runtime alone",
+    )
+    for heading in ("", "wall", "processor", "/ yardstick", "/ best float", "GMAC/s", "memory"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for network in networks:
+        forms = {name: turns for name, turns in found.items() if name.startswith(f"{network} ")}
+        wall = {name: median(turns.wall_ms) for name, turns in forms.items()}
+        best = min(ms for name, ms in wall.items() if " int8 " not in name)
+        macs = cost(KNOWN[network].config).encoder_macs_with_attention
+        for name, turns in forms.items():
+            table.add_row(
+                name,
+                f"{wall[name]:.0f} ms",
+                f"{median(turns.cpu_ms):.0f} ms",
+                f"{wall[name] / wall[f'{network} yardstick']:.2f}",
+                f"{wall[name] / best:.2f}",
+                f"{macs / wall[name] / 1e6:.0f}",
+                f"{turns.peak_bytes / 1e9:.2f} GB",
+            )
+    return table
+
+
+def _held(bars: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="bars")
+    for heading in ("of", "over", "ratio", "at most", "held"):
+        table.add_column(heading, justify="left" if heading in ("of", "over") else "right")
+    for bar in bars:
+        held = "yes" if bar["ratio"] <= bar["most"] else "no"
+        names = (" or ".join(bar[side]) for side in ("ours", "peers"))
+        table.add_row(*names, f"{bar['ratio']:.3f}", f"{bar['most']:.3f}", held)
+    return table
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()
