@@ -1,9 +1,9 @@
 """`python -m sam_edge.bench.lineage WORK`: what compression and integers gain over what a machine offers without them.
 
 Every network in every form takes turns, each turn in a process of its own, and a bar is the ratio of medians that the
-toolkit has to keep to. Two kinds of float are peers: the yardstick, the graph that commit `YARDSTICK` exports, in ONNX
-Runtime alone; and today's best, bfloat16 in OpenVINO included where the processor has it. Weights are random, as no
-encoder's time depends on them.
+toolkit has to keep to. Peers are float: the yardstick, the graph that commit `YARDSTICK` exports, in ONNX Runtime; and
+today's graph in OpenVINO's bfloat16 where the processor has it, both by the runtime alone. Today's best float, with
+sam-edge's kernels, stands beside them. Weights are random, as no encoder's time depends on them.
 
 What is missing in WORK is made there first, which takes minutes and some gigabytes, once. The yardstick needs a git
 checkout: its commit is exported by its own code.
@@ -50,6 +50,9 @@ write_encoder(model.eval(), Path(sys.argv[2]), OnnxOptions())
 """
 
 
+CLOCKS = ("wall_ms", "cpu_ms")
+
+
 @dataclass(frozen=True)
 class Bar:
     """How much of its peers' time a network's integers may take: of the fastest of each."""
@@ -66,10 +69,10 @@ class Bar:
 
 BARS = (
     Bar(("slimsam-77 int8 onnxruntime",), ("vit_b yardstick",), 1 / 7.5),
-    Bar(("slimsam-77 int8 onnxruntime",), ("slimsam-77 float openvino-bf16",), 1.0),
-    Bar(("vit_b int8 onnxruntime", "vit_b int8 openvino-bf16"), ("vit_b float openvino-bf16",), 0.75),
+    Bar(("slimsam-77 int8 onnxruntime",), ("slimsam-77 openvino-bf16 alone",), 1.0),
+    Bar(("vit_b int8 onnxruntime", "vit_b int8 openvino-bf16"), ("vit_b openvino-bf16 alone",), 0.75),
     Bar(("vit_t int8 onnxruntime",), ("vit_t yardstick",), 0.7),
-    Bar(("vit_t int8 onnxruntime", "vit_t int8 openvino-bf16"), ("vit_t float openvino-bf16",), 0.85),
+    Bar(("vit_t int8 onnxruntime", "vit_t int8 openvino-bf16"), ("vit_t openvino-bf16 alone",), 0.85),
     Bar(("nano int8 onnxruntime",), ("nano yardstick",), 0.5),
 )
 
@@ -116,6 +119,7 @@ def made(network: str, work: Path) -> dict[str, Contender]:
             _export(network, form, folder)
     forms = {f"{network} yardstick": Contender("onnxruntime", yardstick / "encoder.onnx")}
     for runtime in float_runtimes():
+        forms[f"{network} {runtime} alone"] = Contender(runtime, folders["float"] / "encoder.onnx")
         for form, folder in folders.items():
             forms[f"{network} {form} {runtime}"] = Contender(runtime, folder)
     return forms
@@ -152,11 +156,11 @@ def _export(network: str, form: str, folder: Path) -> None:
 
 
 def _bars(found: Mapping[str, Turns]) -> Iterator[dict[str, Any]]:
-    ms = {name: median(turns.wall_ms) for name, turns in found.items()}
+    wall, cpu = ({name: median(getattr(turns, clock)) for name, turns in found.items()} for clock in CLOCKS)
     for bar in BARS:
-        ratio = bar.ratio(ms)
+        ratio = bar.ratio(wall)
         if ratio is not None:
-            yield {**asdict(bar), "ratio": ratio}
+            yield {**asdict(bar), "ratio": ratio, "processor_ratio": bar.ratio(cpu)}
 
 
 def _times(found: Mapping[str, Turns], networks: Sequence[str], machine: Mapping[str, Any]) -> Table:
@@ -187,12 +191,13 @@ def _times(found: Mapping[str, Turns], networks: Sequence[str], machine: Mapping
 
 def _held(bars: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="bars")
-    for heading in ("of", "over", "ratio", "at most", "held"):
+    for heading in ("of", "over", "ratio", "of processor time", "at most", "held"):
         table.add_column(heading, justify="left" if heading in ("of", "over") else "right")
     for bar in bars:
         held = "yes" if bar["ratio"] <= bar["most"] else "no"
         names = (" or ".join(bar[side]) for side in ("ours", "peers"))
-        table.add_row(*names, f"{bar['ratio']:.3f}", f"{bar['most']:.3f}", held)
+        numbers = (f"{bar[key]:.3f}" for key in ("ratio", "processor_ratio", "most"))
+        table.add_row(*names, *numbers, held)
     return table
 
 

@@ -85,7 +85,9 @@ def test_openvino_takes_those_of_attention(request, name: str) -> None:
     for batch in (1, 3):
         got, wanted = (runtime.encode(pixels(exported, batch)) for runtime in (fast, plain))
         assert not np.array_equal(got, wanted)
-        print(name, np.abs(got - wanted).max()/np.abs(wanted).max(), np.abs(got-wanted).mean()/np.abs(wanted).mean())
+        # beside integers products are of bfloat16, and OpenVINO rounds to them after its own fusions
+        most = 0.05 if "int8" in name else 1e-5
+        assert np.abs(got - wanted).max() < most * np.abs(wanted).max()
 
 
 @needs_kernels
