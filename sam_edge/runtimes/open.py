@@ -1,5 +1,6 @@
 """Opening a MODEL on a runtime: exported folders here, checkpoints with the workshop's help."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -65,6 +66,29 @@ def open_runtime(spec: str | Path, runtime: str = "auto", device: str = "auto") 
         opening = workshop("sam_edge.export.opening", f"exporting {spec}, which holds weights,")
         exported = opening.exported_folder(spec, kind_of(runtime))
     return start(exported)
+
+
+def open_for_many(spec: str | Path, runtime: str = "auto", device: str = "auto") -> Runtime:
+    """`open_runtime` for more than a few pictures: `auto` has a quantized checkpoint exported on the CPU.
+
+    Torch simulates its integers, several times as slowly as ONNX Runtime multiplies them; and graphs are what of it is
+    used. An export takes about as long as some ten pictures.
+    """
+    if runtime == "auto" and device != "cuda" and _holds_integers(spec) and not cuda_devices():
+        runtime = "onnxruntime" if workshop_is_here() else runtime
+    return open_runtime(spec, runtime, device)
+
+
+def _holds_integers(spec: str | Path) -> bool:
+    """Whether a MODEL is the folder of a quantized checkpoint."""
+    config = Path(spec).expanduser() / "config.json"
+    if str(spec) in KNOWN or not config.is_file():
+        return False
+    try:
+        return bool(json.loads(config.read_text(encoding="utf-8")).get("quantization"))
+    except (OSError, ValueError, AttributeError):
+        # whoever opens it says what is wrong
+        return False
 
 
 def check_runtime(runtime: str, device: str) -> None:

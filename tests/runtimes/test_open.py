@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sam_edge import halves
-from sam_edge.errors import BackendUnavailableError, ExportError, ModelError
+from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError, ModelError
 from sam_edge.runtimes import open as opening
 from sam_edge.runtimes.cuda import CudaDevice, cuda_devices
 from sam_edge.runtimes.open import RUNTIMES, open_runtime
@@ -44,6 +44,28 @@ def one_gpu() -> tuple[CudaDevice, ...]:
 def test_auto_is_onnx_runtime_for_graphs(exported: Path) -> None:
     assert open_runtime(exported).name == "onnxruntime"
     assert open_runtime(str(exported)).name == "onnxruntime"
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_for_many_pictures_integers_are_exported(
+    quantized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a double of `open_runtime` is asked."""
+    asked: list[str] = []
+    monkeypatch.setattr(opening, "open_runtime", lambda spec, runtime, device: asked.append(runtime))
+    monkeypatch.setattr(opening, "cuda_devices", list)
+    monkeypatch.setattr(opening, "workshop_is_here", lambda: True)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"layer": {}} if quantized else None}))
+    for runtime, device in (("auto", "auto"), ("torch", "auto"), ("auto", "cuda")):
+        opening.open_for_many(tmp_path, runtime, device)
+    assert asked == ["onnxruntime" if quantized else "auto", "torch", "auto"]
+
+
+@pytest.mark.parametrize("config", ["", "[]", '{"quantization": '])
+def test_what_is_wrong_with_a_config_is_said_by_who_opens_it(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError):
+        opening.open_for_many(tmp_path)
 
 
 def test_torch_refuses_graphs(exported: Path) -> None:

@@ -18,7 +18,7 @@ from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.failures import Failure, worst_masks
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.files import atomic_folder, check_target
-from sam_edge.runtimes.open import open_runtime
+from sam_edge.runtimes.open import open_for_many
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.cost import Cost
 from sam_edge.segment.overlay import overlay
@@ -52,7 +52,7 @@ def write_card(
     """
     check_target(out)
     first = f"# {spec}" if notes is None else _read(notes)
-    opened = open_runtime(spec, runtime, device)
+    opened = open_for_many(spec, runtime, device)
     pictures = [open_some(source, split, limit=limit, seed=seed) for source in data]
     measured = [
         {"data": source, **_measure(opened, some, on_progress)} for source, some in zip(data, pictures, strict=True)

@@ -10,7 +10,7 @@ from sam_edge.evaluate.average_precision import BoxesToSegment, evaluate_average
 from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.everything import evaluate_strategies
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
-from sam_edge.runtimes.open import open_runtime
+from sam_edge.runtimes.open import open_for_many
 from sam_edge.segment.everything import STRATEGIES, Strategy
 
 
@@ -30,7 +30,7 @@ def evaluate(
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Mean IoU of a MODEL on labelled data, by `prompt` or after each of `clicks`; `limit` draws so many pictures."""
-    opened = open_runtime(spec, runtime, device)
+    opened = open_for_many(spec, runtime, device)
     dataset = open_some(data, split, strict, limit=limit, seed=seed)
     on_image = counting(len(dataset), f"{prompt} mIoU", on_progress)
     common = {"model": spec, "runtime": opened.name, "data": data, "split": split}
@@ -59,7 +59,7 @@ def evaluate_ap(
 ) -> dict[str, Any]:
     """COCO's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or `limit`."""
     asked = BoxesToSegment(instances, detections, limit=limit, seed=seed)
-    opened = open_runtime(spec, runtime, device)
+    opened = open_for_many(spec, runtime, device)
     boxes = None if detections is None else str(detections)
     key = {"model": spec, "instances": str(instances), "detections": boxes, "multimask": multimask}
     on_image = counting(len(asked.boxes), "mask AP", on_progress)
@@ -81,7 +81,7 @@ def evaluate_everything(
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Everything-mode mIoU of both strategies, or of the grid alone where the model has no tau."""
-    opened = open_runtime(spec, runtime, device)
+    opened = open_for_many(spec, runtime, device)
     dataset = open_some(data, split, strict, limit=limit, seed=seed)
     strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
     on_image = counting(len(dataset), "everything-mode mIoU", on_progress)
