@@ -110,11 +110,19 @@ def convert(
             metavar="PATH", help="What to write: a .pth, a .safetensors for that layout, a folder for transformers."
         ),
     ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A whole SAM, for a MODEL that is a file of an image encoder or a decoder alone: the parts which that "
+            "lacks are taken from it.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model's weights under another program's keys; read back they are the same, or nothing is written."""
     from sam_edge.bench.units import size
     from sam_edge.commands.workshop import export
 
-    result = export.convert_weights(model, out, layout)
+    result = export.convert_weights(model, out, layout, base)
     report(as_json, result, f"{out}: {size(result['bytes'])}, keys of {layout}")
