@@ -20,6 +20,7 @@ from sam_edge.export import layout_client
 from sam_edge.export.layout_client import LayoutClient
 from sam_edge.export.layouts import LAYOUTS
 from sam_edge.export.to_layout import write_layout
+from sam_edge.segment.known import NANO_CONFIG
 from sam_edge.segment.predictor import SamPredictor
 
 SIX = [
@@ -237,6 +238,9 @@ def test_configurations_are_what_the_tools_read(written):
     assert config["type"] == "segment_anything"
     assert (out / config["encoder_model_path"]).is_file()
     assert (out / config["decoder_model_path"]).is_file()
+    layout = LAYOUTS["anylabeling"]
+    config = yaml.safe_load(layout.config_files("mé (2)", layout, NANO_CONFIG, "fp32")["config.yaml"])
+    assert (config["name"], config["display_name"]) == ("m-2-", "mé (2)")
     out, _ = written("darktable")
     described = json.loads((out / "config.json").read_text())
     assert (described["id"], described["task"], described["arch"]) == ("mask-object-tiny", "mask", "sam2")
