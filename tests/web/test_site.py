@@ -2,6 +2,9 @@
 
 import http.client
 import json
+import lzma
+import shutil
+import subprocess
 import tarfile
 import threading
 import zlib
@@ -222,3 +225,21 @@ def test_the_archive_holds_what_the_page_loads_and_nothing_else() -> None:
     from sam_edge.web.pack import FILES
 
     assert names == {*FILES, "VERSION"}
+
+
+@pytest.mark.slow
+def test_npm_s_package_of_the_lock_file_is_what_is_in_the_archive(tmp_path: Path) -> None:
+    """What `make web` does; compared unpacked, since another liblzma may compress otherwise."""
+    from sam_edge.web.pack import packed
+
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(PACKAGE / name, tmp_path)
+    command = ["npm", "ci", "--prefix", tmp_path, "--ignore-scripts", "--no-audit", "--no-fund"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode and ("ENOTFOUND" in ran.stderr or "EAI_AGAIN" in ran.stderr):
+        pytest.skip("npm's registry cannot be reached")
+    assert ran.returncode == 0, ran.stderr
+    anew = packed(tmp_path / "node_modules" / "onnxruntime-web")
+    assert lzma.decompress(anew) == lzma.decompress(RUNTIME.read_bytes())
