@@ -13,12 +13,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sam_edge.export import layout_client
 from sam_edge.export.layout_client import ASKED, expected
 from sam_edge.export.layouts import LAYOUTS
 from sam_edge.export.parity import mask_agreement
@@ -213,3 +215,43 @@ def asked_in_node(cache: Path, folder: Path, precision: str, photos: list[np.nda
             found[f"mask_{number}_{index}"] = masks.reshape(3, height, width) > 0
             found[f"points_{number}_{index}"] = prompt[:, :2] * (width, height)
     return found
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("form", FORMS[:2], ids="-".join)
+def test_the_onnx_runtime_that_tools_were_built_with_opens_it(
+    form: Form,
+    layout: str,
+    written: Written,
+    exported: Export,
+    photos: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """The C++ wrapper asks for 1.14.1, of 2023; there are wheels of 1.15 for Python 3.11."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("there is no onnxruntime 1.15 for this Python")
+    python = environment("old", ("onnxruntime==1.15.0", "numpy<2"), (), request.config.cache.mkdir("tools"))
+
+    class Old:
+        """A session in the other environment."""
+
+        def __init__(self, graph: Path, *_: object, **__: object) -> None:
+            self.graph = graph
+
+        def run(self, names: list[str] | None, given: Found) -> list[np.ndarray]:
+            np.savez(tmp_path / "in.npz", **given)
+            script = Path(__file__).with_name("run_graph.py")
+            command = [python, script, self.graph, tmp_path / "in.npz", tmp_path / "out.npz"]
+            ran = subprocess.run(command, capture_output=True, text=True)
+            assert ran.returncode == 0, ran.stderr[-2000:]
+            found = np.load(tmp_path / "out.npz")
+            return [found[name] for name in names or found.files]
+
+    folder, _ = written(form, layout)
+    monkeypatch.setattr(layout_client, "ort", SimpleNamespace(InferenceSession=Old))
+    runtime = OnnxRuntime(exported(form))
+    iou = layout_client.prove(folder, LAYOUTS[layout], layout, runtime, form[1], photos[:1])
+    print(f"{layout}, {form}: mask IoU {iou:.4f}")
+    assert iou > SMALLEST_IOU[form[1]]
