@@ -189,7 +189,8 @@ def _adapt_encoder(model: ir.Model, layout: Layout, config: ModelConfig, frequen
                 pixels = before.resized(image, square, antialias=side > config.image_size)
     elif layout.pixels == "rows":
         image = _value(layout.image, ir.DataType.FLOAT, ("height", "width", 3))
-        planes = before("Unsqueeze", before("Transpose", image, perm=[2, 0, 1]), _integers(0))
+        # no Transpose: ONNX Runtime 1.15 moves one behind the Resize, whose axes it takes for all
+        planes = before("Unsqueeze", before("Einsum", image, equation="hwc->chw"), _integers(0))
         pixels = _normalised(before, planes, config)
     else:
         image = _value(layout.image, ir.DataType.UINT8, (1, 3, *CPP_SIZE))
