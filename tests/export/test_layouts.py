@@ -18,6 +18,7 @@ from sam_edge.cli.options import Layout as LayoutName
 from sam_edge.errors import ExportError
 from sam_edge.export import layout_client
 from sam_edge.export.layout_client import LayoutClient
+from sam_edge.export.layout_readme import opening
 from sam_edge.export.layouts import LAYOUTS
 from sam_edge.export.to_layout import write_layout
 from sam_edge.runtimes.folder import shipped_graphs
@@ -268,6 +269,17 @@ def test_an_exported_folder_is_adapted_as_it_is(sam_edge, fp32, tmp_path, photo)
     code, _, refused = sam_edge(*given, "--precision", "fp16")
     assert code == 1
     assert "adapted as it is" in refused
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_the_readme_says_how_the_tool_is_given_the_files(layout, written):
+    out, manifest = written(layout)
+    text = (out / "README.md").read_text()
+    assert opening(layout, "tiny", "fp32", manifest["graphs"]) in text
+    assert "$" not in text
+    for graph in manifest["graphs"].values():
+        # in the table, and where it is told what to do with it; config.yaml and transformers' classes know theirs
+        assert text.count(graph["file"]) >= (1 if layout in ("sam", "darktable", "transformers") else 2)
 
 
 @pytest.mark.parametrize("layout", NAMES)
