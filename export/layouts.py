@@ -107,7 +107,7 @@ class Layout:
         if self.engines and dialect == "cpu":
             raise ExportError(
                 "layout nanosam: TensorRT, which NanoSAM builds engines with, refuses the cpu dialect of int8: "
-                "add --dialect tensorrt."
+                "export the checkpoint with --dialect tensorrt."
             )
 
 

@@ -35,7 +35,11 @@ def export_onnx(
     out: Out,
     layout: Annotated[
         Layout,
-        typer.Option(help="Whose files: our own, or those of another tool; then MODEL may be exported already."),
+        typer.Option(
+            help="Whose files: our own, or those of another tool, with a README.md that says how it takes them; then "
+            "MODEL may be exported already. `osam` is for labelme too, `sam` for callers of segment-anything's ONNX "
+            "decoder, `cpp` for segment-anything-cpp-wrapper, `transformers` for transformers.js and optimum."
+        ),
     ] = "sam-edge",
     precision: Annotated[Precision, typer.Option(help=_ONNX("precision"))] = "fp32",
     dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",

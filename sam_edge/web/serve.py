@@ -90,7 +90,7 @@ def server(site: Path, port: int) -> Server:
     try:
         return Server((HOST, port), partial(Handler, directory=str(site)))
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise SamEdgeError(
             f"port {port} cannot be used: {reason}; choose another --port, or 0 for a free one."
         ) from error
