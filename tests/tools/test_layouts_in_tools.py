@@ -6,6 +6,7 @@ by three prompts, of nano, and of vit_t and vit_b with random weights, whose mas
 """
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -20,11 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_edge.export import layout_client
+from sam_edge.export import layout_client, to_layout
 from sam_edge.export.layout_client import ASKED, expected
 from sam_edge.export.layouts import LAYOUTS
 from sam_edge.export.parity import mask_agreement
-from sam_edge.export.to_layout import write_layout
 from sam_edge.runtimes.folder import shipped_graphs
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
 from sam_edge.segment.frame import Frame
@@ -61,6 +61,27 @@ def photos(shared_data: Path) -> list[np.ndarray]:
     return [np.array(Image.open(file).convert("RGB")) for file in files]
 
 
+class Remembering(OnnxRuntime):
+    """Embeds the same pixels once: most of these tests' time would be the predictor's encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.known: dict[str, Any] = {}
+
+    def encode(self, pixels: np.ndarray) -> Any:
+        """Image embeddings."""
+        name = hashlib.sha256(pixels.tobytes()).hexdigest()
+        if name not in self.known:
+            self.known[name] = super().encode(pixels)
+        return self.known[name]
+
+
+@pytest.fixture(scope="module")
+def opened() -> Callable[[Path], Remembering]:
+    """An exported folder's runtime, opened once."""
+    return functools.cache(Remembering)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """A model's exported folder, made once; nano's integers ship, in the dialect for processors."""
@@ -85,14 +106,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 @pytest.fixture(scope="module")
-def written(exported: Export, photos: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(
+    exported: Export,
+    opened: Callable[[Path], Remembering],
+    photos: list[np.ndarray],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Written:
     """A model in a layout, written once: its folder, and what `layout.json` says."""
 
     @functools.cache
     def write(form: Form, layout: str) -> tuple[Path, dict[str, Any]]:
         out = tmp_path_factory.mktemp(layout) / form[0]
         dialect = "tensorrt" if form[1] == "int8" and LAYOUTS[layout].engines else "cpu"
-        return out, write_layout(exported(form, dialect), out, layout, photos, form[0], form[0])
+        folder = exported(form, dialect)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(to_layout, "OnnxRuntime", lambda *_, **__: opened(folder))
+            return out, to_layout.write_layout(folder, out, layout, photos, form[0], form[0])
 
     return write
 
@@ -113,10 +142,11 @@ def test_the_tool_s_own_code_finds_the_predictor_s_masks(
     form: Form,
     tool: str,
     exported: Export,
+    opened: Callable[[Path], Remembering],
     written: Written,
     photos: list[np.ndarray],
-    tmp_path,
-    request,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     layout, packages, alone = TOOLS[tool]
     cache = request.config.cache.mkdir("tools")
@@ -125,7 +155,7 @@ def test_the_tool_s_own_code_finds_the_predictor_s_masks(
         found = asked_in_node(cache, folder, form[1], photos, tmp_path)
     else:
         found = asked_in_python(environment(tool, packages, alone, cache), tool, folder, photos, tmp_path)
-    runtime = OnnxRuntime(exported(form))
+    runtime = opened(exported(form))
     predictor, whole = SamPredictor(runtime), SamPredictor(runtime)
     ious, on_whole = [], []
     for number, photo in enumerate(photos):
@@ -222,8 +252,9 @@ def asked_in_node(cache: Path, folder: Path, precision: str, photos: list[np.nda
 def test_the_onnx_runtime_that_tools_were_built_with_opens_it(
     form: Form,
     layout: str,
-    written: Written,
     exported: Export,
+    opened: Callable[[Path], Remembering],
+    written: Written,
     photos: list[np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -251,7 +282,6 @@ def test_the_onnx_runtime_that_tools_were_built_with_opens_it(
 
     folder, _ = written(form, layout)
     monkeypatch.setattr(layout_client, "ort", SimpleNamespace(InferenceSession=Old))
-    runtime = OnnxRuntime(exported(form))
-    iou = layout_client.prove(folder, LAYOUTS[layout], layout, runtime, form[1], photos[:1])
+    iou = layout_client.prove(folder, LAYOUTS[layout], layout, opened(exported(form)), form[1], photos[:1])
     print(f"{layout}, {form}: mask IoU {iou:.4f}")
     assert iou > SMALLEST_IOU[form[1]]
