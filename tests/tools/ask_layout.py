@@ -128,8 +128,9 @@ def osam(folder: Path, images: list[np.ndarray]) -> Answers:
 
 def optimum(folder: Path, images: list[np.ndarray]) -> Answers:
     """By its class for any graph, since it has none for SAM, behind transformers' processor of pixels and prompts."""
+    from optimum.exporters.onnx.model_configs import SamOnnxConfig
     from optimum.onnxruntime import ORTModelForCustomTasks
-    from transformers import SamProcessor
+    from transformers import SamConfig, SamProcessor
 
     processor = SamProcessor.from_pretrained(folder)
     suffix = "_quantized" if (folder / "onnx" / "vision_encoder_quantized.onnx").exists() else ""
@@ -137,6 +138,10 @@ def optimum(folder: Path, images: list[np.ndarray]) -> Answers:
         ORTModelForCustomTasks.from_pretrained(folder, subfolder="onnx", file_name=f"{name}{suffix}.onnx")
         for name in ("vision_encoder", "prompt_encoder_mask_decoder")
     )
+    for graph in (encoder, decoder):
+        # what its exporter would have written
+        own = SamOnnxConfig(SamConfig.from_pretrained(folder), variant="split", vision_encoder=graph is encoder)
+        assert (list(graph.input_names), list(graph.output_names)) == (list(own.inputs), list(own.outputs))
     for image in images:
         pixels = processor(image, return_tensors="pt")
         embeddings = encoder(pixel_values=pixels["pixel_values"])
