@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnxscript import ir
+from onnxscript.ir.passes.common import ShapeInferencePass
 
 from sam_edge.errors import ExportError
 from sam_edge.export.layouts import CPP_SIZE, Layout
@@ -25,6 +26,9 @@ FREQUENCIES = "positional_encoding_gaussian_matrix"
 """End of the name of the decoder's constant that positions are encoded with."""
 LEAST = -1e9
 """Added to a predicted IoU, leaves its mask out."""
+OPSET, IR_VERSION = 18, 8
+"""What graphs are written in: ONNX Runtime reads it since 1.14, with which tools may have been built (the C++ wrapper
+is). Of what came later our graphs have Gelu alone."""
 LARGEST_FILE = 1_800_000_000
 """Bytes from which weights lie beside the graph."""
 
@@ -80,6 +84,7 @@ def write_graphs(folder: ExportedFolder, layout: Layout, out: Path) -> dict[str,
             _adapt_encoder(model, layout, folder.config, _frequencies(folder) if layout.positions else None)
         else:
             _adapt_decoder(model, layout, folder.config)
+        _lower(model)
         path = out / file
         path.parent.mkdir(parents=True, exist_ok=True)
         large = sum(tensor.nbytes for tensor in _weights(model)) > LARGEST_FILE
@@ -103,6 +108,23 @@ def _load(folder: ExportedFolder, name: str) -> ir.Model:
         # left to itself ONNX Runtime rounds the activations of some of these products, and is slow in the others
         _dequantize(model.graph)
     return model
+
+
+def _lower(model: ir.Model) -> None:
+    """Say in `OPSET` what a graph of a later one says; ONNX Runtime fuses the parts of a GELU again."""
+    # for the types of what GELUs are given
+    ShapeInferencePass()(model)
+    for number, node in enumerate([node for node in model.graph.all_nodes() if node.op_type == "Gelu"]):
+        nodes, (x,), (y,) = Nodes(f"gelu_{number}"), node.inputs, node.outputs
+        assert node.graph is not None
+        assert x is not None
+        assert x.dtype is not None
+        half, one, root = (np.array(value, x.dtype.numpy()) for value in (0.5, 1, 2**0.5))
+        share = nodes("Add", nodes("Erf", nodes("Div", x, root)), one)
+        product = nodes("Mul", nodes("Mul", x, share), half)
+        product.type, product.shape = y.type, y.shape
+        ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes.recorded(), [y], [product])
+    model.opset_imports[""], model.ir_version = OPSET, IR_VERSION
 
 
 def _dequantize(graph: ir.Graph) -> None:
@@ -167,7 +189,8 @@ def _adapt_encoder(model: ir.Model, layout: Layout, config: ModelConfig, frequen
                 pixels = before.resized(image, square, antialias=side > config.image_size)
     elif layout.pixels == "rows":
         image = _value(layout.image, ir.DataType.FLOAT, ("height", "width", 3))
-        planes = before("Unsqueeze", before("Transpose", image, perm=[2, 0, 1]), _integers(0))
+        # no Transpose: ONNX Runtime 1.15 moves one behind the Resize, whose axes it takes for all
+        planes = before("Unsqueeze", before("Einsum", image, equation="hwc->chw"), _integers(0))
         pixels = _normalised(before, planes, config)
     else:
         image = _value(layout.image, ir.DataType.UINT8, (1, 3, *CPP_SIZE))

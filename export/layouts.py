@@ -5,6 +5,7 @@ A layout is a row of `LAYOUTS`; `sam_edge.export.adapters` makes the graphs of a
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -106,7 +107,7 @@ class Layout:
         if self.engines and dialect == "cpu":
             raise ExportError(
                 "layout nanosam: TensorRT, which NanoSAM builds engines with, refuses the cpu dialect of int8: "
-                "add --dialect tensorrt."
+                "export the checkpoint with --dialect tensorrt."
             )
 
 
@@ -120,7 +121,8 @@ def _any_labeling_config(name: str, layout: Layout, config: ModelConfig, precisi
     height, width = ANY_LABELING_SIZE
     values = {
         "type": "segment_anything",
-        "name": name,
+        # X-AnyLabeling refuses others
+        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name),
         "display_name": name,
         "encoder_model_path": encoder,
         "decoder_model_path": decoder,

@@ -11,6 +11,7 @@ import numpy as np
 from sam_edge.errors import ExportError
 from sam_edge.export.adapters import write_graphs
 from sam_edge.export.layout_client import prove
+from sam_edge.export.layout_readme import opening
 from sam_edge.export.layouts import LAYOUTS
 from sam_edge.export.readme import licence
 from sam_edge.files import atomic_folder
@@ -63,6 +64,8 @@ def _readme(name: str, source: str, manifest: dict[str, Any], folder: ExportedFo
         "",
         f"A Segment Anything model in {folder.precision}, exported from `{source}` by sam-edge in the layout "
         f"`{manifest['layout']}`, which opens in: {manifest['opened_by']}. {licence(source, folder.config)}",
+        "",
+        opening(manifest["layout"], name, folder.precision, manifest["graphs"]),
         "",
         f"Masks agree with sam-edge's own to a mean IoU of {manifest['mask_iou']:.4f}.",
         "",

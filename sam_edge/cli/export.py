@@ -35,7 +35,11 @@ def export_onnx(
     out: Out,
     layout: Annotated[
         Layout,
-        typer.Option(help="Whose files: our own, or those of another tool; then MODEL may be exported already."),
+        typer.Option(
+            help="Whose files: our own, or those of another tool, with a README.md that says how it takes them; then "
+            "MODEL may be exported already. `osam` is for labelme too, `sam` for callers of segment-anything's ONNX "
+            "decoder, `cpp` for segment-anything-cpp-wrapper, `transformers` for transformers.js and optimum."
+        ),
     ] = "sam-edge",
     precision: Annotated[Precision, typer.Option(help=_ONNX("precision"))] = "fp32",
     dialect: Annotated[Dialect, typer.Option(help=_ONNX("dialect"))] = "cpu",
@@ -110,11 +114,19 @@ def convert(
             metavar="PATH", help="What to write: a .pth, a .safetensors for that layout, a folder for transformers."
         ),
     ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A whole SAM, for a MODEL that is a file of an image encoder or a decoder alone: the parts which that "
+            "lacks are taken from it.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model's weights under another program's keys; read back they are the same, or nothing is written."""
     from sam_edge.bench.units import size
     from sam_edge.commands.workshop import export
 
-    result = export.convert_weights(model, out, layout)
+    result = export.convert_weights(model, out, layout, base)
     report(as_json, result, f"{out}: {size(result['bytes'])}, keys of {layout}")

@@ -15,6 +15,10 @@ from sam_edge.segment.config import Arch, BlockConfig, DecoderConfig, ModelConfi
 
 State = dict[str, Tensor]
 
+PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+"""How the names of a SAM's three parts begin."""
+DECODER_PARTS = PARTS[1:]
+
 LAYOUTS = (
     "segment-anything (vit_b, vit_l, vit_h)",
     "MobileSAM and TinySAM (vit_t)",
@@ -36,6 +40,9 @@ Their names are ours otherwise, and after each pruning they set the attention sc
 
 _OWNERS = re.compile(r"^(?:sam|model)\.")
 """What programs that have a SAM as a part put before its names."""
+
+_BARE_ENCODER = re.compile(r"^(?:pos_embed$|patch_embed\.|blocks\.|layers\.|stages\.|neck\.|head\.|norm_head\.)")
+"""Names of an encoder that was saved on its own, `model.image_encoder.state_dict()`."""
 
 _NOT_WEIGHTS = re.compile(r"pixel_mean$|pixel_std$|\.attention_bias_idxs$|^image_encoder\.(head|norm_head)\.")
 """Constants, index tables, and the classifier that MobileSAM carries along without using it."""
@@ -79,18 +86,33 @@ def recognise(state: State) -> tuple[State, ModelConfig]:
     Raises:
         CheckpointError: an unknown layout, or a tensor missing that the config is read from.
     """
-    unwrapped = {_unwrapped(name): value for name, value in state.items()}
-    native = {name: value for name, value in unwrapped.items() if not _NOT_WEIGHTS.search(name)}
-    if any(name.startswith("vision_encoder.") for name in native):
-        native = _from_hugging_face(native)
-    elif "image_encoder.patch_embed.seq.0.c.weight" in native:
-        native = _from_mobile_sam(native)
+    native = native_names(state)
     try:
         return native, _config(native, state)
     except KeyError as error:
+        if not any(name.startswith(DECODER_PARTS) for name in native):
+            raise CheckpointError(
+                "the checkpoint holds an image encoder without a decoder: join it with its teacher's by "
+                "`sam-edge convert FILE --base SAM --layout safetensors --out whole.safetensors`."
+            ) from error
         raise CheckpointError(
-            f"the checkpoint has no {error.args[0]}: it holds only a part of a SAM; give a whole one."
+            f"the checkpoint has no {error.args[0]}: it holds only a part of a SAM; give a whole one, or let "
+            "`sam-edge convert FILE --base SAM` take whole parts that it lacks from another."
         ) from error
+
+
+def native_names(state: State) -> State:
+    """The same tensors under our names, of a whole SAM or of some of its parts; without constants and classifiers."""
+    unwrapped = {_unwrapped(name): value for name, value in state.items()}
+    # other vision transformers have blocks and patches too, but no neck
+    if "neck.0.weight" in unwrapped and all(_BARE_ENCODER.match(name) for name in unwrapped):
+        unwrapped = {f"image_encoder.{name}": value for name, value in unwrapped.items()}
+    native = {name: value for name, value in unwrapped.items() if not _NOT_WEIGHTS.search(name)}
+    if any(name.startswith(("vision_encoder.", "mask_decoder.upscale_conv1.")) for name in native):
+        return _from_hugging_face(native)
+    if "image_encoder.patch_embed.seq.0.c.weight" in native:
+        return _from_mobile_sam(native)
+    return native
 
 
 def _config(native: State, given: State) -> ModelConfig:

@@ -18,8 +18,11 @@ from sam_edge.cli.options import Layout as LayoutName
 from sam_edge.errors import ExportError
 from sam_edge.export import layout_client
 from sam_edge.export.layout_client import LayoutClient
+from sam_edge.export.layout_readme import opening
 from sam_edge.export.layouts import LAYOUTS
 from sam_edge.export.to_layout import write_layout
+from sam_edge.runtimes.folder import shipped_graphs
+from sam_edge.segment.known import NANO_CONFIG
 from sam_edge.segment.predictor import SamPredictor
 
 SIX = [
@@ -202,15 +205,22 @@ def test_positions_are_segment_anything_s(fp32, written):
     np.testing.assert_allclose(positions, wanted.repeat(2, 0), atol=1e-4)
 
 
-def test_drawn_prompts_and_integers_come_along(export, tiny_config, photo, tmp_path):
+def test_drawn_prompts_come_along(export, tiny_config, photo, tmp_path):
     drawing = tiny_config.replace(decoder=replace(tiny_config.decoder, draws_boxes=True, draws_points=True))
-    for precision in ("fp32", "int8"):
-        exported = export(drawing, precision)
-        written = write_layout(exported.path, tmp_path / precision, "osam", [photo], "m", "a checkpoint")
-        assert written["mask_iou"] > (0.9999 if precision == "fp32" else 0.98)
+    written = write_layout(export(drawing, "fp32").path, tmp_path / "m", "osam", [photo], "m", "a checkpoint")
+    assert written["mask_iou"] > 0.9999
+
+
+def test_integers_come_along(photo, tmp_path):
+    written = write_layout(shipped_graphs("nano"), tmp_path / "m", "osam", [photo], "m", "nano")
+    assert written["mask_iou"] > 0.98
+    operators = {
+        part: {node.op_type for node in onnx.load(tmp_path / "m" / f"{part}.onnx").graph.node}
+        for part in ("encoder", "decoder")
+    }
+    assert {"DequantizeLinear", "QuantizeLinear"} <= operators["encoder"]
     # weights of layers that compute in float are float: no tool sets what keeps ONNX Runtime from rounding
-    graph = onnx.load(tmp_path / "int8" / "decoder.onnx").graph
-    assert not {"DequantizeLinear", "QuantizeLinear"} & {node.op_type for node in graph.node}
+    assert not {"DequantizeLinear", "QuantizeLinear"} & operators["decoder"]
 
 
 def test_what_a_tool_cannot_hold_is_refused_in_one_line(fp32, photo, tmp_path, monkeypatch):
@@ -237,6 +247,9 @@ def test_configurations_are_what_the_tools_read(written):
     assert config["type"] == "segment_anything"
     assert (out / config["encoder_model_path"]).is_file()
     assert (out / config["decoder_model_path"]).is_file()
+    layout = LAYOUTS["anylabeling"]
+    config = yaml.safe_load(layout.config_files("mé (2)", layout, NANO_CONFIG, "fp32")["config.yaml"])
+    assert (config["name"], config["display_name"]) == ("m-2-", "mé (2)")
     out, _ = written("darktable")
     described = json.loads((out / "config.json").read_text())
     assert (described["id"], described["task"], described["arch"]) == ("mask-object-tiny", "mask", "sam2")
@@ -256,6 +269,26 @@ def test_an_exported_folder_is_adapted_as_it_is(sam_edge, fp32, tmp_path, photo)
     code, _, refused = sam_edge(*given, "--precision", "fp16")
     assert code == 1
     assert "adapted as it is" in refused
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_the_readme_says_how_the_tool_is_given_the_files(layout, written):
+    out, manifest = written(layout)
+    text = (out / "README.md").read_text()
+    assert opening(layout, "tiny", "fp32", manifest["graphs"]) in text
+    assert "$" not in text
+    for graph in manifest["graphs"].values():
+        # in the table, and where it is told what to do with it; config.yaml and transformers' classes know theirs
+        assert text.count(graph["file"]) >= (1 if layout in ("sam", "darktable", "transformers") else 2)
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_graphs_are_of_an_opset_that_tools_of_2023_read(layout, written):
+    out, manifest = written(layout)
+    for graph in manifest["graphs"].values():
+        model = onnx.load(out / graph["file"])
+        onnx.checker.check_model(model, full_check=True)
+        assert (model.ir_version, [(one.domain, one.version) for one in model.opset_import]) == (8, [("", 18)])
 
 
 def test_nanosam_s_encoder_has_nothing_that_tensorrt_does_not_know(written):

@@ -3,11 +3,12 @@
     python ask_layout.py TOOL FOLDER IN.npz OUT.npz
 
 IN holds pictures `image_0`, ... (RGB) and prompts as shares of the picture, `prompt_0`, ... (rows of x, y, label); OUT
-has `seen_I`, the picture as it is handed to the encoder before it is normalised, `mask_I_P`, and `points_I_P` in its
-pixels.
+has `seen_I`, what the encoder is handed (the picture before it is normalised, or 1 x 3 x S x S `pixels`), `used_I`, the
+height and width of what the picture fills of it, `mask_I_P`, and `points_I_P` in the masks' pixels.
 """
 
 import importlib
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-Answers = Iterator[tuple[np.ndarray, Callable[[np.ndarray, np.ndarray], np.ndarray]]]
+Ask = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Answers = Iterator[tuple[np.ndarray, tuple[int, int], Ask]]
 
 
 def marks(points: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
@@ -34,23 +36,52 @@ def anylabeling(folder: Path, images: list[np.ndarray]) -> Answers:
     sys.modules[package] = types.ModuleType(package)
     sys.modules[package].__path__ = [f"{path}/auto_labeling" for path in anylabeling.services.__path__]
     SegmentAnythingONNX = importlib.import_module(f"{package}.sam_onnx").SegmentAnythingONNX
-    model = SegmentAnythingONNX(str(folder / "encoder.onnx"), str(folder / "decoder.onnx"))
+    yield from _fitted(SegmentAnythingONNX(str(folder / "encoder.onnx"), str(folder / "decoder.onnx")), images)
+
+
+def xanylabeling(folder: Path, images: list[np.ndarray]) -> Answers:
+    """By its own manager of models, which reads config.yaml, without a window."""
+    from anylabeling import config
+    from anylabeling.services.auto_labeling.model_manager import ModelManager
+    from PyQt6.QtCore import QCoreApplication, QEventLoop, QTimer
+
+    # as its main program does at its start
+    config.current_config_file = str(Path.home() / ".xanylabelingrc")
+    app = QCoreApplication([])
+    manager, loop = ModelManager(), QEventLoop()
+    said: list[str] = []
+    manager.new_model_status.connect(said.append)
+    manager.model_loaded.connect(loop.quit)
+    QTimer.singleShot(120_000, loop.quit)
+    assert manager.load_custom_model(str(folder / "config.yaml")), said
+    loop.exec()
+    assert manager.loaded_model_config, said
+    yield from _fitted(manager.loaded_model_config["model"].model, images)
+    del app
+
+
+def _fitted(model: Any, images: list[np.ndarray]) -> Answers:
+    """By the class that AnyLabeling and X-AnyLabeling both have: pictures lie in the corner of a black one."""
     given = {}
     run = model.run_encoder
-    model.run_encoder = lambda inputs: run(given.setdefault("inputs", inputs))
+
+    def watched(inputs, *rest):
+        given["inputs"] = inputs
+        return run(inputs, *rest)
+
+    model.run_encoder = watched
     for image in images:
-        given.clear()
         embedding = model.encode(image)
         seen = next(iter(given["inputs"].values())).astype(np.uint8)
         # what lies beside a picture is black, and no part of the masks that it is cut to
         height, width = (round(side * embedding["transform_matrix"][0, 0]) for side in image.shape[:2])
 
-        def ask(points, labels, embedding=embedding, seen=seen, size=(height, width), image=image):
+        def ask(points, labels, embedding=embedding, seen=seen, size=(height, width)):
             embedding = {**embedding, "original_size": seen.shape[:2], "transform_matrix": np.eye(3)}
             placed = points * (size[1], size[0])
             return model.predict_masks(embedding, marks(placed, labels))[0, 0] > 0, placed
 
-        yield seen, ask
+        yield seen, (height, width), ask
 
 
 def samexporter(folder: Path, images: list[np.ndarray]) -> Answers:
@@ -71,27 +102,18 @@ def samexporter(folder: Path, images: list[np.ndarray]) -> Answers:
             embedding = {**embedding, "original_size": size, "resized_size": size}
             return model.predict_masks(embedding, marks(placed, labels))[0, 0] > 0, placed
 
-        yield seen, ask
+        yield seen, seen.shape[:2], ask
 
 
 def osam(folder: Path, images: list[np.ndarray]) -> Answers:
-    from osam._models.sam import _models
+    """By the lines of the folder's README.md."""
+    import osam
     from osam.types import Prompt
-    from osam.types._blob import Blob
 
-    class Local(Blob):
-        """A file that needs no download."""
-
-        path = property(lambda self: self.url)
-
-        def pull(self, *_: object, **__: object) -> None:
-            pass
-
-    class Ours(_models.Sam):
-        name = "ours"
-
-    Ours._blobs = {part: Local(str(folder / f"{part}.onnx"), "sha256:0") for part in ("encoder", "decoder")}
-    model = Ours()
+    os.chdir(folder)
+    text = Path("README.md").read_text()
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    model = osam.apis.registered_model_types[-1]()
     for image in images:
         embedding = model.encode_image(image)
 
@@ -101,7 +123,40 @@ def osam(folder: Path, images: list[np.ndarray]) -> Answers:
             # an annotation's mask is cut to its box
             return model._generate_mask_from_image_embedding(image_embedding=embedding, prompt=prompt), placed
 
-        yield image, ask
+        yield image, image.shape[:2], ask
+
+
+def optimum(folder: Path, images: list[np.ndarray]) -> Answers:
+    """By its class for any graph, since it has none for SAM, behind transformers' processor of pixels and prompts."""
+    from optimum.exporters.onnx.model_configs import SamOnnxConfig
+    from optimum.onnxruntime import ORTModelForCustomTasks
+    from transformers import SamConfig, SamProcessor
+
+    processor = SamProcessor.from_pretrained(folder)
+    suffix = "_quantized" if (folder / "onnx" / "vision_encoder_quantized.onnx").exists() else ""
+    encoder, decoder = (
+        ORTModelForCustomTasks.from_pretrained(folder, subfolder="onnx", file_name=f"{name}{suffix}.onnx")
+        for name in ("vision_encoder", "prompt_encoder_mask_decoder")
+    )
+    for graph in (encoder, decoder):
+        # what its exporter would have written
+        own = SamOnnxConfig(SamConfig.from_pretrained(folder), variant="split", vision_encoder=graph is encoder)
+        assert (list(graph.input_names), list(graph.output_names)) == (list(own.inputs), list(own.outputs))
+    for image in images:
+        pixels = processor(image, return_tensors="pt")
+        embeddings = encoder(pixel_values=pixels["pixel_values"])
+
+        def ask(points, labels, embeddings=embeddings, image=image):
+            placed = points * (image.shape[1], image.shape[0])
+            marks = {"input_points": [[placed.tolist()]], "input_labels": [[labels.tolist()]]}
+            inputs = processor(image, **marks, return_tensors="pt")
+            prompts = {"input_points": inputs["input_points"].float(), "input_labels": inputs["input_labels"]}
+            found = decoder(**prompts, **embeddings)
+            sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+            (masks,) = processor.image_processor.post_process_masks(found.pred_masks, *sizes)
+            return masks[0].numpy(), placed
+
+        yield pixels["pixel_values"].numpy(), tuple(pixels["reshaped_input_sizes"][0].tolist()), ask
 
 
 def main() -> None:
@@ -110,8 +165,8 @@ def main() -> None:
     images = [values[name] for name in sorted(values) if name.startswith("image_")]
     prompts = [values[name] for name in sorted(values) if name.startswith("prompt_")]
     found = {}
-    for number, (seen, ask) in enumerate(globals()[tool](folder, images)):
-        found[f"seen_{number}"] = seen
+    for number, (seen, used, ask) in enumerate(globals()[tool](folder, images)):
+        found[f"seen_{number}"], found[f"used_{number}"] = seen, np.array(used)
         for index, prompt in enumerate(prompts):
             mask, placed = ask(prompt[:, :2], prompt[:, 2].astype(int))
             found[f"mask_{number}_{index}"] = mask

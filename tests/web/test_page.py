@@ -28,6 +28,13 @@ from sam_edge.web.site import write_site
 from tests.exported import export, fp32_small, small_config  # noqa: F401 - fixtures
 from tests.web.browser import asked_elsewhere, opened
 
+OUT_OF_REACH = """
+    return [...document.querySelectorAll("button, select, .view")].filter((one) => one.offsetParent).filter((one) => {
+        const { left, top, right, bottom } = one.getBoundingClientRect();
+        return left < 0 || top < 0 || right > innerWidth || bottom > innerHeight;
+    }).map((one) => one.outerHTML);
+"""
+"""What of the page one would have to scroll to."""
 FLOAT_IOU, INT8_IOU = 0.99, 0.95
 """What masks must reach with Python's: in float, and an INT8 export's parity."""
 
@@ -257,6 +264,10 @@ def test_a_photo_is_segmented_compared_and_saved(fp32_small, tmp_path: Path) -> 
         page.click(*point[:2])
         (again,) = page.masks()
         assert iou(again, prompted(runtimes["first"], image[::-1].copy(), [point])) >= FLOAT_IOU
+        # on a phone everything is in reach
+        phone = {"width": 360, "height": 640, "deviceScaleFactor": 2, "mobile": True}
+        page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        assert page.js(OUT_OF_REACH) == []
         assert page.complaints() == []
     assert asked_elsewhere(tmp_path / "work" / "net.json", url) == []
 
@@ -289,3 +300,19 @@ def test_nano_in_integers_answers_as_it_does_in_python(tmp_path: Path) -> None:
     wanted = EverythingGenerator(runtime, 8, output_mode="coco_rle", strategy="hierarchical").generate(image)
     assert len(wanted) > 3
     assert agreement(wanted, found) >= INT8_IOU
+
+
+@pytest.mark.slow
+def test_a_photo_of_more_pixels_than_phones_hold_is_shrunk_and_the_page_says_so(fp32_small, tmp_path: Path) -> None:  # noqa: F811
+    site = write_site([("small", fp32_small.path)], tmp_path / "site").out
+    Image.fromarray(picture(50, 63)).resize((6300, 5000)).save(tmp_path / "photo.jpg")
+    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    with opened(site, tmp_path / "work") as page:
+        page.driver.find_element("id", "file").send_keys(str(tmp_path / "no.jpg"))
+        page.until("return document.querySelector('#message').textContent.startsWith('no.jpg is not a picture')")
+        page.pick(tmp_path / "photo.jpg")
+        assert "masks are found and saved at 4489" in page.message()
+        page.click(2000, 2000)
+        (mask,) = page.masks()
+        assert mask["segmentation"]["size"] == [3563, 4489]
+        assert page.complaints() == []

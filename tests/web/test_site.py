@@ -2,6 +2,9 @@
 
 import http.client
 import json
+import lzma
+import shutil
+import subprocess
 import tarfile
 import threading
 import zlib
@@ -142,6 +145,46 @@ def test_what_is_served_lets_the_page_have_threads(served: http.client.HTTPConne
         assert answer.status == 404
 
 
+def status(served: http.client.HTTPConnection, path: str, host: str | None = "127.0.0.1") -> int:
+    """Of the answer to a GET that names a host, or none."""
+    served.putrequest("GET", path, skip_host=True)
+    if host is not None:
+        served.putheader("Host", host)
+    served.endheaders()
+    answer = served.getresponse()
+    answer.read()
+    return answer.status
+
+
+def test_only_who_calls_this_machine_by_its_own_name_is_answered(served: http.client.HTTPConnection) -> None:
+    """A page of another name, pointed at this machine, could read what is served here (DNS rebinding)."""
+    for host in ("127.0.0.1", f"127.0.0.1:{served.port}", "localhost:9999", "LOCALHOST"):
+        assert status(served, "/site.json", host) == 200
+    for host in ("evil.example", f"evil.example:{served.port}", "127.0.0.1.evil.example", "", None):
+        assert status(served, "/site.json", host) == 421
+    assert status(served, "/site.json", "[::1") == 404
+
+
+def test_nothing_outside_the_site_is_served(nano: Path, tmp_path: Path) -> None:
+    site = write_site([("nano", nano)], tmp_path / "site").out
+    (tmp_path / "secret.txt").write_text("secret")
+    (site / "out.txt").symlink_to(tmp_path / "secret.txt")
+    (site / "up").symlink_to(tmp_path)
+    (site / "inside.json").symlink_to(site / "site.json")
+    # the site itself may be a link
+    (tmp_path / "current").symlink_to(site)
+    with server(tmp_path / "current", 0) as serving:
+        assert serving.server_address[0] == "127.0.0.1"
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        served = http.client.HTTPConnection("127.0.0.1", serving.server_port)
+        assert status(served, "/inside.json") == 200
+        for path in ("/out.txt", "/up/secret.txt", "/up/", "/../secret.txt", "/..%2fsecret.txt", "//etc/passwd"):
+            assert status(served, path) == 404, path
+        for path in ("/%00", "/" + "a" * 5000):
+            assert status(served, path) == 404, path
+        serving.shutdown()
+
+
 def test_no_site_and_a_port_that_is_taken_are_refused(site: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="export-web"):
         server(tmp_path, 0)
@@ -182,3 +225,21 @@ def test_the_archive_holds_what_the_page_loads_and_nothing_else() -> None:
     from sam_edge.web.pack import FILES
 
     assert names == {*FILES, "VERSION"}
+
+
+@pytest.mark.slow
+def test_npm_s_package_of_the_lock_file_is_what_is_in_the_archive(tmp_path: Path) -> None:
+    """What `make web` does; compared unpacked, since another liblzma may compress otherwise."""
+    from sam_edge.web.pack import packed
+
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(PACKAGE / name, tmp_path)
+    command = ["npm", "ci", "--prefix", tmp_path, "--ignore-scripts", "--no-audit", "--no-fund"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode and ("ENOTFOUND" in ran.stderr or "EAI_AGAIN" in ran.stderr):
+        pytest.skip("npm's registry cannot be reached")
+    assert ran.returncode == 0, ran.stderr
+    anew = packed(tmp_path / "node_modules" / "onnxruntime-web")
+    assert lzma.decompress(anew) == lzma.decompress(RUNTIME.read_bytes())

@@ -7,6 +7,7 @@ from typing import Any
 
 from sam_edge.bench.hardware import hardware
 from sam_edge.commands.common import sample_pictures
+from sam_edge.commands.workshop.lineage import add_step
 from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.data import open_some
 from sam_edge.errors import ExportError
@@ -16,7 +17,9 @@ from sam_edge.export.to_layout import write_layout
 from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
 from sam_edge.files import check_target
+from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.convert import WeightLayout, convert
+from sam_edge.models.parts import complete
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.quantize.ptq import QuantizeOptions
@@ -112,8 +115,14 @@ def to_engines(
     return {"out": str(out), "engines": [asdict(engine) for engine in engines]}
 
 
-def convert_weights(spec: str, out: Path, layout: WeightLayout) -> dict[str, Any]:
-    """Write a MODEL's weights under another program's keys."""
-    convert(load_model(spec), out, layout)
+def convert_weights(spec: str, out: Path, layout: WeightLayout, base: str | None = None) -> dict[str, Any]:
+    """Write a MODEL's weights under another program's keys; of `base` come the parts that a checkpoint file lacks."""
+    if base is None:
+        model = load_model(spec)
+    else:
+        rest = load_model(base)
+        model = complete(Path(spec).expanduser(), rest)
+        add_step(model, "convert", {"base": base}, 0, weights_sha256(rest), [], parent=base)
+    convert(model, out, layout)
     files = [file for file in out.rglob("*") if file.is_file()] if out.is_dir() else [out]
     return {"out": str(out), "layout": layout, "bytes": sum(file.stat().st_size for file in files)}

@@ -27,12 +27,14 @@ let silence;
 
 async function open(file) {
   let bitmap;
+  let shrunk = "";
   try {
     bitmap = await createImageBitmap(file);
     const share = Math.sqrt(MOST_PIXELS / (bitmap.width * bitmap.height));
     if (share < 1) {
       const [resizeWidth, resizeHeight] = [bitmap.width, bitmap.height].map((side) => Math.max(Math.floor(side * share), 1));
       bitmap = await createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "high" });
+      shrunk = `Large photo: masks are found and saved at ${resizeWidth} × ${resizeHeight} pixels.`;
     }
   } catch {
     fail(new Error(`${file.name || "This"} is not a picture that this browser can read.`));
@@ -43,7 +45,7 @@ async function open(file) {
   $("welcome").hidden = true;
   $("stages").hidden = $("bar").hidden = false;
   document.body.classList.add("open");
-  say("");
+  say(shrunk, 10_000);
   reset();
   await show();
 }
@@ -179,7 +181,7 @@ async function everything() {
         if (of !== client || photo !== shown) return;
         stage.kept = value;
         stage.paint();
-        stage.took([["photo", stage.embedMs], [`${value.length} masks`, ms]]);
+        stage.took([["photo", stage.embedMs], [counted(value), ms]]);
       } catch (error) {
         if (of === client) fail(error);
       }
@@ -188,8 +190,10 @@ async function everything() {
   );
   search = null;
   refresh();
-  if (photo === shown) say(stages.map((stage) => `${stage.kept.length} masks`).join(" and "));
+  if (photo === shown) say(stages.map(({ kept }) => counted(kept)).join(" and "));
 }
+
+const counted = (masks) => `${masks.length} mask${masks.length === 1 ? "" : "s"}`;
 
 // ---- what is seen ----
 
