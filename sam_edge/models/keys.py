@@ -47,6 +47,13 @@ _BARE_ENCODER = re.compile(r"^(?:pos_embed$|patch_embed\.|blocks\.|layers\.|stag
 _NOT_WEIGHTS = re.compile(r"pixel_mean$|pixel_std$|\.attention_bias_idxs$|^image_encoder\.(head|norm_head)\.")
 """Constants, index tables, and the classifier that MobileSAM carries along without using it."""
 
+_OTHERS = (
+    (re.compile(r"^(?:sam3_model|sam2_predictor|detector(?:_model)?|tracker(?:_model)?)\."), "SAM 3"),
+    (re.compile(r"^(?:memory_attention|memory_encoder|sam_mask_decoder|image_encoder\.trunk|vision_encoder\.backbone)\."),
+     "SAM 2"),
+)  # fmt: skip
+"""Names that only the later generations have, as their authors and Hugging Face save them."""
+
 _MOBILE_SAM = (
     (r"^image_encoder\.patch_embed\.seq\.0\.", "image_encoder.patch_embed.conv1."),
     (r"^image_encoder\.patch_embed\.seq\.2\.", "image_encoder.patch_embed.conv2."),
@@ -88,7 +95,7 @@ def recognise(state: State) -> tuple[State, ModelConfig]:
     """
     native = native_names(state)
     try:
-        return native, _config(native, state)
+        return native, _config(native, state).replace(**_statistics(state))
     except KeyError as error:
         if not any(name.startswith(DECODER_PARTS) for name in native):
             raise CheckpointError(
@@ -122,8 +129,26 @@ def _config(native: State, given: State) -> ModelConfig:
         return _vit_config(native, "slim_vit")
     if "image_encoder.patch_embed.conv1.conv.weight" in native:
         return _tiny_vit_config(native)
+    for theirs, generation in _OTHERS:
+        if any(theirs.match(_unwrapped(name)) for name in given):
+            raise CheckpointError(
+                f"this is a {generation} checkpoint, of another architecture: give one of the first SAM."
+            )
     names = ", ".join(list(given)[:3]) or "no tensors"
     raise CheckpointError(f"unknown checkpoint layout ({names}, ...): known are {'; '.join(LAYOUTS)}.")
+
+
+def _statistics(state: State) -> dict[str, tuple[float, ...]]:
+    """The mean and deviation of pixels, of checkpoints that say them."""
+    found: dict[str, tuple[float, ...]] = {}
+    for name, value in state.items():
+        key = _unwrapped(name)
+        if key in ("pixel_mean", "pixel_std"):
+            numbers = tuple(float(number) for number in value.flatten())
+            if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (key == "pixel_std" and min(numbers) <= 0):
+                raise CheckpointError(f"the checkpoint's {key} is {numbers}, not three numbers of colours.")
+            found[key] = numbers
+    return found
 
 
 def _vit_config(state: State, arch: Arch) -> ModelConfig:

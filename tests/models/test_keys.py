@@ -69,6 +69,37 @@ def test_an_unknown_layout_is_shown_with_the_known_ones():
         recognise({f"trunk.{letter}": torch.zeros(1) for letter in "abcd"})
 
 
+@pytest.mark.parametrize(
+    ("name", "generation"),
+    [
+        ("image_encoder.trunk.blocks.0.attn.qkv.weight", "SAM 2"),
+        ("module.memory_attention.layers.0.norm1.weight", "SAM 2"),
+        ("vision_encoder.backbone.blocks.0.attn.qkv.weight", "SAM 2"),
+        ("detector.backbone.vision_backbone.trunk.blocks.0.attn.qkv.weight", "SAM 3"),
+        ("sam3_model.backbone.vision_backbone.trunk.pos_embed", "SAM 3"),
+    ],
+)
+def test_later_generations_are_refused_by_name(name, generation):
+    with pytest.raises(CheckpointError, match=f"this is a {generation} checkpoint"):
+        recognise({name: torch.zeros(1), "mask_decoder.iou_token.weight": torch.zeros(1, 256)})
+
+
+def test_the_statistics_of_pixels_are_kept(tiny_sam):
+    state = tiny_sam.state_dict()
+    state |= {
+        "module.pixel_mean": torch.full((3, 1, 1), 127.5),
+        "module.pixel_std": torch.tensor([[1.0], [2.0], [3.0]]),
+    }
+    _, config = recognise(state)
+    assert (config.pixel_mean, config.pixel_std) == ((127.5,) * 3, (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize("deviation", [[1.0, 0.0, 1.0], [1.0, 1.0], [1.0, float("nan"), 1.0]])
+def test_statistics_that_are_none_are_refused(tiny_sam, deviation):
+    with pytest.raises(CheckpointError, match="pixel_std"):
+        recognise(tiny_sam.state_dict() | {"pixel_std": torch.tensor(deviation)})
+
+
 def test_an_empty_state_is_refused():
     with pytest.raises(CheckpointError, match="no tensors"):
         recognise({})
