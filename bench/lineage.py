@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sam_edge.bench.disturbance import Watch
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.integers import Contender, Turns, race
 from sam_edge.files import atomic_file
@@ -88,20 +89,31 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     given = parser.parse_args(arguments)
     console = Console()
     found: dict[str, Turns] = {}
+    forms = {}
     for network in given.networks:
         with console.status(f"making {network}"):
-            forms = made(network, given.work)
+            forms[network] = made(network, given.work)
+    watch = Watch()
+    for network in given.networks:
         side = KNOWN[network].config.image_size
         with console.status(f"racing {network}"):
-            found |= race(forms, side=side, threads=given.threads, turns=given.turns)
+            found |= race(forms[network], side=side, threads=given.threads, turns=given.turns)
+    disturbance = watch.so_far()
     results = {
-        "hardware": {**hardware(), "features": features(), "threads": given.threads},
+        "hardware": {
+            **hardware(),
+            "features": features(),
+            "threads": given.threads,
+            "disturbance": asdict(disturbance),
+        },
         "yardsticks": {name: _sha256(given.work / "yardstick" / name / "encoder.onnx") for name in given.networks},
         "turns": {name: asdict(turns) for name, turns in found.items()},
         "bars": list(_bars(found)),
     }
     console.print(_times(found, given.networks, results["hardware"]))
     console.print(_held(results["bars"]))
+    if (words := disturbance.words()) is not None:
+        console.print(words)
     if given.out is not None:
         with atomic_file(given.out) as work:
             work.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """`bench`, of calls and of everything mode."""
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +52,7 @@ def bench(
     device: OnDevice = "auto",
 ) -> None:
     """Measure latency, memory and size; models and runtimes take turns, so that noise hits all alike."""
+    from sam_edge.bench.disturbance import Watch
     from sam_edge.bench.hardware import hardware, slug
     from sam_edge.bench.table import as_dict, comparisons, rich_table, write_csv, write_json
     from sam_edge.commands.device.bench import bench as bench_
@@ -86,6 +88,7 @@ def bench(
         "seed": seed,
         "device": device,
     }
+    watch = Watch()
     with progress("bench") as on_progress:
         rows = bench_(
             model,
@@ -99,7 +102,8 @@ def bench(
             device=device,
             on_progress=on_progress,
         )
-    machine = hardware()
+    disturbance = watch.so_far()
+    machine = {**hardware(), "disturbance": asdict(disturbance)}
     if out is not None:
         with atomic_folder(out) as work:
             write_json(rows, machine, settings, work / "bench.json")
@@ -108,8 +112,9 @@ def bench(
         print_json({"settings": settings, "hardware": machine, "rows": [as_dict(row) for row in rows]})
     else:
         stdout().print(rich_table(rows, "p90_ms" if mlperf_like else "median_ms"))
-        for line in comparisons(rows):
-            stdout().print(line, highlight=False)
+        for line in (*comparisons(rows), disturbance.words()):
+            if line is not None:
+                stdout().print(line, highlight=False)
 
 
 def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool, **options: Any) -> None:
