@@ -6,7 +6,7 @@ from typing import Any
 
 from sam_edge.data.image import read_image
 from sam_edge.data.rle import scaled, to_rle
-from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
+from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage, read_annotations
 from sam_edge.data.split import Split, select
 from sam_edge.errors import DataError
 
@@ -47,15 +47,13 @@ class CocoInstances(LabelledDataset):
         image = read_image(self.images_root / name)
         height, width = image.shape[:2]
         drawn_on = self._sizes.get(name, (height, width))
-        annotations = []
-        for entry in self._entries[name]:
-            try:
-                rle = to_rle(entry["segmentation"], *drawn_on)
-                annotations.append(Annotation.from_rle(scaled(rle, height, width)))
-            except DataError as error:
-                where = f"{self.annotation_json}: annotation {entry.get('id')} of {name}"
-                raise DataError(f"{where}: {error}") from error
-        return LabelledImage(name=name, image=image, annotations=tuple(annotations))
+
+        def read(entry: dict[str, Any]) -> Annotation:
+            return Annotation.from_rle(scaled(to_rle(entry["segmentation"], *drawn_on), height, width))
+
+        where = f"{self.annotation_json}: {name}"
+        annotations, unreadable = read_annotations(self._entries[name], read, where, strict=self.strict)
+        return LabelledImage(name, image, annotations, unreadable)
 
 
 def _entries_by_image(
@@ -63,7 +61,8 @@ def _entries_by_image(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, tuple[int, int]]]:
     """File name -> its instances as they stand in the JSON file, and -> the height and width they were drawn on."""
     try:
-        content = json.loads(annotation_json.read_text(encoding="utf-8"))
+        # some programs write a byte-order mark
+        content = json.loads(annotation_json.read_text(encoding="utf-8-sig"))
         sizes = {
             file_name(image): (int(image["height"]), int(image["width"]))
             for image in content["images"]
@@ -72,7 +71,8 @@ def _entries_by_image(
         names = {image["id"]: file_name(image) for image in content["images"]}
         entries: dict[str, list[dict[str, Any]]] = {}
         for entry in content["annotations"]:
-            if not entry.get("iscrowd") and entry["segmentation"]:
+            # a box without a mask, and what belongs to no picture, are no instances to pycocotools either
+            if not entry.get("iscrowd") and entry.get("segmentation") and entry["image_id"] in names:
                 entries.setdefault(names[entry["image_id"]], []).append(entry)
     except OSError as error:
         raise DataError(f"{annotation_json}: cannot be read ({error.strerror}); check the path.") from error
@@ -88,7 +88,9 @@ def _entries_by_image(
 def file_name(image: dict[str, Any]) -> str:
     """The file of an entry of `images`."""
     # LVIS names its images by address only; the last part is the file name in the COCO folders.
-    return image["file_name"] if "file_name" in image else image["coco_url"].rsplit("/", 1)[1]
+    name = image["file_name"] if "file_name" in image else image["coco_url"].rsplit("/", 1)[1]
+    # as Windows writes paths
+    return name.replace("\\", "/")
 
 
 def _find_images(annotation_json: Path, name: str) -> Path:

@@ -13,14 +13,16 @@ Item = TypeVar("Item")
 class Dataset(ABC, Generic[Item]):
     """A sized, indexable collection whose files may turn out to be unreadable.
 
-    Indexing is strict and raises `DataError` for a broken file. Iterating yields the readable items in order:
-    broken ones are left out, counted in `skipped`, and reported by one warning when the pass ends. With
-    `strict=True` iteration raises at the first broken file instead.
+    Indexing raises `DataError` for a broken file. Iterating yields the readable items in order: broken ones are left
+    out, counted in `skipped`, and reported by one warning when the pass ends, as are broken annotations of readable
+    ones, which items leave out themselves and count in `unreadable`. With `strict=True` the first of either raises.
     """
 
     strict: bool = False
     skipped: int = 0
     """Files left out by the latest (or current) pass of iteration."""
+    unreadable: int = 0
+    """Annotations left out of the items of that pass."""
 
     @property
     @abstractmethod
@@ -39,8 +41,9 @@ class Dataset(ABC, Generic[Item]):
         return _Subset(self, indices)
 
     def __iter__(self) -> Iterator[Item]:
-        self.skipped = 0
+        self.skipped = self.unreadable = 0
         first_offender: DataError | None = None
+        first_wrong = ""
         try:
             for index in range(len(self)):
                 try:
@@ -51,6 +54,9 @@ class Dataset(ABC, Generic[Item]):
                     self.skipped += 1
                     first_offender = first_offender or error
                     continue
+                wrong = getattr(item, "unreadable", ())
+                self.unreadable += len(wrong)
+                first_wrong = first_wrong or "".join(wrong[:1])
                 yield item
         finally:
             # In `finally`, so that a caller who stops early still learns of what was skipped up to there.
@@ -58,6 +64,10 @@ class Dataset(ABC, Generic[Item]):
                 warnings.warn(
                     f"skipped {self.skipped} of {len(self)} unreadable files, the first: {first_offender}",
                     stacklevel=2,
+                )
+            if first_wrong:
+                warnings.warn(
+                    f"left out {self.unreadable} unreadable annotations, the first: {first_wrong}", stacklevel=2
                 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sam_edge.data.folder import list_images
 from sam_edge.data.image import read_image
 from sam_edge.data.rle import to_rle
-from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
+from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage, read_annotations
 from sam_edge.data.split import Split, select
 from sam_edge.errors import DataError
 
@@ -35,29 +35,26 @@ class Sa1bFolder(LabelledDataset):
         name = self._names[index]
         image = read_image(self.root / name)
         height, width = image.shape[:2]
-        annotations = read_sa1b_json((self.root / name).with_suffix(".json"), height, width)
-        return LabelledImage(name=name, image=image, annotations=annotations)
+        path = (self.root / name).with_suffix(".json")
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); replace or remove it.") from error
+        return LabelledImage(name, image, *parse_sa1b(text, str(path), height, width, strict=self.strict))
 
 
-def read_sa1b_json(path: Path, height: int, width: int) -> tuple[Annotation, ...]:
-    """The annotations of one SA-1B JSON file, for an image of `height` x `width` pixels.
+def parse_sa1b(
+    text: bytes, where: str, height: int, width: int, *, strict: bool
+) -> tuple[tuple[Annotation, ...], tuple[str, ...]]:
+    """The annotations in a SA-1B JSON file for an image of `height` x `width` pixels, and what is wrong with those that
+    are left out; `where` is what errors call the file.
 
-    Raises DataError, naming the file, if it is not JSON, lacks a key, or has a mask of another size.
+    Raises:
+        DataError: no JSON, or a key that it lacks; see `read_annotations`.
     """
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); replace or remove it.") from error
-    return parse_sa1b(text, str(path), height, width)
-
-
-def parse_sa1b(text: bytes, where: str, height: int, width: int) -> tuple[Annotation, ...]:
-    """Like `read_sa1b_json`, for the content of the file; `where` is what errors call it."""
-    try:
-        content = json.loads(text)
-        return tuple(_annotation(entry, height, width) for entry in content["annotations"])
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+        entries = json.loads(text)["annotations"]
+        return read_annotations(entries, lambda entry: _annotation(entry, height, width), where, strict=strict)
     except KeyError as error:
         raise DataError(f"{where}: lacks the key {error}; expected SA-1B annotations.") from error
     except (ValueError, TypeError, IndexError) as error:

@@ -1,5 +1,6 @@
 """What labelled data looks like to the rest of sam-edge: an image and its instance masks."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,36 @@ class LabelledImage:
     image: UInt8[np.ndarray, "h w 3"]
     """RGB."""
     annotations: tuple[Annotation, ...]
+    unreadable: tuple[str, ...] = ()
+    """What is wrong with each annotation that was left out."""
+
+
+def read_annotations(
+    entries: Iterable[Any], read: Callable[[Any], Annotation], where: str, *, strict: bool
+) -> tuple[tuple[Annotation, ...], tuple[str, ...]]:
+    """The annotations of a picture, and what is wrong with each that is left out: one bad one is no bad picture.
+
+    Raises:
+        DataError: one that cannot be read, with `strict`; or none that can.
+    """
+    found, wrong = [], []
+    for index, entry in enumerate(entries):
+        number = entry.get("id", index) if isinstance(entry, dict) else index
+        try:
+            found.append(read(entry))
+            continue
+        except DataError as error:
+            reason = str(error)
+        except KeyError as error:
+            reason = f"lacks the key {error}."
+        except (ValueError, TypeError, IndexError, AttributeError) as error:
+            reason = f"is none ({error})."
+        wrong.append(f"{where}: annotation {number}: {reason}")
+        if strict:
+            raise DataError(wrong[-1])
+    if wrong and not found:
+        raise DataError(wrong[0])
+    return tuple(found), tuple(wrong)
 
 
 class LabelledDataset(Dataset[LabelledImage]):

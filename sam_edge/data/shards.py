@@ -131,7 +131,7 @@ class TarShards(LabelledDataset):
         image = decode_image(io.BytesIO(picture), f"{file}: {name}")
         height, width = image.shape[:2]
         where = f"{file}: {PurePosixPath(name).with_suffix('.json')}"
-        return LabelledImage(name=name, image=image, annotations=parse_sa1b(text, where, height, width))
+        return LabelledImage(name, image, *parse_sa1b(text, where, height, width, strict=self.strict))
 
     def _index(self, shard: int) -> ShardIndex:
         found = self._indexes.get(shard)

@@ -95,6 +95,52 @@ def test_masks_of_a_photo_that_was_turned_since_are_refused(tmp_path, picture):
     (tmp_path / "instances.json").write_text(json.dumps({"images": [image], "annotations": [entry]}))
     Image.fromarray(picture).save(tmp_path / "a.png")
     with pytest.raises(
-        DataError, match=r"annotation 7 of a.png: the mask is of a picture of 40 x 60 .* turned or cropped"
+        DataError, match=r"a.png: annotation 7: the mask is of a picture of 40 x 60 .* turned or cropped"
     ):
         CocoInstances(tmp_path / "instances.json")[0]
+
+
+def changed(coco_root, **changes):
+    """The annotations file with some of its parts replaced."""
+    file = coco_root / "annotations" / "instances_tiny.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return file
+
+
+BAD = {
+    "two points": [[1, 1, 5, 5]],
+    "far outside": [[1e6, 1, 1e6, 9, 1e6 + 9, 9]],
+    "no number": [[float("nan"), 1, 9, 1, 9, 9]],
+    "collinear": [[1, 1, 5, 1, 9, 1]],
+    "of another size": {"size": [4, 4], "counts": [0, 16]},
+}
+
+
+@pytest.mark.parametrize("segmentation", BAD.values(), ids=BAD)
+def test_one_bad_annotation_is_left_out_and_counted(coco_root, segmentation):
+    good = {"id": 1, "image_id": 0, "segmentation": [TRIANGLE]}
+    bad = {"id": 2, "image_id": 0, "segmentation": segmentation}
+    file = changed(coco_root, annotations=[good, bad])
+    dataset = CocoInstances(file)
+    with pytest.warns(UserWarning, match="left out 1 unreadable annotations, the first: .*0.png: annotation 2: "):
+        (sample,) = dataset
+    assert len(sample.annotations) == 1
+    assert (dataset.skipped, dataset.unreadable) == (0, 1)
+    with pytest.raises(DataError, match="annotation 2"):
+        list(CocoInstances(file, strict=True))
+
+
+def test_what_belongs_to_no_picture_or_has_no_mask_is_no_instance(coco_root):
+    """As to pycocotools."""
+    good = {"id": 1, "image_id": 0, "segmentation": [TRIANGLE]}
+    orphan, box = {**good, "id": 2, "image_id": 99}, {"id": 3, "image_id": 1, "bbox": [1, 1, 5, 5]}
+    assert CocoInstances(changed(coco_root, annotations=[good, orphan, box])).names == ["0.png"]
+
+
+def test_a_byte_order_mark_text_ids_and_windows_paths_are_read(coco_root):
+    entry = {"id": "a", "image_id": "one", "segmentation": [TRIANGLE]}
+    image = {"id": "one", "file_name": "tiny\\0.png", "height": 40, "width": 60}
+    file = changed(coco_root, images=[image], annotations=[entry])
+    file.write_text("\ufeff" + file.read_text(), encoding="utf-8")
+    (sample,) = CocoInstances(file, coco_root)
+    assert sample.name == "tiny/0.png"

@@ -61,3 +61,16 @@ def test_a_folder_without_pairs_is_refused(sa1b_root):
         path.unlink()
     with pytest.raises(DataError, match=r"\.json"):
         Sa1bFolder(sa1b_root)
+
+
+def test_one_bad_annotation_is_left_out_and_counted(sa1b_root):
+    path = sa1b_root / "sa_3.json"
+    content = json.loads(path.read_text())
+    content["annotations"] += [{"id": 8}, "none"]
+    path.write_text(json.dumps(content))
+    folder = Sa1bFolder(sa1b_root)
+    with pytest.warns(UserWarning, match=r"left out 2 unreadable annotations, the first: .*sa_3.json: annotation 8: "):
+        assert sum(len(sample.annotations) for sample in folder) == 10
+    assert (folder.skipped, folder.unreadable) == (0, 2)
+    with pytest.raises(DataError, match="annotation 8: lacks the key 'bbox'"):
+        list(Sa1bFolder(sa1b_root, strict=True))
