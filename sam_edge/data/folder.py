@@ -43,8 +43,10 @@ def list_images(root: Path) -> list[str]:
     names = sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
-        # macOS leaves `._photo.jpg` files that are no images beside the real ones.
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        # macOS leaves `._photo.jpg` files that are no images beside the real ones, notebooks copies in hidden folders
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
     )
     if not names:
         raise DataError(f"{root}: holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}.")

@@ -1,11 +1,13 @@
 """Checkpoint folders (`config.json` + `model.safetensors`) and other people's checkpoint files."""
 
+import argparse
 import hashlib
 import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -21,6 +23,14 @@ from sam_edge.segment.known import WEIGHTS
 CONFIG = "config.json"
 METADATA = "sam_edge_config"
 """Key of a `.safetensors` file's own metadata under which `config.json` lies, where the file is the whole model."""
+HARMLESS = [
+    argparse.Namespace,
+    # the function by which a NumPy scalar is pickled, whatever this version calls it
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)),
+]
+"""What programs keep beside weights: options, and numbers of NumPy. Making them runs nothing of a file's."""
 CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "ema")
 """What training programs keep weights under, beside their optimizer's state."""
 NEVER_HALVED = ("weight_scale", "positional_encoding_gaussian_matrix")
@@ -201,7 +211,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors`, `.pth` or `.pt` file; wrappers such as {"model": ...} are opened.
+    """Tensors of a safetensors file or a pickle, whatever it is called; wrappers such as {"model": ...} are opened.
 
     Pickles are read with `weights_only=True`: nothing in them is executed.
 
@@ -212,10 +222,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give a checkpoint file or folder, or a known model name.")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _begins_as_safetensors(path):
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if (text := _text_at_the_start(path)) is not None:
+            raise CheckpointError(
+                f"{path} is text, no weights: it begins with {text!r}. A web page, or a pointer of Git LFS, was saved "
+                "in their place: download the file itself (`git lfs pull`)."
+            ) from error
         if "Unsupported" in str(error) or "Weights only" in str(error):
             raise CheckpointError(
                 f"{path} is a pickle of objects, not of weights, and loading it would run its code: in the program "
@@ -230,6 +246,25 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path} holds no state dict: save `model.state_dict()` instead.")
     return loaded
+
+
+def _begins_as_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a JSON object, and that."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size
+
+
+def _text_at_the_start(path: Path) -> str | None:
+    """A file's first words, if it is text."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    try:
+        text = head.decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    words = " ".join(text.split())
+    return words[:40] if words.isprintable() and words else None
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -17,6 +17,8 @@ def root(tmp_path, picture):
     broken = tmp_path / "b.PNG"
     broken.write_bytes(broken.read_bytes()[:500])
     (tmp_path / "._a.png").write_bytes(b"resource fork")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png").write_bytes(b"a copy")
     (tmp_path / "notes.txt").write_text("no image")
     return tmp_path
 

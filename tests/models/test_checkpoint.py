@@ -1,10 +1,12 @@
 """sam_edge.models.checkpoint: what is saved comes back, and nothing else is trusted."""
 
+import argparse
 import errno
 import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -119,6 +121,31 @@ def test_truncated_weights_are_refused(folder, tiny_sam, tmp_path, keep):
     (tmp_path / "sam.pth").write_bytes((tmp_path / "sam.pth").read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="was cut short"):
         read_state_dict(tmp_path / "sam.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("<!DOCTYPE html>\n<html><head>", "<!DOCTYPE html>"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "version https://git-lfs"),
+    ],
+    ids=["web page", "git-lfs"],
+)
+def test_text_in_place_of_weights_is_called_that(tmp_path, text, start):
+    (tmp_path / "sam.pth").write_text(text)
+    with pytest.raises(CheckpointError, match=f"is text, no weights: it begins with '{start}.*git lfs pull"):
+        read_state_dict(tmp_path / "sam.pth")
+
+
+def test_options_and_numbers_beside_the_weights_are_passed_over(tiny_sam, tmp_path):
+    beside = {"args": argparse.Namespace(lr=0.1), "loss": np.float64(0.5), "step": np.int64(3), "best": np.float32(1)}
+    torch.save({"model": tiny_sam.state_dict(), **beside}, tmp_path / "sam.pth")
+    assert read_state_dict(tmp_path / "sam.pth").keys() == tiny_sam.state_dict().keys()
+
+
+def test_safetensors_are_known_by_their_content(tiny_sam, tmp_path):
+    save_file(tiny_sam.state_dict(), tmp_path / "sam.pth")
+    assert read_state_dict(tmp_path / "sam.pth").keys() == tiny_sam.state_dict().keys()
 
 
 def test_a_pickle_of_an_object_is_refused_and_not_run(tmp_path):
