@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from sam_edge.segment.known import WEIGHTS
 CONFIG = "config.json"
 METADATA = "sam_edge_config"
 """Key of a `.safetensors` file's own metadata under which `config.json` lies, where the file is the whole model."""
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     # the function by which a NumPy scalar is pickled, whatever this version calls it
     np.float64(0).__reduce__()[0],
