@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sam_edge.data.sample import LabelledDataset, LabelledImage
-from sam_edge.errors import DataError
+from sam_edge.errors import DataError, SamEdgeError
 from sam_edge.training.processes import rank, world
 from sam_edge.training.views import View, ViewOptions, random_view
 
@@ -125,9 +125,12 @@ class Steps(Sampler[list[int]]):
 
 def step_batches(
     examples: Dataset[Any], batch_size: int, start: int, stop: int, *, workers: int, collate: Callable[..., Any]
-) -> DataLoader[Any]:
-    """Batches for steps `start` to `stop`; each process of a `torchrun` gets its own disjoint share."""
-    return DataLoader(
+) -> Iterator[Any]:
+    """Batches for steps `start` to `stop`; each process of a `torchrun` gets its own disjoint share.
+
+    What a worker cannot read it says in its own words, not in torch's account of them.
+    """
+    batches: DataLoader[Any] = DataLoader(
         examples,
         batch_sampler=Steps(start, stop, batch_size),
         collate_fn=collate,
@@ -135,6 +138,12 @@ def step_batches(
         worker_init_fn=_one_thread,
         prefetch_factor=4 if workers else None,
     )
+    try:
+        yield from batches
+    except SamEdgeError as error:
+        # a worker's error is raised again with its whole traceback as the message, the error itself last
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from error
 
 
 def _one_thread(worker: int) -> None:

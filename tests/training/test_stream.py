@@ -122,6 +122,13 @@ def test_nothing_but_broken_files_ends_with_an_error():
     assert len(dataset.read) == 100
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_says_what_is_wrong_in_one_line(workers):
+    stream = ViewStream([Source(Plain(0, broken=frozenset(range(5))), 1.0)], OPTIONS, seed=0)
+    with pytest.raises(DataError, match=r"\Ano usable mask in 100 draws: this file was cut off\Z"):
+        list(step_batches(stream, 2, 0, 1, workers=workers, collate=stack_views))
+
+
 def test_pictures_without_a_visible_mask_are_passed_over():
     class Bare(Plain):
         def __getitem__(self, index):
