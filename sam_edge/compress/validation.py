@@ -22,14 +22,23 @@ class Closeness:
     """Compares students with one teacher on the first few readable of the given pictures, each encoded once."""
 
     def __init__(self, teacher: EdgeSam, pictures: Pictures, indices: Sequence[int], images: int = IMAGES) -> None:
+        """Encode the teacher's side.
+
+        Raises:
+            DataError: none of the pictures can be read.
+        """
         self._inputs: list[Tensor] = []
+        first: DataError | None = None
         for index in indices:
             try:
                 self._inputs.append(torch.from_numpy(to_pixels(pictures[index][1], teacher.config)[0]))
-            except DataError:
+            except DataError as error:
+                first = first or error
                 continue
             if len(self._inputs) == images:
                 break
+        if not self._inputs:
+            raise DataError(f"none of the {len(indices)} held-out pictures can be read; the first: {first}")
         self._teacher, self._embeddings = teacher, self._encoded(teacher)
 
     def embedding_error(self, student: EdgeSam) -> float:
