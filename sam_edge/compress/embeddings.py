@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sam_edge.compress.fixed_views import FINGERPRINT_BYTES, FixedViews, extent_px, fingerprint, square
@@ -26,7 +25,7 @@ from sam_edge.compress.packing import StoredPrecision, pack, unpack
 from sam_edge.compress.teacher_masks import own_masks
 from sam_edge.errors import CompressionError, DataError
 from sam_edge.files import atomic_file, sha256_of
-from sam_edge.models.checkpoint import weights_sha256
+from sam_edge.models.checkpoint import save_tensors, weights_sha256
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.pictures import Pictures
 
@@ -119,7 +118,7 @@ def embed_pictures(
             span = range(shard * options.shard_views, min((shard + 1) * options.shard_views, items))
             tensors, note = _shard(teacher, pictures, span, options, batch_size)
             with atomic_file(tensor_file) as part:
-                save_file(tensors, part)
+                save_tensors(tensors, part)
             note["sha256"] = sha256_of(tensor_file)
             with atomic_file(note_file) as part:
                 part.write_text(json.dumps(note), encoding="utf-8")

@@ -15,11 +15,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sam_edge.errors import CompressionError
 from sam_edge.files import atomic_file
+from sam_edge.models.checkpoint import save_tensors
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.processes import rank, world
 
@@ -123,7 +123,7 @@ def _add(sums: Mapping[str, Tensor], weights: Mapping[str, Tensor], value: Tenso
 def _save(path: Path, identity: str, sums: Mapping[str, Tensor], done: int) -> None:
     with atomic_file(path) as part:
         tensors = {name: total.cpu() for name, total in sums.items()}
-        save_file(tensors, part, metadata={"identity": identity, "done": str(done)})
+        save_tensors(tensors, part, metadata={"identity": identity, "done": str(done)})
 
 
 def _restore(path: Path | None, identity: str, sums: Mapping[str, Tensor]) -> int:

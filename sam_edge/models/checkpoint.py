@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sam_edge.errors import CheckpointError, SamEdgeError
+from sam_edge.errors import CheckpointError
 from sam_edge.files import atomic_folder
 from sam_edge.models.packing import from_bytes, pack, to_bytes, unpack
 from sam_edge.models.sam import EdgeSam
@@ -51,13 +51,21 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
     tensors = state_to_store(model, half=half)
     with atomic_folder(folder) as work:
         (work / CONFIG).write_text(model.config.to_json())
-        try:
-            save_file(tensors, work / WEIGHTS)
-            (work / WEIGHTS).chmod(0o644)
-        except SafetensorError as error:
-            # how safetensors reports a full disk
-            raise SamEdgeError(f"cannot write {folder}: {_first_line(error)}.") from error
+        save_tensors(tensors, work / WEIGHTS)
     return Path(folder)
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that others may read too.
+
+    Raises:
+        OSError: the disk refuses the write, which safetensors reports in an error of its own.
+    """
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:
+        raise OSError(_first_line(error)) from error
+    file.chmod(0o644)
 
 
 def state_to_store(model: EdgeSam, *, half: bool = False) -> dict[str, Tensor]:

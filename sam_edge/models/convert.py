@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from sam_edge.errors import CheckpointError, SamEdgeError
+from sam_edge.errors import CheckpointError
 from sam_edge.files import atomic_file, atomic_folder
-from sam_edge.models.checkpoint import CONFIG, METADATA, state_to_store
+from sam_edge.models.checkpoint import CONFIG, METADATA, save_tensors, state_to_store
 from sam_edge.models.keys import State, recognise, renamed
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.config import ModelConfig
@@ -71,7 +69,7 @@ def convert(model: EdgeSam, out: str | Path, layout: WeightLayout) -> Path:
         if out.suffix != ".safetensors":
             raise CheckpointError(f"{out}: the file must end in .safetensors, by which it is known.")
         with atomic_file(out) as part:
-            _save(state_to_store(model), part, {METADATA: model.config.to_json()})
+            save_tensors(state_to_store(model), part, {METADATA: model.config.to_json()})
         return out
     state, config = _plain(model, layout)
     written = {
@@ -83,7 +81,7 @@ def convert(model: EdgeSam, out: str | Path, layout: WeightLayout) -> Path:
     _read_back(written, state, config, layout)
     if layout == "transformers":
         with atomic_folder(out) as work:
-            _save(written, work / WEIGHTS, {"format": "pt"})
+            save_tensors(written, work / WEIGHTS, {"format": "pt"})
             (work / CONFIG).write_text(json.dumps(_hugging_face_config(config), indent=2) + "\n")
         return out
     if out.suffix not in (".pth", ".pt"):
@@ -212,12 +210,3 @@ def _hugging_face_config(config: ModelConfig) -> dict[str, Any]:
             "iou_head_hidden_dim": decoder.iou_hidden,
         },
     }
-
-
-def _save(tensors: State, path: Path, metadata: dict[str, str]) -> None:
-    try:
-        save_file(tensors, path, metadata)
-        path.chmod(0o644)
-    except SafetensorError as error:
-        # how safetensors reports a full disk
-        raise SamEdgeError(f"cannot write {path}: {error}.") from error

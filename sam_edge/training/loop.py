@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sam_edge.errors import TrainingError
 from sam_edge.files import atomic_file
+from sam_edge.models.checkpoint import save_tensors
 from sam_edge.training.processes import agreed, average_gradients, mean_of_all, rank, share
 
 Loss = Callable[[Any, int], tuple[Tensor, dict[str, Tensor]]]
@@ -305,7 +305,7 @@ def _save(
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with atomic_file(path) as part:
-        save_file(tensors, part, metadata={"identity": identity, "progress": json.dumps(asdict(progress))})
+        save_tensors(tensors, part, metadata={"identity": identity, "progress": json.dumps(asdict(progress))})
 
 
 def _restore(

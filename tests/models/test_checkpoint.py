@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sam_edge.errors import CheckpointError, SamEdgeError
+from sam_edge.files import atomic_file
 from sam_edge.models import checkpoint
 from sam_edge.models.checkpoint import (
     NEVER_HALVED,
@@ -22,6 +23,7 @@ from sam_edge.models.checkpoint import (
     load_weights,
     read_state_dict,
     save_checkpoint,
+    save_tensors,
 )
 
 
@@ -94,7 +96,7 @@ def test_a_full_disk_leaves_what_was_there(tiny_sam, tmp_path, monkeypatch, erro
         save_checkpoint(tiny_sam, target)
     kept = sorted(tmp_path.rglob("*"))
 
-    def full(tensors, path) -> None:
+    def full(tensors, path, metadata) -> None:
         Path(path).write_bytes(b"half of it")
         raise error
 
@@ -102,6 +104,21 @@ def test_a_full_disk_leaves_what_was_there(tiny_sam, tmp_path, monkeypatch, erro
     with pytest.raises(SamEdgeError, match=r"cannot write .*checkpoint: .*No space left on device"):
         save_checkpoint(tiny_sam, target)
     assert sorted(tmp_path.rglob("*")) == kept
+
+
+def test_a_full_disk_is_one_line_for_states_too(tmp_path, monkeypatch):
+    """As a run's state, and a teacher's embeddings, are written."""
+
+    def full(*_) -> None:
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)\nand more")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    state = tmp_path / "run.state"
+    state.write_text("before")
+    with pytest.raises(SamEdgeError, match=r"cannot write .*run\.state: .*File too large \(os error 27\)\.\Z"):
+        with atomic_file(state) as part:
+            save_tensors({"a": torch.zeros(1)}, part)
+    assert state.read_text() == "before"
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tiny_sam, tmp_path):
