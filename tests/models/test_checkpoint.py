@@ -115,9 +115,9 @@ def test_a_full_disk_is_one_line_for_states_too(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", full)
     state = tmp_path / "run.state"
     state.write_text("before")
-    with pytest.raises(SamEdgeError, match=r"cannot write .*run\.state: .*File too large \(os error 27\)\.\Z"):
-        with atomic_file(state) as part:
-            save_tensors({"a": torch.zeros(1)}, part)
+    match = r"cannot write .*run\.state: .*File too large \(os error 27\)\.\Z"
+    with pytest.raises(SamEdgeError, match=match), atomic_file(state) as part:
+        save_tensors({"a": torch.zeros(1)}, part)
     assert state.read_text() == "before"
 
 
