@@ -211,6 +211,16 @@ def test_drawn_prompts_come_along(export, tiny_config, photo, tmp_path):
     assert written["mask_iou"] > 0.9999
 
 
+@pytest.mark.slow
+def test_halves_come_along(fp16, photo, tmp_path):
+    """A GELU is said in its own type: opset 18 has none for halves and floats alike."""
+    written = write_layout(fp16.path, tmp_path / "m", "osam", [photo], "m", "a checkpoint")
+    assert written["mask_iou"] > 0.99
+    model = onnx.load(tmp_path / "m" / "encoder.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert "Erf" in {node.op_type for node in model.graph.node}
+
+
 def test_integers_come_along(photo, tmp_path):
     written = write_layout(shipped_graphs("nano"), tmp_path / "m", "osam", [photo], "m", "nano")
     assert written["mask_iou"] > 0.98
