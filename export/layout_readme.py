@@ -13,7 +13,7 @@ With samexporter, where `prompt.json` is `[{"type": "point", "data": [300, 200],
 python -m samexporter.inference --encoder_model $encoder --decoder_model $decoder \\
     --image photo.jpg --prompt prompt.json --output masks.png
 ```""",
-    "osam": """In Python, for osam and for what asks it (labelme does), run in this folder:
+    "osam": """In Python, run in this folder:
 
 ```python
 import os, shutil
@@ -23,7 +23,7 @@ from osam.types._blob import Blob
 
 
 class Ours(Sam):
-    name = "$name:latest"
+    name = "sam:latest"
     _blobs = {
         "encoder": Blob("$encoder", "sha256:$encoder_sha256"),
         "decoder": Blob("$decoder", "sha256:$decoder_sha256"),
@@ -33,10 +33,11 @@ class Ours(Sam):
 for blob in Ours._blobs.values():
     os.makedirs(os.path.dirname(blob.path), exist_ok=True)
     shutil.copy(blob.url, blob.path)
-osam.apis.registered_model_types.append(Ours)
+osam.apis.registered_model_types.insert(0, Ours)
 ```
 
-Then `osam.apis.generate(osam.types.GenerateRequest(model="$name", image=..., prompt=...))`.""",
+So it takes the place of osam's `sam:latest`, which labelme calls "Sam (accuracy)". In the same Python,
+`from labelme.__main__ import main; main()` starts labelme.""",
     "cvat": """`$decoder` takes the place of `/assets/decoder.onnx` in CVAT's web server; `$encoder` answers in the
 serverless function `pth-facebookresearch-sam-vit-h` (`serverless/pytorch/facebookresearch/sam`): normalised and padded
 pixels in, the embedding's bytes out.""",
@@ -72,7 +73,6 @@ def opening(layout: str, name: str, precision: str, graphs: dict[str, dict[str, 
     """Markdown that says how a tool is given the graphs of a model of this name."""
     encoder, decoder = graphs["encoder"], graphs["decoder"]
     return Template(OPENING[layout]).substitute(
-        name=name,
         folder=name,
         dtype=DTYPES[precision],
         encoder=encoder["file"],

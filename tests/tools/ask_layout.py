@@ -8,6 +8,7 @@ height and width of what the picture fills of it, `mask_I_P`, and `points_I_P` i
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 import types
@@ -107,13 +108,11 @@ def samexporter(folder: Path, images: list[np.ndarray]) -> Answers:
 
 def osam(folder: Path, images: list[np.ndarray]) -> Answers:
     """By the lines of the folder's README.md."""
+    _run_readme(folder)
     import osam
     from osam.types import Prompt
 
-    os.chdir(folder)
-    text = Path("README.md").read_text()
-    exec(text.split("```python\n")[1].split("```")[0], {})
-    model = osam.apis.registered_model_types[-1]()
+    model = osam.apis.get_model_type_by_name("sam:latest")()
     for image in images:
         embedding = model.encode_image(image)
 
@@ -124,6 +123,32 @@ def osam(folder: Path, images: list[np.ndarray]) -> Answers:
             return model._generate_mask_from_image_embedding(image_embedding=embedding, prompt=prompt), placed
 
         yield image, image.shape[:2], ask
+
+
+def labelme(folder: Path, images: list[np.ndarray]) -> Answers:
+    """By the session that its window has, after the lines of the folder's README.md."""
+    _run_readme(folder)
+    # its package's own start loads the desktop
+    for package in ("labelme", "labelme._automation"):
+        spec = importlib.util.find_spec(package)
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[package].__path__ = list(spec.submodule_search_locations)
+    session = importlib.import_module("labelme._automation._osam_session").OsamSession("sam:latest")
+    for number, image in enumerate(images):
+
+        def ask(points, labels, number=number, image=image):
+            placed = points * (image.shape[1], image.shape[0])
+            (found,) = session.run(image, str(number), placed, labels).annotations
+            box, mask = found.bounding_box, np.zeros(image.shape[:2], bool)
+            mask[box.ymin : box.ymax + 1, box.xmin : box.xmax + 1] = found.mask
+            return mask, placed
+
+        yield image, image.shape[:2], ask
+
+
+def _run_readme(folder: Path) -> None:
+    os.chdir(folder)
+    exec(Path("README.md").read_text().split("```python\n")[1].split("```")[0], {})
 
 
 def optimum(folder: Path, images: list[np.ndarray]) -> Answers:

@@ -46,6 +46,7 @@ TOOLS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "samexporter": ("anylabeling", COMMON, ("samexporter",)),
     "xanylabeling": ("anylabeling", ("x-anylabeling-cvhub[cpu]",), ()),
     "osam": ("osam", (*COMMON, "osam"), ()),
+    "labelme": ("osam", (*COMMON, "osam"), ("labelme",)),
     "optimum": ("transformers", ("optimum-onnx[onnxruntime]", "torch", "pillow"), ()),
     "transformers.js": ("transformers", (), ()),
 }
