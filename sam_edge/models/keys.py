@@ -95,7 +95,7 @@ def recognise(state: State) -> tuple[State, ModelConfig]:
     """
     native = native_names(state)
     try:
-        return native, _config(native, state).replace(**_statistics(state))
+        return native, _config(native, state).replace(**pixel_statistics(state))
     except KeyError as error:
         if not any(name.startswith(DECODER_PARTS) for name in native):
             raise CheckpointError(
@@ -112,8 +112,8 @@ def native_names(state: State) -> State:
     """The same tensors under our names, of a whole SAM or of some of its parts; without constants and classifiers."""
     unwrapped = {_unwrapped(name): value for name, value in state.items()}
     # other vision transformers have blocks and patches too, but no neck
-    if "neck.0.weight" in unwrapped and all(_BARE_ENCODER.match(name) for name in unwrapped):
-        unwrapped = {f"image_encoder.{name}": value for name, value in unwrapped.items()}
+    if "neck.0.weight" in unwrapped:
+        unwrapped = {f"image_encoder.{name}" if _BARE_ENCODER.match(name) else name: v for name, v in unwrapped.items()}
     native = {name: value for name, value in unwrapped.items() if not _NOT_WEIGHTS.search(name)}
     if any(name.startswith(("vision_encoder.", "mask_decoder.upscale_conv1.")) for name in native):
         return _from_hugging_face(native)
@@ -138,7 +138,7 @@ def _config(native: State, given: State) -> ModelConfig:
     raise CheckpointError(f"unknown checkpoint layout ({names}, ...): known are {'; '.join(LAYOUTS)}.")
 
 
-def _statistics(state: State) -> dict[str, tuple[float, ...]]:
+def pixel_statistics(state: State) -> dict[str, tuple[float, ...]]:
     """The mean and deviation of pixels, of checkpoints that say them."""
     found: dict[str, tuple[float, ...]] = {}
     for name, value in state.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sam_edge.errors import CheckpointError
 from sam_edge.models.checkpoint import load_weights, read_state_dict
-from sam_edge.models.keys import PARTS, State, native_names, recognise
+from sam_edge.models.keys import PARTS, State, native_names, pixel_statistics, recognise
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.config import DecoderConfig, ModelConfig
 
@@ -17,14 +17,15 @@ def complete(file: str | Path, base: EdgeSam) -> EdgeSam:
     """The SAM whose image encoder, prompt encoder and mask decoder are those in `file`, and `base`'s where it has none.
 
     Names may be those of any layout that `recognise` knows, or an encoder's own without the prefix. Pixel statistics
-    are of whom the encoder is of, thresholds and heads of the decoder the base's.
+    are the file's, or else of whom the encoder is of; thresholds and heads of the decoder the base's.
 
     Raises:
         CheckpointError: no file, no part or all of them, a quantized base, or parts that do not fit each other.
     """
     if not Path(file).is_file():
         raise CheckpointError(f"{file} is no file: --base is for one that holds an encoder or a decoder alone.")
-    given = native_names(read_state_dict(file))
+    state = read_state_dict(file)
+    given = native_names(state)
     held = tuple(part for part in PARTS if any(name.startswith(part) for name in given))
     if not held:
         names = ", ".join(list(given)[:3]) or "no tensors"
@@ -35,7 +36,8 @@ def complete(file: str | Path, base: EdgeSam) -> EdgeSam:
         raise CheckpointError("a quantized --base has no float parts to give: take the checkpoint before quantization.")
     rest = {name: value for name, value in base.state_dict().items() if not name.startswith(held)}
     whole = {**{name: value for name, value in given.items() if name.startswith(held)}, **rest}
-    model = EdgeSam(_config(whole, held, base.config))
+    config = _config(whole, held, base.config)
+    model = EdgeSam(config.replace(**pixel_statistics(state)))
     load_weights(model, whole, file)
     return model
 

@@ -47,8 +47,9 @@ def encoders(tiny_config, tiny_vit_config, make_sam):
 @pytest.mark.parametrize("kind", ["vit", "bare", "parallel", "mobile-sam", "bare mobile-sam", "slimsam"])
 def test_an_encoder_alone_gets_the_base_s_decoder(kind, encoders, base, tmp_path):
     whole, state = encoders[kind]
-    torch.save({"model": state}, tmp_path / "encoder.pth")
+    torch.save({"model": {**state, "pixel_std": torch.tensor([1.0, 2.0, 4.0])}}, tmp_path / "encoder.pth")
     model = complete(tmp_path / "encoder.pth", base)
+    assert model.config.pixel_std == (1, 2, 4)
     assert model.config.arch == whole.config.arch
     assert model.config.decoder == base.config.decoder
     assert model.config.thresholds == base.config.thresholds
