@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -31,9 +31,11 @@ FLAGS = (
     "-Wno-unknown-pragmas",
 )
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = os.environ.get("SAM_EDGE_EMULATION") == "sanitized"
 MARGIN = 256
-"""Bytes around every array that no kernel may change."""
+"""Bytes around every array that no kernel may change; behind it there are none where a sanitizer sees every access."""
 GUARD = 0xA5
+LIBC = ctypes.CDLL(None)
 RISING, FALLING, SHUFFLED = 0, 1, 2
 
 
@@ -41,17 +43,28 @@ class EmulationError(AssertionError):
     """A kernel that does what hangs or is undefined on a GPU."""
 
 
-@dataclass(frozen=True)
 class Memory:
-    """An allocation between margins."""
+    """An allocation between margins, aligned as CUDA's; it goes when nobody has it any more."""
 
-    values: np.ndarray
-    first: int
-    size: int
+    def __init__(self, size: int) -> None:
+        whole = MARGIN + size + (0 if SANITIZED else MARGIN)
+        pointer = ctypes.c_void_p()
+        assert LIBC.posix_memalign(ctypes.byref(pointer), ctypes.c_size_t(MARGIN), ctypes.c_size_t(whole)) == 0
+        allocated = pointer.value
+        assert allocated is not None
+        finalize(self, LIBC.free, pointer)
+        self.address, self.size = allocated + MARGIN, size
+        self._around = np.ctypeslib.as_array((ctypes.c_uint8 * whole).from_address(allocated))
+        self._around[...] = GUARD
+
+    def bytes_at(self, address: int, size: int) -> np.ndarray:
+        """Some of it, where it lies."""
+        first = MARGIN + address - self.address
+        return self._around[first : first + size]
 
     def whole(self) -> bool:
         """Whether both margins are as they were."""
-        around = self.values[: self.first], self.values[self.first + self.size :]
+        around = self._around[:MARGIN], self._around[MARGIN + self.size :]
         return all(bool((part == GUARD).all()) for part in around)
 
 
@@ -59,7 +72,7 @@ class Memory:
 def library(text: str, folder: Path) -> ctypes.CDLL:
     """C++ that lies in `folder`, compiled; kept for as long as it and its compiler's flags are the same."""
     assert COMPILER is not None
-    flags = (*FLAGS, *(SANITIZERS if os.environ.get("SAM_EDGE_EMULATION") == "sanitized" else ()))
+    flags = (*FLAGS, *(SANITIZERS if SANITIZED else ()))
     parts = [text, *flags, *(file.read_text() for file in (CSRC / HEADER, CSRC.parent / "emulation.h"))]
     name = sha256("\0".join(parts).encode()).hexdigest()[:24]
     kept = Path(__file__).parents[2] / "build" / "emulation"
@@ -137,10 +150,8 @@ class Emulation:
 
     def _allocated(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        values = np.full(size + 3 * MARGIN, GUARD, np.uint8)
-        address = -(-(values.ctypes.data + MARGIN) // MARGIN) * MARGIN
-        memory = Memory(values, address - values.ctypes.data, size)
-        return DeviceArray(tuple(shape), dtype, address if size else 0, memory)
+        memory = Memory(size)
+        return DeviceArray(tuple(shape), dtype, memory.address if size else 0, memory)
 
 
 def run(
@@ -178,5 +189,5 @@ def run(
 
 
 def _of(array: DeviceArray) -> np.ndarray:
-    first = array.address - array.memory.values.ctypes.data if array.address else 0
-    return array.memory.values[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    memory: Memory = array.memory
+    return memory.bytes_at(array.address or memory.address, array.nbytes).view(array.dtype).reshape(array.shape)
