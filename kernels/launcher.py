@@ -110,6 +110,11 @@ class Gpu:
         """Wait for all that was enqueued."""
         self.driver.synchronise(self.stream)
 
+    def __del__(self) -> None:
+        # what goes with it may be in use
+        if hasattr(self, "stream"):
+            self.synchronise()
+
 
 class Lease:
     """Memory that goes back to its pool when it goes itself."""
@@ -124,7 +129,7 @@ class Lease:
 
 def rounded(size: int) -> int:
     """The size of the piece for `size` bytes: an eighth more at most, so that pieces are used again."""
-    step = max(ALIGNMENT, 1 << max((size - 1).bit_length() - 3, 0))
+    step = max(ALIGNMENT, 1 << max((size - 1).bit_length() - 4, 0))
     return -(-size // step) * step
 
 

@@ -13,7 +13,9 @@ __device__ __forceinline__ void unpacked(const unsigned char *packed, long long 
   if (begin + 12 <= bytes) {
     for (int i = 0; i < 3; ++i) words[i] = reinterpret_cast<const unsigned *>(packed + begin)[i];
   } else {
-    for (int i = 0; i < 12 && begin + i < bytes; ++i) words[i / 4] |= unsigned(packed[begin + i]) << i % 4 * 8;
+#pragma unroll
+    for (int i = 0; i < 12; ++i)
+      if (begin + i < bytes) words[i / 4] |= unsigned(packed[begin + i]) << i % 4 * 8;
   }
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
