@@ -2,9 +2,8 @@
 
 Strict where programs go wrong. Nothing that is enqueued happens before its stream is waited for. Memory is checked when
 work is enqueued and again when it happens: it must be allocated, not given back, long enough; what a copy reads of the
-host must be pinned and must not change meanwhile; what one stream uses no other may touch before it has been waited for;
-fresh memory, and the target of a copy that has not happened, hold garbage. Kernels run in emulation. A breach is a
-`Fault`.
+host must be pinned and must not change meanwhile; what one stream uses no other may touch before it was waited for; fresh
+memory, and the target of a copy that has not happened, hold garbage. Kernels run in emulation. A breach is a `Fault`.
 """
 
 import ctypes
