@@ -167,11 +167,11 @@ class BindingsDriver:
 
     def allocate(self, size: int) -> tuple[int, Any]:
         address = self._call("cuMemAlloc", size)
-        return int(address), _Owner(address, lambda: self._release("cuMemFree", address))
+        return int(address), _Owner(address, lambda: self._release_memory("cuMemFree", address))
 
     def pinned(self, size: int) -> UInt8[np.ndarray, "size"]:
         address = self._call("cuMemHostAlloc", size, 0)
-        owner = _Pinned(int(address), size, lambda: self._release("cuMemFreeHost", address))
+        owner = _Pinned(int(address), size, lambda: self._release_memory("cuMemFreeHost", address))
         return np.asarray(owner)
 
     def copy_in(self, address: int, values: np.ndarray, stream: Stream) -> None:
@@ -248,13 +248,18 @@ class BindingsDriver:
         if int(result):
             raise DriverError(f"{name} fails: {getattr(result, 'name', result)}.")
 
+    def _release_memory(self, name: str, address: Any) -> None:
+        # whatever still uses it; this is at a program's end, for memory goes from work to work until then
+        self._cuda.cuCtxSynchronize()
+        self._release(name, address)
+
     def _release(self, name: str, handle: Any) -> None:
         # at the interpreter's end the driver may be gone already, and with it all that was its
         getattr(self._cuda, name)(handle)
 
 
 class PycudaDriver:
-    """Through pycuda.driver; its objects give back what they hold when they go."""
+    """Through pycuda.driver."""
 
     captures = False
     """Only its newest versions can, and cuda.bindings is there for who wants it."""
@@ -271,11 +276,12 @@ class PycudaDriver:
 
     def allocate(self, size: int) -> tuple[int, Any]:
         memory = self._cuda.mem_alloc(size)
-        return int(memory), memory
+        return int(memory), _Owner(memory, lambda: self._release_memory(memory))
 
     def pinned(self, size: int) -> UInt8[np.ndarray, "size"]:
-        values: np.ndarray = self._cuda.pagelocked_empty((size,), np.uint8)
-        return values
+        values = self._cuda.pagelocked_empty((size,), np.uint8)
+        owner = _Pinned(values.ctypes.data, size, lambda: self._release_memory(values.base))
+        return np.asarray(owner)
 
     def copy_in(self, address: int, values: np.ndarray, stream: Stream) -> None:
         self._cuda.memcpy_htod_async(address, values, stream.own)
@@ -321,6 +327,10 @@ class PycudaDriver:
         raise DriverError("pycuda does not capture graphs here.")
 
     end_capture = begin_capture
+
+    def _release_memory(self, memory: Any) -> None:
+        self._cuda.Context.synchronize()
+        memory.free()
 
     def replay(self, graph: Any, stream: Stream) -> None:
         raise DriverError("pycuda does not replay graphs here.")

@@ -110,11 +110,6 @@ class Gpu:
         """Wait for all that was enqueued."""
         self.driver.synchronise(self.stream)
 
-    def __del__(self) -> None:
-        # what goes with it may be in use
-        if hasattr(self, "stream"):
-            self.synchronise()
-
 
 class Lease:
     """Memory that goes back to its pool when it goes itself."""

@@ -2,8 +2,9 @@
 
 Strict where programs go wrong. Nothing that is enqueued happens before its stream is waited for. Memory is checked when
 work is enqueued and again when it happens: it must be allocated, not given back, long enough; what a copy reads of the
-host must be pinned and must not change meanwhile; what one stream uses no other may touch before it was waited for; fresh
-memory, and the target of a copy that has not happened, hold garbage. Kernels run in emulation. A breach is a `Fault`.
+host must be pinned and must not change meanwhile; what one stream uses no other may touch before it was waited for;
+fresh memory, and the target of a copy that has not happened, hold garbage. Kernels run in emulation. A breach is a
+`Fault`.
 """
 
 import ctypes
@@ -167,6 +168,14 @@ class Machine:
         stream = self.stream_of(handle)
         if stream.recorded is not None:
             raise Fault("a stream is waited for while it records")
+        self._finish(stream)
+
+    def settle(self) -> None:
+        """Do all that was enqueued anywhere; a stream's end waits for nothing and loses nothing."""
+        for stream in self.streams.values():
+            self._finish(stream)
+
+    def _finish(self, stream: Stream) -> None:
         while stream.pending:
             work = stream.pending.pop(0)
             for part in (*work.reads, *work.writes):
@@ -323,6 +332,10 @@ class Bindings:
         self._current = True
         return (0,)
 
+    def cuCtxSynchronize(self) -> tuple[int]:
+        self.machine.settle()
+        return (0,)
+
     def cuDeviceGetAttribute(self, attrib: int, dev: int) -> tuple[int, int]:
         return 0, self.machine.capability[attrib - 75]
 
@@ -462,7 +475,7 @@ def pycuda(machine: Machine) -> Any:
         def __int__(self) -> int:
             return self._address
 
-        def __del__(self) -> None:
+        def free(self) -> None:
             machine.free(self._address, "device")
 
     class Owner:
@@ -475,7 +488,7 @@ def pycuda(machine: Machine) -> Any:
                 "version": 3,
             }
 
-        def __del__(self) -> None:
+        def free(self) -> None:
             machine.free(self.address, "pinned")
 
     class PycudaStream:
@@ -533,7 +546,7 @@ def pycuda(machine: Machine) -> Any:
 
     device = SimpleNamespace(compute_capability=lambda: machine.capability)
     return SimpleNamespace(
-        Context=SimpleNamespace(get_device=lambda: device),
+        Context=SimpleNamespace(get_device=lambda: device, synchronize=machine.settle),
         Stream=PycudaStream,
         Event=PycudaEvent,
         mem_alloc=Allocation,

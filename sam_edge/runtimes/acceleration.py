@@ -180,17 +180,27 @@ class OnDevice:
 
 
 def open_gpu() -> Gpu | None:
-    """The device, where its kernels can be had and are wanted (`SAM_EDGE_KERNELS=off`)."""
-    if os.environ.get(SWITCH) == "off":
-        return None
+    """The device, where there is one that has kernels."""
     try:
         gpu = Gpu()
-        for kernel in (preprocess, mask_kernels, suppression):
-            # a compiler that is absent says so now, not in the midst of a picture
-            cubin_of(kernel.SOURCE, gpu.target)
     except BackendUnavailableError:
         return None
-    return gpu
+    return gpu if has_kernels(gpu) else None
+
+
+def has_kernels(gpu: Gpu) -> bool:
+    """Whether a device's kernels can be had and are wanted (`SAM_EDGE_KERNELS=off`).
+
+    A compiler that is absent is found out here, not in the midst of a picture.
+    """
+    if os.environ.get(SWITCH) == "off":
+        return False
+    try:
+        for kernel in (preprocess, mask_kernels, suppression):
+            cubin_of(kernel.SOURCE, gpu.target)
+    except BackendUnavailableError:
+        return False
+    return True
 
 
 def acceleration(gpu: Gpu | None, config: ModelConfig, parts: Parts) -> Any:

@@ -148,6 +148,7 @@ def freed_at_once(gpu: Gpu) -> None:
 
 def freed_while_in_use(gpu: Gpu) -> None:
     gpu._pool.take_back = lambda size, address, memory: None
+    gpu.driver._release_memory = gpu.driver._release
 
 
 def freed_twice(gpu: Gpu) -> None:

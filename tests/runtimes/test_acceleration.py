@@ -156,5 +156,6 @@ def test_the_gpu_is_opened_only_where_its_kernels_can_be_had(
     monkeypatch.setattr(acceleration, "Gpu", absent)
     assert open_gpu() is None
     monkeypatch.setenv("SAM_EDGE_KERNELS", "off")
-    monkeypatch.setattr(acceleration, "Gpu", lambda: pytest.fail("opened"))
+    monkeypatch.setattr(acceleration, "Gpu", Target)
+    monkeypatch.setattr(acceleration, "cubin_of", lambda source, target: pytest.fail("compiled"))
     assert open_gpu() is None

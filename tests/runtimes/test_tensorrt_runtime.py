@@ -5,11 +5,11 @@ Without a GPU on doubles of the library and of pycuda; where there is a GPU, on 
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,17 +19,23 @@ from sam_edge.export.parity import answers, compare
 from sam_edge.export.to_onnx import OnnxOptions, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, profile_shapes
 from sam_edge.files import sha256_of
+from sam_edge.kernels import launcher
+from sam_edge.kernels.driver import BindingsDriver, PycudaDriver
+from sam_edge.kernels.gpu import DeviceArray
+from sam_edge.kernels.launcher import Gpu
 from sam_edge.models.sam import EdgeSam
-from sam_edge.runtimes import tensorrt_runtime
+from sam_edge.runtimes import acceleration, tensorrt_runtime
 from sam_edge.runtimes.cuda import cuda_devices, machine_target
 from sam_edge.runtimes.engines import Engine, read_engines, write_engines
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
-from sam_edge.runtimes.tensorrt_runtime import TensorRtRuntime, check_points, load_pycuda, slices
+from sam_edge.runtimes.tensorrt_runtime import TensorRtRuntime, check_points, slices
 from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.prompts import Prompts
 from sam_edge.segment.runtime import Runtime
+from tests.cuda_double import CUBIN, Bindings, Machine, pycuda
+from tests.kernels.emulated import COMPILER
 from tests.runtimes import trt_double
 
 BATCH, SETS, POINTS = 2, 3, 4
@@ -60,21 +66,44 @@ def folder(fp32, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_engines(fp32.path, tmp_path_factory.mktemp("engines") / "fp32")
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """A machine with an sm89 and the double's libraries; what their engines are called with."""
-    heard: Calls = []
+@pytest.fixture(params=["rtx", "standard", "standard by pycuda"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A device with an sm89 and the double's library, whichever engines ask for."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler")
+    machine, heard = Machine(), []
+    flavor, _, package = request.param.partition(" by ")
+    double = trt_double.library(machine, heard, flavor)
+    double.machine, double.calls, double.flavor = machine, heard, flavor
+
+    def gpu() -> Gpu:
+        double.gpu = Gpu(PycudaDriver(pycuda(machine)) if package else BindingsDriver(Bindings(machine)))
+        return double.gpu
+
+    monkeypatch.setattr(launcher, "cubin_of", lambda source, target: CUBIN + source.label.encode())
+    monkeypatch.setattr(acceleration, "cubin_of", lambda source, target: b"")
     monkeypatch.setattr(tensorrt_runtime, "machine_target", lambda: "sm89")
-    monkeypatch.setattr(tensorrt_runtime, "load_library", lambda flavor: trt_double.library(heard))
-    monkeypatch.setattr(tensorrt_runtime, "logger", lambda flavor: SimpleNamespace(told=lambda: "as the double says"))
-    monkeypatch.setattr(tensorrt_runtime, "load_pycuda", trt_double.pycuda)
+    monkeypatch.setattr(tensorrt_runtime, "load_library", lambda asked: double)
+    monkeypatch.setattr(tensorrt_runtime, "logger", lambda asked: SimpleNamespace(told=lambda: "as the double says"))
+    monkeypatch.setattr(tensorrt_runtime, "Gpu", gpu)
+    return double
+
+
+@pytest.fixture
+def calls(library: Any) -> Calls:
+    """What the double's engines have run with."""
+    heard: Calls = library.calls
     return heard
 
 
 @pytest.fixture
-def runtime(folder: Path, calls: Calls) -> TensorRtRuntime:
+def runtime(folder: Path, library: Any, tmp_path: Path) -> TensorRtRuntime:
     """Engines on the double."""
-    return TensorRtRuntime(folder)
+    if library.flavor == "rtx":
+        return TensorRtRuntime(folder)
+    other = Path(shutil.copytree(folder, tmp_path / "standard"))
+    write_engines(other, [replace(engine, flavor="standard") for engine in read_engines(folder)])
+    return TensorRtRuntime(other)
 
 
 def some_prompts(config: ModelConfig, batch: int, sets: int, points: int = 2, with_masks: bool = False) -> Prompts:
@@ -111,8 +140,10 @@ def test_images_are_encoded_as_many_at_a_time_as_the_engine_takes(
 ) -> None:
     pixels = some_pixels(fp32.model.config, batch)
     embeddings = runtime.encode(pixels)
+    assert calls == []
+    runtime.synchronise()
     assert trt_double.sizes(calls, "pixels", 0) == {1: [1], 2: [2], 5: [2, 2, 1]}[batch]
-    assert all(isinstance(part, trt_double.Array) for part in embeddings)
+    assert all(isinstance(part, DeviceArray) for part in embeddings)
     assert_close(runtime.host(embeddings), fp32.runtime.encode(pixels))
 
 
@@ -194,10 +225,12 @@ def test_an_earlier_prediction_outlives_later_ones(runtime: TensorRtRuntime, fp3
 def test_more_points_than_the_engine_takes_are_refused(runtime: TensorRtRuntime, calls: Calls, fp32) -> None:
     embeddings = runtime.encode(some_pixels(fp32.model.config, 1))
     state, many = runtime.prepare(embeddings), some_prompts(fp32.model.config, 1, 2, POINTS + 1)
+    runtime.synchronise()
     calls.clear()
     for ask in (lambda: runtime.decode(embeddings, many), lambda: runtime.predict(state, many)):
         with pytest.raises(PromptError, match=r"5 points is more than this engine's 4: .*--max-points"):
             ask()
+    runtime.synchronise()
     assert calls == []
     check_points(some_prompts(fp32.model.config, 1, 2, POINTS), read_engines(runtime.folder.path)[1])
 
@@ -248,17 +281,10 @@ def test_without_a_gpu_the_error_names_another_runtime(folder: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_without_pycuda_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycuda", None)
-    with pytest.raises(BackendUnavailableError, match=r"pycuda: pip install 'sam-edge\[tensorrt\]'"):
-        load_pycuda()
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not cuda_devices(), reason="no CUDA device")
 def test_engines_agree_with_onnx_runtime(tiny_sam: EdgeSam, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    pytest.importorskip("pycuda", reason="pycuda is not installed")
     scenes = SyntheticScenes(2)
     images = [scenes[0].image, scenes[1].image]
     export_onnx(tiny_sam, tmp_path / "graphs", images, OnnxOptions())
