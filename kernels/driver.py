@@ -82,6 +82,10 @@ class Driver(Protocol):
         """Wait for all that was enqueued."""
         ...
 
+    def settle(self) -> None:
+        """Wait for all streams, those that are gone already, too."""
+        ...
+
     def event(self, stream: Stream) -> Any:
         """A mark behind all that was enqueued."""
         ...
@@ -208,6 +212,9 @@ class BindingsDriver:
     def synchronise(self, stream: Stream) -> None:
         self._call("cuStreamSynchronize", stream.handle)
 
+    def settle(self) -> None:
+        self._call("cuCtxSynchronize")
+
     def event(self, stream: Stream) -> Any:
         event = self._call("cuEventCreate", 0)
         self._call("cuEventRecord", event, stream.handle)
@@ -250,7 +257,7 @@ class BindingsDriver:
 
     def _release_memory(self, name: str, address: Any) -> None:
         # whatever still uses it; this is at a program's end, for memory goes from work to work until then
-        self._cuda.cuCtxSynchronize()
+        self.settle()
         self._release(name, address)
 
     def _release(self, name: str, handle: Any) -> None:
@@ -314,6 +321,9 @@ class PycudaDriver:
     def synchronise(self, stream: Stream) -> None:
         stream.own.synchronize()
 
+    def settle(self) -> None:
+        self._cuda.Context.synchronize()
+
     def event(self, stream: Stream) -> Any:
         return self._cuda.Event().record(stream.own)
 
@@ -329,7 +339,7 @@ class PycudaDriver:
     end_capture = begin_capture
 
     def _release_memory(self, memory: Any) -> None:
-        self._cuda.Context.synchronize()
+        self.settle()
         memory.free()
 
     def replay(self, graph: Any, stream: Stream) -> None:

@@ -82,6 +82,8 @@ class Machine:
         self.capability = major, minor
         self.blocks: list[Block] = []
         self.streams: dict[int, Stream] = {}
+        self.over = False
+        """Whether nothing counts any more: a fault was seen, and what it left behind is let go."""
         self.log: list[str] = []
         """Names of all that happened, in order."""
 
@@ -97,6 +99,8 @@ class Machine:
 
     def free(self, address: int, kind: str) -> None:
         """Give back an allocation."""
+        if self.over:
+            return
         block = next((b for b in self.blocks if b.part.address == address and b.kind == kind), None)
         if block is None or block.freed:
             raise Fault(f"{kind} memory at {address:#x} is given back twice, or is none")
@@ -143,7 +147,8 @@ class Machine:
 
     def destroy(self, handle: int) -> None:
         """The end of a stream."""
-        self.stream_of(handle).destroyed = True
+        if not self.over:
+            self.stream_of(handle).destroyed = True
 
     def enqueue(self, handle: int, work: Work) -> None:
         """To be done when its stream is waited for, or recorded."""
@@ -176,7 +181,7 @@ class Machine:
             self._finish(stream)
 
     def _finish(self, stream: Stream) -> None:
-        while stream.pending:
+        while stream.pending and not self.over:
             work = stream.pending.pop(0)
             for part in (*work.reads, *work.writes):
                 self.check(part)

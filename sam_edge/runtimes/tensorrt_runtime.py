@@ -238,6 +238,11 @@ class Call:
         self.run()
         return outputs
 
+    def __del__(self) -> None:
+        # the context may not go before what it has enqueued is done; a device that fails has nothing left to wait for
+        with suppress(DriverError):
+            self.engine.gpu.driver.settle()
+
     def run(self) -> None:
         """Enqueue a run of what is bound."""
         if not self._context.execute_async_v3(self.engine.gpu.stream.handle):

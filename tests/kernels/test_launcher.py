@@ -243,12 +243,14 @@ def test_the_double_rejects(fault: Callable[[Gpu], None], machine: Machine, monk
     except Fault as error:
         raised.append(str(error))
     assert any(re.search(FAULTS[fault], told) for told in raised), raised
+    machine.over = True
 
 
 def test_without_waiting_what_is_read_is_garbage(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = bindings_gpu(machine)
     monkeypatch.setattr(gpu, "synchronise", lambda: None)
     assert (unpacked(gpu).view(np.uint8) == GARBAGE).all()
+    machine.over = True
 
 
 # the packages themselves

@@ -5,6 +5,7 @@ Without a GPU on doubles of the library and of pycuda; where there is a GPU, on 
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -29,12 +30,13 @@ from sam_edge.runtimes.cuda import cuda_devices, machine_target
 from sam_edge.runtimes.engines import Engine, read_engines, write_engines
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
-from sam_edge.runtimes.tensorrt_runtime import TensorRtRuntime, check_points, slices
+from sam_edge.runtimes.tensorrt_runtime import Call, LoadedEngine, Recording, TensorRtRuntime, check_points, slices
 from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.segment.config import ModelConfig
+from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.prompts import Prompts
 from sam_edge.segment.runtime import Runtime
-from tests.cuda_double import CUBIN, Bindings, Machine, pycuda
+from tests.cuda_double import CUBIN, GARBAGE, Bindings, Fault, Machine, pycuda
 from tests.kernels.emulated import COMPILER
 from tests.runtimes import trt_double
 
@@ -302,3 +304,233 @@ def test_engines_agree_with_onnx_runtime(tiny_sam: EdgeSam, tmp_path: Path) -> N
     assert parity.split_mask_iou > 0.98
     (embeddings,) = runtime.encode(some_pixels(runtime.config, 1))
     assert not isinstance(embeddings, np.ndarray)
+
+
+# one stream, recorded calls
+
+
+def test_nothing_waits_but_who_wants_an_answer(runtime: TensorRtRuntime, library: Any, fp32) -> None:
+    state = runtime.prepare(runtime.encode(some_pixels(fp32.model.config, 1)))
+    assert isinstance(state["embeddings"], tuple)
+    assert library.machine.log == []
+    runtime.predict(state, some_prompts(fp32.model.config, 1, 2))
+    assert library.calls != []
+
+
+def test_a_call_whose_shapes_came_before_is_recorded_and_replayed(runtime: TensorRtRuntime, library: Any, fp32) -> None:
+    config = fp32.model.config
+    pictures = [np.random.default_rng(seed).normal(size=(1, 3, 64, 64)).astype(np.float32) for seed in range(4)]
+    (encoder,) = (loaded for name, loaded in runtime._loaded.items() if name == "encoder")
+    found = []
+    for picture in pictures:
+        found.append(runtime.encode(picture))
+    # kept apart from what later replays of the same graph give
+    for picture, embeddings in zip(pictures, found, strict=True):
+        assert_close(runtime.host(embeddings), fp32.runtime.encode(picture))
+    assert trt_double.sizes(library.calls, "pixels", 0) == [1] * 4
+    assert len(encoder._recorded) == int(library.flavor == "standard" and runtime._gpu.driver.captures)
+    assert config.image_size == 64
+
+
+def test_few_shapes_are_recorded_and_all_are_answered(runtime: TensorRtRuntime, fp32) -> None:
+    """Each recording has the engine's working memory to itself."""
+    config = fp32.model.config
+    (embeddings,) = ([runtime.encode(some_pixels(config, 1))],)
+    state = runtime.prepare(embeddings[0])
+    wanted = fp32.runtime.prepare(runtime.host(embeddings[0]))
+    for _ in range(3):
+        for points in (1, 2, 3, 4):
+            prompts = some_prompts(config, 1, 2, points)
+            assert_close(runtime.predict(state, prompts).iou, fp32.runtime.predict(wanted, prompts).iou)
+    recorded = len(runtime._loaded["predict"]._recorded)
+    assert recorded == (tensorrt_runtime.RECORDED if runtime._loaded["predict"]._records else 0)
+
+
+def test_an_engine_that_cannot_be_recorded_runs_unrecorded(runtime: TensorRtRuntime, library: Any, fp32) -> None:
+    for engine in library.engines:
+        engine.refuses_to_record = True
+    records = library.flavor == "standard" and runtime._gpu.driver.captures
+    assert runtime._loaded["encoder"]._records == records
+    for _ in range(3):
+        embeddings = runtime.encode(some_pixels(fp32.model.config, 1))
+        assert_close(runtime.host(embeddings), fp32.runtime.encode(some_pixels(fp32.model.config, 1)))
+    assert not runtime._loaded["encoder"]._records
+    assert not runtime._loaded["encoder"]._recorded
+
+
+def test_tensorrt_rtx_records_by_itself(runtime: TensorRtRuntime, library: Any) -> None:
+    strategies = {strategy for engine in library.engines for strategy in engine.strategies}
+    assert strategies == ({"whole"} if library.flavor == "rtx" else {None})
+
+
+def test_everything_mode_brings_bits_back(runtime: TensorRtRuntime, library: Any, fp32, photo: np.ndarray) -> None:
+    given = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "points_per_side": 3}
+    found = EverythingGenerator(runtime, **given).generate(photo)
+    wanted = EverythingGenerator(fp32.runtime, **given).generate(photo)
+    assert [one["bbox"] for one in found] == [one["bbox"] for one in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert (one["segmentation"] ^ other["segmentation"]).mean() < 1e-3
+    assert {"preprocess_float", "measure_float", "box_conflicts", "keep_best"} <= set(library.machine.log)
+
+
+def test_without_kernels_everything_mode_is_the_cpus(
+    folder: Path, library: Any, fp32, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAM_EDGE_KERNELS", "off")
+    runtime = TensorRtRuntime(folder)
+    assert runtime.acceleration is None
+    given = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "points_per_side": 2}
+    found = EverythingGenerator(runtime, **given).generate(photo)
+    assert [one["bbox"] for one in found] == [
+        one["bbox"] for one in EverythingGenerator(fp32.runtime, **given).generate(photo)
+    ]
+
+
+def test_an_input_on_the_device_of_another_type_is_refused(runtime: TensorRtRuntime, fp32) -> None:
+    halves = runtime._gpu.zeros((1, 3, 64, 64), np.float16)
+    with pytest.raises(ExportError, match=r"encoder\.sm89\.engine takes pixels as float32, got float16"):
+        runtime.encode(halves)
+
+
+# what a runner can do wrong, done
+
+
+def unrecorded(runtime: TensorRtRuntime) -> LoadedEngine:
+    """The encoder, every call of which is bound anew."""
+    loaded = runtime._loaded["encoder"]
+    loaded._records = False
+    return loaded
+
+
+def misaligned(runtime: TensorRtRuntime) -> None:
+    loaded = unrecorded(runtime)
+    on_device = loaded.on_device
+
+    def moved(name: str, value: Any) -> DeviceArray:
+        found = on_device(name, value)
+        return replace(found, address=found.address + 16)
+
+    loaded.on_device = moved
+
+
+def output_too_short(runtime: TensorRtRuntime) -> None:
+    unrecorded(runtime)
+    pool = runtime._gpu._pool
+    runtime._gpu._pool = SimpleNamespace(lease=lambda size: pool.lease(256))
+
+
+def input_of_another_shape(runtime: TensorRtRuntime) -> None:
+    loaded = unrecorded(runtime)
+    on_device = loaded.on_device
+    loaded.on_device = lambda name, value: replace(on_device(name, value[:, :1]), shape=value.shape)
+
+
+def engine_on_another_stream(runtime: TensorRtRuntime) -> None:
+    other = runtime._gpu.driver.stream()
+    runtime._gpu = SimpleNamespace(**{name: getattr(runtime._gpu, name) for name in ("put", "empty", "get", "driver")})
+    runtime._gpu.stream = other
+    unrecorded(runtime)._gpu = runtime._gpu
+
+
+def memory_given_back(runtime: TensorRtRuntime) -> None:
+    driver = runtime._gpu.driver
+    allocate = driver.allocate
+    runtime._gpu._pool._free.clear()
+    driver.allocate = lambda size: (allocate(size)[0], None)
+
+
+def destroyed_stream(runtime: TensorRtRuntime) -> None:
+    runtime._gpu.driver._release("cuStreamDestroy", runtime._gpu.stream.handle)
+
+
+def recorded_cold(runtime: TensorRtRuntime) -> None:
+    run = Call.run
+    loaded = runtime._loaded["encoder"]
+    call = Call(loaded._new_context(), loaded)
+    # its shapes are set, and the run behind them is left out
+    Call.run = lambda self: None
+    try:
+        call({"pixels": runtime._gpu.zeros((1, 3, 64, 64), np.float32)})
+    finally:
+        Call.run = run
+    runtime._gpu.driver.begin_capture(runtime._gpu.stream)
+    call.run()
+
+
+def waited_for_while_recording(runtime: TensorRtRuntime) -> None:
+    runtime._gpu.driver.begin_capture(runtime._gpu.stream)
+    runtime.synchronise()
+
+
+def recording(runtime: TensorRtRuntime) -> Recording:
+    """The encoder's, of one picture."""
+    loaded = runtime._loaded["encoder"]
+    return Recording(Call(loaded._new_context(), loaded), {"pixels": np.zeros((1, 3, 64, 64), np.float32)})
+
+
+def recorded_context_of_other_shapes(runtime: TensorRtRuntime) -> None:
+    recording(runtime)._call({"pixels": runtime._gpu.zeros((2, 3, 64, 64), np.float32)})
+
+
+def recorded_context_let_go(runtime: TensorRtRuntime) -> None:
+    made = recording(runtime)
+    made._call = None
+    made({"pixels": np.ones((1, 3, 64, 64), np.float32)})
+    runtime.synchronise()
+
+
+def recorded_memory_let_go(runtime: TensorRtRuntime) -> None:
+    driver, gpu = runtime._gpu.driver, runtime._gpu
+    gpu._pool._free.clear()
+    gpu._pool.take_back = lambda size, address, memory: None
+    made = recording(runtime)
+    made._inputs.clear()
+    driver.replay(made.graph, gpu.stream)
+    runtime.synchronise()
+
+
+def staging_changed_too_soon(runtime: TensorRtRuntime) -> None:
+    runtime._gpu.driver.passed = lambda event: True
+    runtime.encode(np.ones((1, 3, 64, 64), np.float32))
+    runtime.encode(np.zeros((1, 3, 64, 64), np.float32))
+
+
+FAULTS: dict[Callable[[TensorRtRuntime], None], str] = {
+    misaligned: "not aligned to 256 bytes",
+    output_too_short: "more than the allocation has",
+    input_of_another_shape: "more than the allocation has",
+    engine_on_another_stream: "on another stream, which was not waited for",
+    memory_given_back: "was given back",
+    destroyed_stream: "there is no stream",
+    recorded_cold: "recorded without one before it",
+    waited_for_while_recording: "waited for while it records",
+    recorded_context_of_other_shapes: "shapes of a context are changed whose run is recorded",
+    recorded_context_let_go: "a context ran that is gone",
+    recorded_memory_let_go: "was given back",
+    staging_changed_too_soon: "pinned memory was changed before",
+}
+
+
+@pytest.mark.parametrize("library", ["standard"], indirect=True)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_the_double_rejects(fault: Callable[[TensorRtRuntime], None], runtime: TensorRtRuntime, library: Any) -> None:
+    pixels = np.zeros((1, 3, 64, 64), np.float32)
+
+    def faulty() -> None:
+        fault(runtime)
+        runtime.host(runtime.encode(pixels))
+
+    runtime.host(runtime.encode(pixels))
+    # a second picture's memory, under way when the fault happens
+    runtime._gpu.put(pixels)
+    with pytest.raises(Fault, match=FAULTS[fault]):
+        faulty()
+    library.machine.over = True
+
+
+@pytest.mark.parametrize("library", ["standard"], indirect=True)
+def test_without_waiting_the_answer_is_garbage(runtime: TensorRtRuntime, library: Any, fp32) -> None:
+    embeddings = runtime.encode(some_pixels(fp32.model.config, 1))
+    runtime._gpu.synchronise = lambda: None
+    assert (runtime.host(embeddings).view(np.uint8) == GARBAGE).all()
+    library.machine.over = True
