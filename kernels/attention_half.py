@@ -1,15 +1,16 @@
 """Attention with decomposed relative positions on a GPU's tensor cores (csrc/attention.cu).
 
+    softmax(scale q_i k_j^T + rel_h[i, row j] + rel_w[i, column j]) v_j
+
+where rel_h and rel_w are the queries' products with the tables of positions, taken by row and by column of the key.
 FlashAttention-2 (Dao 2023, alg. 1): blocks of scores are made, turned into weights and multiplied with the values in
-registers, in half precision with sums in float32. `sam_edge.kernels.attention.reference` is the same in NumPy.
+registers, in half precision with sums in float32.
 """
 
-from dataclasses import replace
-
 import numpy as np
+from jaxtyping import Float
 
-from sam_edge.kernels.attention import Work
-from sam_edge.kernels.attention import work as work_in_floats
+from sam_edge.kernels.attention import Work, biased_reference
 from sam_edge.kernels.gpu import Device, DeviceArray, Source
 
 WIDTHS = (16, 32, 48, 64, 80)
@@ -21,6 +22,19 @@ PAD, WARPS = 8, 4
 MOST_SHARED_BYTES = 48 << 10
 """Shared memory that a block has without asking, on every GPU."""
 LOG2_E = 1.44269504
+
+
+def reference(
+    q: Float[np.ndarray, "b heads n d"],
+    k: Float[np.ndarray, "b heads n d"],
+    v: Float[np.ndarray, "b heads n dv"],
+    rel_h: Float[np.ndarray, "b heads n h"],
+    rel_w: Float[np.ndarray, "b heads n w"],
+    scale: float,
+) -> Float[np.ndarray, "b heads n dv"]:
+    """The same in NumPy, in the precision of what is given; tokens are n = h x w, row after row."""
+    bias = (rel_h[..., :, None] + rel_w[..., None, :]).reshape(*rel_h.shape[:3], -1)
+    return biased_reference(q, k, v, bias, scale)
 
 
 def attention_half(
@@ -82,9 +96,13 @@ def shared_bytes(compiled: int, height: int, width: int) -> int:
 
 
 def work(batch: int, heads: int, height: int, width: int, qk_width: int, v_width: int) -> Work:
-    """The least that it costs, with halves in and out.
+    """The least that it costs over `batch` x `heads` grids, with halves in and out.
 
     The kernel reads keys and values again for every 64 queries, from the cache of the GPU.
     """
-    floats = work_in_floats(batch, heads, height, width, qk_width, v_width)
-    return replace(floats, bytes=floats.bytes // 2)
+    tokens, grids = height * width, batch * heads
+    return Work(
+        multiplications=grids * tokens**2 * (qk_width + v_width),
+        exponentials=grids * tokens**2,
+        bytes=2 * grids * tokens * (2 * qk_width + 2 * v_width + height + width),
+    )

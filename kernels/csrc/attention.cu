@@ -1,5 +1,6 @@
 // Attention with decomposed relative positions over grids of tokens, in half precision on tensor cores:
 //   out = softmax(scale * q k^T + rel_h[row of key] + rel_w[column of key]) v
+// where rel_h and rel_w are each query's products with the tables of positions.
 // One pass over the keys by blocks (FlashAttention-2, Dao 2023, alg. 1): scores and the products with the values are
 // summed in float, weights are rounded to half between them, and no matrix of scores leaves the registers.
 #include "device.cuh"

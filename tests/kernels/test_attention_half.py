@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from sam_edge.kernels.attention import reference
-from sam_edge.kernels.attention_half import WIDTHS, attention_half, shared_bytes, work
+from sam_edge.kernels import attention
+from sam_edge.kernels.attention_half import WIDTHS, attention_half, reference, shared_bytes, work
 from sam_edge.kernels.gpu import Device
 from tests.kernels.emulated import Emulation
-from tests.kernels.test_attention import operands
 
 SIZES = {
     "SAM-B's window": (1, 1, 14, 14, 64, 64),
@@ -29,8 +28,13 @@ TOLERANCE = 3 * 2**-11
 halves already."""
 
 
-def halves(*sizes: int, spread: float = 1.0, seed: int = 0) -> list[np.ndarray]:
-    return [x.astype(np.float16) for x in operands(*sizes, spread=spread, seed=seed)]
+def halves(
+    batch: int, heads: int, height: int, width: int, qk: int, v: int, *, spread: float = 1.0, seed: int = 0
+) -> list[np.ndarray]:
+    """q, k, v, rel_h and rel_w of normal values, `spread` apart."""
+    rng = np.random.default_rng(seed)
+    lead = (batch, heads, height * width)
+    return [(spread * rng.standard_normal((*lead, n))).astype(np.float16) for n in (qk, qk, v, height, width)]
 
 
 def largest_error(arrays: list[np.ndarray], scale: float, device: Device) -> float:
@@ -108,3 +112,19 @@ def test_its_work_is_counted_in_halves_too() -> None:
     least = work(1, 3, 8, 8, 14, 10)
     # what comes out is as large as the values
     assert least.bytes == sum(x.nbytes for x in arrays) + arrays[2].nbytes
+    assert least.multiplications == 3 * 64 * 64 * 24
+
+
+def test_the_reference_is_that_of_the_cpus_kernel() -> None:
+    """Which takes the tables: the queries' products with them are rel_h and rel_w, by the distance to the key."""
+    rng = np.random.default_rng(0)
+    height, width = 5, 7
+    q, k, v = (rng.standard_normal((2, 3, height * width, n)) for n in (8, 8, 6))
+    tables = [rng.standard_normal((2 * side - 1, 8)) for side in (height, width)]
+    y, x = np.divmod(np.arange(height * width), width)
+    rel_h, rel_w = (
+        np.stack([q[:, :, i] @ table[at[i] - np.arange(side) + side - 1].T for i in range(len(at))], 2)
+        for table, at, side in zip(tables, (y, x), (height, width), strict=True)
+    )
+    found = reference(q, k, v, rel_h, rel_w, 0.3)
+    np.testing.assert_allclose(found, attention.reference(q, k, v, *tables, 0.3), rtol=1e-10)
