@@ -20,7 +20,8 @@
 #include <string>
 #include <utility>
 #include <vector>
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(EMULATION_PORTABLE)
+#define EMULATION_CONTEXTS 1  // the system's own, on every processor
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -78,14 +79,14 @@ constexpr size_t STACK = 64 << 10;
 
 // Where a fiber stopped: its stack's pointer, with the registers that a call preserves on top of the stack.
 struct Context {
-#if defined(__x86_64__)
+#if !defined(EMULATION_CONTEXTS)
   void *stack_pointer = nullptr;
 #else
   ucontext_t context;
 #endif
 };
 
-#if defined(__x86_64__)
+#if !defined(EMULATION_CONTEXTS)
 // swapcontext would ask the kernel for the signal mask each time, and kernels switch millions of times
 __attribute__((naked, noinline)) static void switch_stacks(void ** /* from: rdi */, void * /* to: rsi */) {
   asm volatile(
@@ -170,7 +171,7 @@ inline void to_scheduler(bool for_good = false) {
   __sanitizer_start_switch_fiber(for_good ? nullptr : &f.fake_stack, s.scheduler_stack, s.scheduler_size);
 #endif
   (void)for_good;
-#if defined(__x86_64__)
+#if !defined(EMULATION_CONTEXTS)
   switch_stacks(&f.context.stack_pointer, s.scheduler.stack_pointer);
 #else
   swapcontext(&f.context.context, &s.scheduler.context);
@@ -197,7 +198,7 @@ inline void to_fiber(Fiber &f) {
 #if defined(EMULATION_ADDRESSES)
   __sanitizer_start_switch_fiber(&s.fake_stack, f.stack.get(), STACK);
 #endif
-#if defined(__x86_64__)
+#if !defined(EMULATION_CONTEXTS)
   switch_stacks(&s.scheduler.stack_pointer, f.context.stack_pointer);
 #else
   swapcontext(&s.scheduler.context, &f.context.context);
@@ -215,7 +216,7 @@ inline void begin(Fiber &f) {
   // the call before did not return from its first function, whose variables' surroundings are still out of bounds
   __asan_unpoison_memory_region(f.stack.get(), STACK);
 #endif
-#if defined(__x86_64__)
+#if !defined(EMULATION_CONTEXTS)
   auto top = reinterpret_cast<uintptr_t>(f.stack.get() + STACK) & ~uintptr_t(15);
   auto *slots = reinterpret_cast<void **>(top);
   *--slots = nullptr;  // where entry would return to, which it does not
@@ -569,10 +570,11 @@ inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
   }
 }
 
+#define EXPORTED __attribute__((used, visibility("default"))) inline
 extern "C" {
 // A failure in one line, empty if there was none; it is valid until the next call.
-__attribute__((used)) inline const char *emulation_launch(const char *name, const unsigned *grid, const unsigned *block, size_t shared_bytes,
-                                    void **given, unsigned order) {
+EXPORTED const char *emulation_launch(const char *name, const unsigned *grid, const unsigned *block,
+                                      size_t shared_bytes, void **given, unsigned order) {
   static std::string failure;
   const emulation::Kernel *kernel = emulation::kernel_named(name);
   failure = kernel == nullptr ? std::string("there is no kernel ") + name
@@ -582,7 +584,7 @@ __attribute__((used)) inline const char *emulation_launch(const char *name, cons
 }
 
 // Bytes of a kernel's parameters, -1 after the last; -2: there is no such kernel.
-__attribute__((used)) inline long emulation_parameter(const char *name, size_t place) {
+EXPORTED long emulation_parameter(const char *name, size_t place) {
   const emulation::Kernel *kernel = emulation::kernel_named(name);
   if (kernel == nullptr) return -2;
   return place < kernel->sizes.size() ? long(kernel->sizes[place]) : -1;

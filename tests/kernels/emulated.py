@@ -23,6 +23,8 @@ FLAGS = (
     "-O1",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
+    # each library its own emulation: what is inline would be one for all
+    "-fvisibility=hidden",
     "-fPIC",
     "-shared",
     "-Wall",

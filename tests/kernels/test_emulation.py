@@ -153,9 +153,13 @@ NAMES = (
 )
 
 
-@pytest.fixture(scope="module")
-def kernels() -> ctypes.CDLL:
-    return library(KERNELS + "".join(f"EMULATED({name})\n" for name in NAMES), CSRC)
+@pytest.fixture(
+    scope="module",
+    params=["", pytest.param("#define EMULATION_PORTABLE\n", marks=pytest.mark.slow)],
+    ids=["", "as on other processors"],
+)
+def kernels(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    return library(request.param + KERNELS + "".join(f"EMULATED({name})\n" for name in NAMES), CSRC)
 
 
 @ORDERS
