@@ -120,7 +120,7 @@ class OnnxRuntime(GraphRuntime):
             if isinstance(value, np.ndarray):
                 binding.bind_cpu_input(name, value)
             elif isinstance(value, DeviceArray):
-                binding.bind_input(name, "cuda", 0, value.dtype.type, value.shape, value.address)
+                binding.bind_input(name, self.device, 0, value.dtype.type, value.shape, value.address)
             else:
                 binding.bind_ortvalue_input(name, value)
         if self._gpu is not None:

@@ -186,10 +186,15 @@ def run(
     if failure:
         raise EmulationError(failure.decode())
     for argument in arguments:
-        if isinstance(argument, DeviceArray) and argument.address and not argument.memory.whole():
+        own = isinstance(argument, DeviceArray) and isinstance(argument.memory, Memory)
+        if own and argument.address and not argument.memory.whole():
             raise EmulationError(f"{kernel} writes beside an array of {argument.shape}")
 
 
 def _of(array: DeviceArray) -> np.ndarray:
-    memory: Memory = array.memory
+    memory = array.memory
+    if not isinstance(memory, Memory):
+        # another library's, which shares the CPU's memory here
+        content = (ctypes.c_uint8 * array.nbytes).from_address(array.address)
+        return np.ctypeslib.as_array(content).view(array.dtype).reshape(array.shape)
     return memory.bytes_at(array.address or memory.address, array.nbytes).view(array.dtype).reshape(array.shape)

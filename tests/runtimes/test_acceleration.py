@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sam_edge.segment.observed import ObservedRuntime
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Prediction
 from tests.kernels.emulated import COMPILER, SHUFFLED, Emulation
+from tests.runtimes.test_onnx_runtime import bound
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 PERMISSIVE = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "points_per_side": 4, "points_per_batch": 5}
@@ -108,6 +110,18 @@ def test_pixels_are_those_of_the_cpu(accelerated: Accelerated, fp32, photo: np.n
     np.testing.assert_array_equal(found.features, wanted.features)
     with pytest.raises(DataError, match="H x W x 3 uint8"):
         found.set_image(photo[..., :2])
+
+
+def test_what_onnx_runtime_holds_is_read_where_it_is(fp32, photo: np.ndarray) -> None:
+    """Its bound values, of which a device's kernels are given the addresses, and which are given theirs."""
+    runtime, device = bound(fp32.path), Emulation()
+    waited = []
+    runtime._gpu = SimpleNamespace(synchronise=lambda: waited.append(len(device.launches)))
+    runtime.acceleration = GpuAcceleration(device, runtime.config, runtime._parts)
+    wanted = EverythingGenerator(fp32.runtime, **PERMISSIVE).generate(photo)
+    assert_same(EverythingGenerator(runtime, **PERMISSIVE).generate(photo), wanted)
+    # the picture was there before the encoder read it
+    assert waited[0] == device.launches.index("preprocess_float") + 1
 
 
 def test_an_account_is_kept_of_what_the_device_does(accelerated: Accelerated, fp32, photo: np.ndarray) -> None:
