@@ -16,7 +16,7 @@ from sam_edge.runtimes.onnx_runtime import DISTRIBUTIONS, ON_GPU, PROVIDERS, cla
 from sam_edge.runtimes.openvino_runtime import load_openvino
 from sam_edge.runtimes.processor import features
 
-UNTRIED = "its engines and kernels have been tested without a GPU only"
+UNTRIED = "what runs on GPUs has been tested without one only"
 """What is to be known of everything here that needs one."""
 
 
@@ -69,7 +69,8 @@ def _onnxruntime() -> str:
     there = library.get_available_providers()
     # what it was built with, but for what needs a device that is not here
     usable = [name for name, known in PROVIDERS.items() if known in there and (name not in ON_GPU or cuda_devices())]
-    return f"fp32, {integers}; {_kernels()}; providers: {', '.join(usable)}"
+    untried = f"; {UNTRIED}" if set(usable) & set(ON_GPU) else ""
+    return f"fp32, {integers}; {_kernels()}; providers: {', '.join(usable)}{untried}"
 
 
 def _kernels() -> str:
