@@ -35,6 +35,8 @@ class Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._warm = self._recorded = False
+        # goes when the context does; references to what the garbage collector finds are cut before that
+        self._life = np.zeros(0)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """False for a shape outside of the profile."""
@@ -81,7 +83,7 @@ class Context:
             name: Part(self._addresses[name], int(np.prod(shape)) * np.dtype(engine.types[name]).itemsize)
             for name, shape in shapes.items()
         }
-        alive = ref(self)
+        alive = ref(self._life)
 
         def run() -> None:
             if alive() is None:
