@@ -159,7 +159,7 @@ class BindingsDriver:
             )
         except (DriverError, RuntimeError) as error:
             raise BackendUnavailableError(
-                f"there is no CUDA device here ({error}): use --runtime onnxruntime."
+                f"there is no CUDA device here ({str(error).rstrip('.')}): use --runtime onnxruntime."
             ) from error
         self.target = f"sm{major}{minor}"
         self._modules: dict[bytes, Any] = {}
@@ -255,8 +255,9 @@ class BindingsDriver:
             raise DriverError(f"{name} fails: {getattr(result, 'name', result)}.")
 
     def _release_memory(self, name: str, address: Any) -> None:
-        # whatever still uses it; this is at a program's end, for memory goes from work to work until then
-        self.settle()
+        # what still uses it comes first; this is at a program's end, for memory goes from work to work until then, and
+        # whether the driver is still there does not matter any more
+        self._cuda.cuCtxSynchronize()
         self._release(name, address)
 
     def _release(self, name: str, handle: Any) -> None:
