@@ -1,4 +1,4 @@
-"""Attention with relative positions in plain ONNX operators, of which none gives a whole N x N matrix.
+"""Attention with relative positions in plain ONNX operators, of which on a CPU none gives a whole N x N matrix.
 
 In three nodes attention is N x N values per head several times over: 0.3 GB each for five heads of 4096 tokens. Here
 rows are taken in bands, unrolled.
@@ -18,11 +18,12 @@ SHAPE_KEPT = "shape_kept"
 """Mark of values whose shapes are to stay in the file."""
 
 
-def banded_attention(q: Any, k: Any, v: Any, rel_h: Any, rel_w: Any) -> Any:
+def banded_attention(q: Any, k: Any, v: Any, rel_h: Any, rel_w: Any, whole: bool = False) -> Any:
     """Nodes of softmax(q k^T / sqrt(d) + rel_h + rel_w) v, of `ir.Value`s as `models.attention.banded_attention` takes.
 
     All heads at once, which is a fifth of the nodes that a head at a time would be: runtimes plan them in more than
     linear time. Positions are added, not multiplied as columns of q and k: 142 columns in place of 14, say.
+    `whole` takes all rows at once: a GPU is not filled by a band, and TensorRT plans each anew.
     """
     heads, tokens, width = (int(size) for size in q.shape[1:])
     height, breadth = int(rel_h.shape[-1]), int(rel_w.shape[-1])
@@ -39,6 +40,10 @@ def banded_attention(q: Any, k: Any, v: Any, rel_h: Any, rel_w: Any) -> Any:
     along_h = told(opset18.Unsqueeze(rel_h, _integers(4)), tokens, height, 1)
     along_w = told(opset18.Unsqueeze(rel_w, _integers(3)), tokens, 1, breadth)
     values = told(v, tokens, int(v.shape[-1]))
+    if whole:
+        logits = told(opset18.MatMul(rows, columns), tokens, tokens)
+        positions = opset18.Reshape(opset18.Add(along_h, along_w), _integers(0, 0, 0, -1))
+        return opset18.MatMul(opset18.Softmax(opset18.Add(logits, positions), axis=-1), values)
     # shared by all bands: in each anew they would outweigh small weights
     edges = [_integers(at) for at in (*range(0, tokens, BAND), tokens)]
     axis, flat = _integers(2), _integers(0, 0, 0, -1)

@@ -10,6 +10,7 @@ from sam_edge.cli.options import (
     DEFAULT_IMAGES,
     DecoderArithmetic,
     Dialect,
+    EnginePrecision,
     Flavor,
     Images,
     Json,
@@ -77,9 +78,7 @@ def export_trt(
     out: Out,
     flavor: Annotated[Flavor, typer.Option(help=_TRT("flavor"))] = "rtx",
     target: Annotated[list[str] | None, typer.Option(help=_TRT("targets"))] = None,
-    precision: Annotated[
-        Precision, typer.Option(help="Precision of the graphs that a checkpoint is exported to on the way.")
-    ] = "fp16",
+    precision: Annotated[EnginePrecision | None, typer.Option(help=_TRT("precision"))] = None,
     max_batch: Annotated[int, typer.Option(help=_TRT("max_batch"))] = 1,
     max_sets: Annotated[int, typer.Option(help=_TRT("max_sets"))] = 64,
     max_points: Annotated[int, typer.Option(help=_TRT("max_points"))] = 16,
@@ -91,15 +90,15 @@ def export_trt(
     """Build TensorRT engines; `rtx` builds them for other machines' GPUs, on a machine without one."""
     from sam_edge.bench.units import size
     from sam_edge.commands.workshop import export
-    from sam_edge.export.to_onnx import OnnxOptions
     from sam_edge.export.to_tensorrt import TrtOptions
 
-    trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points)
-    onnx = OnnxOptions(precision, "tensorrt")
+    trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points, precision)
     with progress("build"):
-        result = export.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
+        result = export.to_engines(model, images, out, trt, seed=seed, device=device)
     built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])
-    report(as_json, result, f"{out}: {built}")
+    parity = result["typed"]["parity"]
+    agree = f"; masks agree with float32 to IoU {parity['mask_iou']:.4f}" if parity else ""
+    report(as_json, result, f"{out}: {built}{agree}; built, not run")
 
 
 def convert(

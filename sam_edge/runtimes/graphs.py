@@ -105,11 +105,14 @@ class GraphRuntime(ABC):
         logits = np.empty((len(sets), self.config.mask_size, self.config.mask_size), np.float32)
         image = self._of("upscale", state)
         for members, parts in self._groups(bands, np.unique(sets)):
-            here = np.flatnonzero(np.isin(sets, members))
-            places, wanted = np.searchsorted(members, sets[here]), np.asarray(masks)[here].astype(np.int64)
-            logits[here] = self._host(
-                self._run("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"]
-            )
+            found = np.flatnonzero(np.isin(sets, members))
+            # engines are built for each set's four masks once, and no more
+            for first in range(0, len(found), 4 * len(members)):
+                here = found[first : first + 4 * len(members)]
+                places, wanted = np.searchsorted(members, sets[here]), np.asarray(masks)[here].astype(np.int64)
+                logits[here] = self._host(
+                    self._run("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"]
+                )
         return logits
 
     def _groups(

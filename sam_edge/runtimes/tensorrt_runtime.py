@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from sam_edge.errors import BackendUnavailableError, ExportError, PromptError
 from sam_edge.halves import missing
 from sam_edge.runtimes.cuda import machine_target
-from sam_edge.runtimes.engines import MODULES, Engine, choose_engines, load_library, logger
+from sam_edge.runtimes.engines import MODULES, Engine, choose_engines, load_library, logger, require_version
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
 from sam_edge.segment.prompts import Prompts
@@ -139,6 +139,7 @@ class LoadedEngine:
     def __init__(self, engine: Engine, path: Path, arrays: Any, stream: Any) -> None:
         """`arrays` is pycuda.gpuarray, `stream` one of pycuda's streams."""
         trt = load_library(engine.flavor)
+        require_version(engine, trt.__version__)
         self._log = logger(engine.flavor)
         self._arrays, self._stream = arrays, stream
         # the context holds no reference to what it was made by

@@ -1,12 +1,13 @@
 """`sam-edge export-onnx`, `export-trt` and `convert`: graphs, engines, and weights under other keys."""
 
+import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sam_edge.bench.hardware import hardware
-from sam_edge.commands.common import sample_pictures
+from sam_edge.commands.common import sample_others, sample_pictures
 from sam_edge.commands.workshop.lineage import add_step
 from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.data import open_some
@@ -16,6 +17,7 @@ from sam_edge.export.readme import Accuracy
 from sam_edge.export.to_layout import write_layout
 from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
+from sam_edge.export.typed_graphs import match_precision
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.convert import WeightLayout, convert
@@ -23,8 +25,8 @@ from sam_edge.models.parts import complete
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.quantize.ptq import QuantizeOptions
-from sam_edge.runtimes.engines import load_library
-from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder, names_exported_folder
+from sam_edge.runtimes.engines import ENGINES, load_library
+from sam_edge.runtimes.folder import ExportedFolder, names_exported_folder
 from sam_edge.segment.known import KNOWN
 from sam_edge.segment.runtime import Runtime
 
@@ -101,18 +103,28 @@ def _to_layout(
 
 
 def to_engines(
-    spec: str, images: str, out: Path, onnx: OnnxOptions, trt: TrtOptions, *, seed: int = 0, device: str = "auto"
+    spec: str, images: str, out: Path, trt: TrtOptions, *, seed: int = 0, device: str = "auto"
 ) -> dict[str, Any]:
-    """Build engines of an exported folder, or of a checkpoint that is exported on the way."""
-    # a target that cannot be built is known before a long export, not after it
+    """Build engines of an exported folder, or of a checkpoint that is exported on the way.
+
+    Ranges are read on two of `images`, agreement is judged on two others.
+    """
+    check_target(out)
+    # what cannot be built is known before a long export, not after it
     resolve_targets(load_library(trt.flavor), trt)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(spec)
-        if not is_exported_folder(folder):
+        folder = Path(spec).expanduser()
+        if not names_exported_folder(spec):
             folder = Path(scratch) / "onnx"
-            to_onnx(spec, images, folder, onnx, seed=seed, device=device)
-        engines = build_engines(ExportedFolder.read(folder), out, trt)
-    return {"out": str(out), "engines": [asdict(engine) for engine in engines]}
+            quantized = load_model(spec).config.quantization is not None
+            match_precision(spec, quantized, trt.precision or ("int8" if quantized else "fp16"))
+            to_onnx(
+                spec, images, folder, OnnxOptions("int8" if quantized else "fp32", "tensorrt"), seed=seed, device=device
+            )
+        pictures, others = sample_pictures(images, 2, seed), sample_others(images, 2, seed, 2)
+        engines = build_engines(ExportedFolder.read(folder), out, trt, pictures, others)
+    typed = json.loads((out / ENGINES).read_text())["typed"]
+    return {"out": str(out), "engines": [asdict(engine) for engine in engines], "typed": typed}
 
 
 def convert_weights(spec: str, out: Path, layout: WeightLayout, base: str | None = None) -> dict[str, Any]:
