@@ -88,8 +88,9 @@ def change(before: np.ndarray, after: np.ndarray) -> float:
     """Norm of a difference relative to what was before; infinite for another integer, or where finite becomes not."""
     if before.dtype != np.float32:
         return 0.0 if np.array_equal(before, after) else np.inf
-    error, norm = _square(before - after), _square(before)
-    if np.isfinite(error) and 0 < norm < np.inf:
+    norm = _square(before)
+    error = _square(before - after) if 0 < norm < np.inf else np.inf
+    if np.isfinite(error):
         return float(np.sqrt(error / norm))
     finite = np.isfinite(before)
     if not np.isfinite(after[finite]).all():

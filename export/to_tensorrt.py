@@ -1,8 +1,11 @@
 """TensorRT engines of an exported folder: built here, without a GPU if need be, to run on the devices named."""
 
+import ctypes
 import math
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -210,9 +213,10 @@ def _build(
     for name, steps in shapes.items():
         profile.set_shape(name, steps["min"], steps["opt"], steps["max"])
     config.add_optimization_profile(profile)
-    with timing_cache(config, options.flavor, trt.__version__, target):
+    print(f"== {graph} for {target}", file=build_log, flush=True)
+    with timing_cache(config, options.flavor, trt.__version__, target), _printing_to(build_log):
         serialized = builder.build_serialized_network(network, config)
-    print(f"== {graph} for {target}", *log.kept(), sep="\n", file=build_log)
+    print(*log.kept(), sep="\n", file=build_log)
     if serialized is None:
         raise ExportError(f"the {graph} could not be built for {target}: {log.told()}.")
     layers = network.num_layers
@@ -235,6 +239,21 @@ def _build(
         onnx=onnx.name,
         note=size_note(path, exported.graph_file(graph), layers),
     )
+
+
+@contextmanager
+def _printing_to(file: TextIO) -> Iterator[None]:
+    """Have what a library prints past its logger go to a file: on stdout it would spoil --json."""
+    sys.stdout.flush()
+    shown = os.dup(1)
+    os.dup2(file.fileno(), 1)
+    try:
+        yield
+    finally:
+        # the library's lines may still wait in C's buffers
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(shown, 1)
+        os.close(shown)
 
 
 @contextmanager

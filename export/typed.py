@@ -129,11 +129,11 @@ class _Writer:
         for part in (model.graph.node, model.graph.initializer, model.graph.value_info):
             del part[:]
         model.graph.node.extend(self.nodes)
-        used = {name for node in self.nodes for name in node.input}
+        used = {name for node in self.nodes for name in node.input} | ends
         model.graph.initializer.extend(tensor for name, tensor in self.stored.items() if name in used)
         model.graph.initializer.extend(self.weights.values())
         for value in (*model.graph.input, *model.graph.output):
-            if value.type.tensor_type.elem_type == FLOAT:
+            if value.type.tensor_type.elem_type == FLOAT and value.name not in CONTRACT:
                 value.type.tensor_type.elem_type = self.made.get(value.name, FLOAT)
         onnx.checker.check_model(model) if model.ByteSize() < 1 << 31 else None
         return model

@@ -32,6 +32,8 @@ TOLERANCES = (16.0, 4.0, 1.0)
 """Errors at a graph's end for which nodes keep float32, in units of rounding once: the next where masks disagree."""
 READ_SETS = slice(None, None, 4)
 """Which of the prompts that parity compares are read: points, padded ones and boxes."""
+LARGEST_FILE = 1_800_000_000
+"""Bytes of weights that a graph's own file holds: protobuf ends at 2 GiB."""
 BACKWARDS = ("upscale", "predict", "prepare", "decoder", "encoder")
 """Graphs in the order in which what they take is known from what follows them."""
 
@@ -207,6 +209,6 @@ def save(model: onnx.ModelProto, file: Path) -> None:
     data = file.with_name(f"{file.name}.data")
     data.unlink(missing_ok=True)
     options: dict[str, Any] = {}
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > 1_800_000_000:
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_FILE:
         options = {"save_as_external_data": True, "location": data.name}
     onnx.save(model, file, **options)

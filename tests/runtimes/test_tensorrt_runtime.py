@@ -49,7 +49,7 @@ def with_engines(path: Path, out: Path) -> Path:
         file.write_bytes(trt_double.engine_bytes(folder.graph_file(name).read_bytes(), shapes))
         sums = graph["sha256"], sha256_of(file)
         size = file.stat().st_size
-        engines.append(Engine(file.name, name, "sm89", "rtx", "0", folder.precision, shapes, *sums, 1.0, size))
+        engines.append(Engine(file.name, name, "sm89", "rtx", "0.double", folder.precision, shapes, *sums, 1.0, size))
     write_engines(out, engines)
     return out
 
