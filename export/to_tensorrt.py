@@ -88,7 +88,8 @@ def build_engines(
     engines: list[Engine] = []
     with atomic_folder(out) as work:
         copy_graphs(exported, work)
-        typed = write_typed(exported, work, precision, images, others, say)
+        # TensorRT's parser is known to take Gelu since 10.15, TensorRT-RTX's takes it
+        typed = write_typed(exported, work, precision, images, others, say, erf=options.flavor == "standard")
         with (work / BUILD_LOG).open("w", encoding="utf-8") as log:
             for graph in exported.graphs:
                 for target in targets:

@@ -159,10 +159,10 @@ class _Writer:
             self.made[name] = sides.gives
             if type_within == sides.gives == outside:
                 continue
-            inner = f"{name}_within"
+            inner = f"{name}.within"
             new.output[place] = inner
             if type_within != sides.gives:
-                inside, inner = inner, name if outside == sides.gives else f"{name}_rounded"
+                inside, inner = inner, name if outside == sides.gives else f"{name}.rounded"
                 self.pending.append(_cast(inside, inner, sides.gives))
             if outside != sides.gives:
                 self.renamed[name] = inner
@@ -182,7 +182,7 @@ class _Writer:
         if name in self.stored:
             if kind == FLOAT:
                 return name
-            new = f"{name}_{NAMES[kind]}"
+            new = f"{name}.{NAMES[kind]}"
             if new not in self.weights:
                 self.weights[new] = _tensor(new, numpy_helper.to_array(self.stored[name]), kind)
             return new
@@ -203,7 +203,7 @@ class _Writer:
 
     def _form(self, name: str, form: str, make: Callable[[str], onnx.NodeProto]) -> str:
         if (name, form) not in self.forms:
-            self.forms[name, form] = f"{name}_as_{form}"
+            self.forms[name, form] = f"{name}.as_{form}"
             # what it is made of may be written first
             node = make(self.forms[name, form])
             self.nodes.append(node)
@@ -268,16 +268,16 @@ def quantize_to_e4m3(model: onnx.ModelProto, peaks: Mapping[str, float]) -> tupl
         if _is_linear(node, stored) and peaks.get(node.input[0], 0.0) > 0:
             x, weight = node.input[0], numpy_helper.to_array(stored[node.input[1]])
             if x not in done:
-                new.graph.initializer.append(_scale(f"{x}_e4m3_scale", peaks[x]))
+                new.graph.initializer.append(_scale(f"{x}.e4m3_scale", peaks[x]))
                 nodes += _through_e4m3(x)
                 done.add(x)
             if (name := node.input[1]) not in done:
-                new.graph.initializer.append(_scale(f"{name}_e4m3_scale", float(np.abs(weight).max())))
+                new.graph.initializer.append(_scale(f"{name}.e4m3_scale", float(np.abs(weight).max())))
                 step = np.float32(np.abs(weight).max() / LARGEST_E4M3)
-                new.graph.initializer.append(_tensor(f"{name}_e4m3", weight / step, TensorProto.FLOAT8E4M3FN))
-                nodes.append(_dequantize(f"{name}_e4m3", f"{name}_e4m3_scale", f"{name}_back"))
+                new.graph.initializer.append(_tensor(f"{name}.e4m3", weight / step, TensorProto.FLOAT8E4M3FN))
+                nodes.append(_dequantize(f"{name}.e4m3", f"{name}.e4m3_scale", f"{name}.back"))
                 done.add(name)
-            node.input[0], node.input[1] = f"{x}_back", f"{name}_back"
+            node.input[0], node.input[1] = f"{x}.back", f"{name}.back"
             quantized.append(node.name)
         nodes.append(node)
     if not quantized:
@@ -307,9 +307,40 @@ def _scale(name: str, peak: float) -> onnx.TensorProto:
 
 
 def _through_e4m3(x: str) -> list[onnx.NodeProto]:
-    quantize = helper.make_node("QuantizeLinear", [x, f"{x}_e4m3_scale", E4M3_ZERO], [f"{x}_e4m3"], f"quantize_{x}")
-    return [quantize, _dequantize(f"{x}_e4m3", f"{x}_e4m3_scale", f"{x}_back")]
+    quantize = helper.make_node("QuantizeLinear", [x, f"{x}.e4m3_scale", E4M3_ZERO], [f"{x}.e4m3"], f"quantize_{x}")
+    return [quantize, _dequantize(f"{x}.e4m3", f"{x}.e4m3_scale", f"{x}.back")]
 
 
 def _dequantize(name: str, scale: str, back: str) -> onnx.NodeProto:
     return helper.make_node("DequantizeLinear", [name, scale, E4M3_ZERO], [back], f"dequantize_{name}")
+
+
+def gelu_by_erf(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with x / 2 (1 + erf(x / sqrt 2)) for Gelu, which ONNX has since opset 20, and not every parser.
+
+    Raises:
+        ExportError: a Gelu that is approximated by tanh.
+    """
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
+    constants = {"erf_form.root": 0.5**0.5, "erf_form.one": 1.0, "erf_form.half": 0.5}
+    nodes: list[onnx.NodeProto] = []
+    for node in new.graph.node:
+        if node.op_type != "Gelu":
+            nodes.append(node)
+            continue
+        if any(attribute.name == "approximate" and attribute.s != b"none" for attribute in node.attribute):
+            raise ExportError(f"{node.name} is a Gelu by tanh, which sam-edge has no other form of.")
+        (x,), (y,) = node.input, node.output
+        steps = [("Mul", x, "erf_form.root", f"{y}.scaled"), ("Erf", f"{y}.scaled", "", f"{y}.erf")]
+        steps += [("Add", f"{y}.erf", "erf_form.one", f"{y}.above"), ("Mul", x, "erf_form.half", f"{y}.half")]
+        steps += [("Mul", f"{y}.half", f"{y}.above", y)]
+        nodes += [
+            helper.make_node(operator, [a, b] if b else [a], [out], f"{node.name}_{out}")
+            for operator, a, b, out in steps
+        ]
+    used = {name for node in nodes for name in node.input} & constants.keys()
+    del new.graph.node[:]
+    new.graph.node.extend(nodes)
+    new.graph.initializer.extend(numpy_helper.from_array(np.float32(constants[name]), name) for name in sorted(used))
+    return new

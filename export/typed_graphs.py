@@ -13,7 +13,7 @@ from onnx import TensorProto
 from sam_edge.errors import ExportError
 from sam_edge.export.parity import Answers, Parity, answers, compare, parity_prompts
 from sam_edge.export.ranges import UNIT, Kept, Readings, keep, sensitivities
-from sam_edge.export.typed import CONTRACT, quantize_to_e4m3, write_types
+from sam_edge.export.typed import CONTRACT, gelu_by_erf, quantize_to_e4m3, write_types
 from sam_edge.export.walk import WalkRuntime
 from sam_edge.runtimes.folder import SPLIT, ExportedFolder
 from sam_edge.runtimes.graphs import Values
@@ -59,36 +59,41 @@ def write_typed(
     images: Sequence[Picture],
     others: Sequence[Picture] = (),
     say: Callable[[str], None] = lambda _: None,
+    erf: bool = False,
 ) -> TypedGraphs:
     """Write each graph into `folder` as NAME.PRECISION.onnx, proven on `others` (or `images`, which are read).
 
     int8 types what its Q/DQ leave in float as halves; fp8 quantizes the encoder's linear layers to E4M3, by the ranges
-    of `images`. float32 graphs stay the folder's own, and nothing is written.
+    of `images`. float32 graphs stay the folder's own, and nothing is written. `erf` writes Gelu by Erf.
 
     Raises:
         ExportError: a precision that the graphs cannot have, no picture, a graph that cannot be typed, or masks that
             differ from those of the same graphs in float32 by more than `SMALLEST_IOU` allows.
     """
     check_precision(exported, precision)
-    own = {graph: exported.graph_file(graph) for graph in exported.graphs}
-    if precision == "fp32":
+    if precision == "fp32" and not erf:
+        own = {graph: exported.graph_file(graph) for graph in exported.graphs}
         return TypedGraphs(precision, own, {graph: [] for graph in own}, None)
+    sources = {graph: onnx.load(exported.graph_file(graph)) for graph in exported.graphs}
+    if erf:
+        sources = {graph: gelu_by_erf(model) for graph, model in sources.items()}
+    if precision == "fp32":
+        written = {graph: folder / f"{graph}.fp32.onnx" for graph in sources}
+        for graph, file in written.items():
+            save(sources[graph], file)
+        return TypedGraphs(precision, written, {graph: [] for graph in sources}, None)
     if not images:
         raise ExportError("ranges are read on at least one picture: check --images.")
     exported.require_split()
     kind = TensorProto.BFLOAT16 if precision == "bf16" else TensorProto.FLOAT16
-    sources = {graph: onnx.load(file) for graph, file in own.items()}
     others = others or images
     wanted = asked(OnnxRuntime(exported.path, threads=cpu_threads(), kernels=False), others)
     say("reading ranges")
-    readings = read(exported, own, images, kind)
+    readings = read(exported, sources, images, kind)
     quantized: Sequence[str] = ()
     if precision == "fp8":
         sources["encoder"], quantized = quantize_to_e4m3(sources["encoder"], readings["encoder"].peaks)
-        own = {**own, "encoder": folder / "encoder.e4m3.onnx"}
-        save(sources["encoder"], own["encoder"])
-        readings = read(exported, own, images, kind)
-        own["encoder"].unlink()
+        readings = read(exported, sources, images, kind)
     felt = _felt(sources, readings)
     for tolerance in TOLERANCES:
         kept = {graph: keep(sources[graph], readings[graph], felt[graph], tolerance * UNIT[kind]) for graph in sources}
@@ -146,10 +151,10 @@ def _refined(runtime: Runtime, image: Picture, logits: Float32[np.ndarray, "1 n 
 
 
 def read(
-    exported: ExportedFolder, files: Mapping[str, Path], images: Sequence[Picture], kind: int
+    exported: ExportedFolder, graphs: Mapping[str, onnx.ModelProto], images: Sequence[Picture], kind: int
 ) -> dict[str, Readings]:
     """What every graph's values are like on pictures: a few points and boxes on each, boxes with masks again."""
-    reader = _Reader(exported, files, kind)
+    reader = _Reader(exported, graphs, kind)
     for image in images:
         pixels, frame = to_pixels(image, exported.config)
         embeddings, prompts = reader.encode(pixels), parity_prompts(frame).part(READ_SETS)
@@ -165,8 +170,8 @@ def read(
 class _Reader(WalkRuntime):
     """Walks that are read."""
 
-    def __init__(self, folder: ExportedFolder, files: Mapping[str, Path], kind: int) -> None:
-        super().__init__(folder, files)
+    def __init__(self, folder: ExportedFolder, graphs: Mapping[str, onnx.ModelProto], kind: int) -> None:
+        super().__init__(folder, graphs)
         self.readings = {graph: Readings(kind) for graph in folder.graphs}
 
     def _run(self, graph: str, inputs: Values) -> Values:

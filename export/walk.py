@@ -209,17 +209,18 @@ def _array(tensor: onnx.TensorProto) -> np.ndarray:
 class WalkRuntime(GraphRuntime):
     """An exported folder's graphs, or others in their place, by walks: slow, and exact about types."""
 
-    def __init__(self, folder: ExportedFolder, files: Mapping[str, Path]) -> None:
-        """`files` are the graphs' ONNX files."""
+    def __init__(self, folder: ExportedFolder, graphs: Mapping[str, Path | onnx.ModelProto]) -> None:
+        """`graphs` are ONNX files, or what they hold."""
         super().__init__(folder)
         self.name, self.device = "walk", "cpu"
-        self._files = files
+        self._graphs = graphs
         self._walks: dict[str, Walk] = {}
 
     def walk(self, graph: str) -> Walk:
         """A graph's walk, made at its first use."""
         if graph not in self._walks:
-            self._walks[graph] = Walk(onnx.load(self._files[graph]))
+            found = self._graphs[graph]
+            self._walks[graph] = Walk(found if isinstance(found, onnx.ModelProto) else onnx.load(found))
         return self._walks[graph]
 
     def _run(self, graph: str, inputs: Values) -> Values:

@@ -9,7 +9,7 @@ from onnx import TensorProto, numpy_helper
 
 from sam_edge.errors import ExportError
 from sam_edge.export.ranges import Kept
-from sam_edge.export.typed import quantize_to_e4m3, write_types
+from sam_edge.export.typed import gelu_by_erf, quantize_to_e4m3, write_types
 from sam_edge.export.walk import Walk, value_types
 from tests.export.graph_maker import graph
 
@@ -181,10 +181,10 @@ def test_fp8_products_are_those_of_e4m3_factors() -> None:
     onnx.checker.check_model(model)
     assert list(names) == ["node_m0", "node_embeddings"]
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    assert stored["w0_e4m3"].data_type == TensorProto.FLOAT8E4M3FN
+    assert stored["w0.e4m3"].data_type == TensorProto.FLOAT8E4M3FN
     assert "w0" not in stored
     weight = numpy_helper.to_array(next(t for t in source.graph.initializer if t.name == "w0"))
-    back = numpy_helper.to_array(stored["w0_e4m3"]).astype(np.float32) * numpy_helper.to_array(stored["w0_e4m3_scale"])
+    back = numpy_helper.to_array(stored["w0.e4m3"]).astype(np.float32) * numpy_helper.to_array(stored["w0.e4m3_scale"])
     # three bits of fraction: half a step is a sixteenth
     assert np.abs(back - weight).max() <= np.abs(weight).max() / 16
     (wanted,), (got,) = (Walk(one).run({"pixels": x}).values() for one in (source, model))
@@ -195,3 +195,12 @@ def test_fp8_without_a_linear_layer_is_refused() -> None:
     source = graph([("Relu", ["pixels"], ["embeddings"], {})], {"pixels": [4]}, ["embeddings"])
     with pytest.raises(ExportError, match="no linear layer here can compute in fp8"):
         quantize_to_e4m3(source, {"pixels": 1.0})
+
+
+def test_gelu_by_erf_is_gelu() -> None:
+    source, x = layers(), normal(4, 32)
+    plain = gelu_by_erf(source)
+    onnx.checker.check_model(plain)
+    assert Counter(node.op_type for node in plain.graph.node) == {"MatMul": 2, "Add": 2, "Mul": 3, "Erf": 1}
+    (wanted,), (got,) = (Walk(model).run({"pixels": x}).values() for model in (source, plain))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)

@@ -42,7 +42,7 @@ def test_halves_are_written_beside_the_graphs_and_agree_with_them(fp32_small, ph
 
 def test_masks_of_earlier_rounds_are_read_too(fp32_small, photo) -> None:
     folder = ExportedFolder.read(fp32_small.path)
-    readings = read(folder, {graph: folder.graph_file(graph) for graph in folder.graphs}, [photo], HALF)
+    readings = read(folder, {graph: onnx.load(folder.graph_file(graph)) for graph in folder.graphs}, [photo], HALF)
     assert readings["decoder"].peaks["mask_input"] > 0
     assert readings["decoder"].peaks["has_mask_input"] == 1
 
