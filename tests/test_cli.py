@@ -185,6 +185,23 @@ def test_export_trt_builds_engines_and_tells_their_sizes(sam_edge, one_graph, tm
     assert "encoder.sm89.engine " in out + err
 
 
+def test_export_trt_writes_what_a_device_builds(sam_edge, one_graph, tmp_path, monkeypatch):
+    from sam_edge.commands.workshop import export
+
+    manifest = {"typed": {"precision": "fp16", "parity": {"mask_iou": 0.9934}}, "graphs": {}}
+    monkeypatch.setattr(export, "write_bundle", lambda exported, out, *_: manifest)
+    # no TensorRT is needed for it
+    monkeypatch.setattr(export, "load_library", None)
+    code, out, err = sam_edge("export-trt", one_graph, "--bundle", tmp_path / "b")
+    assert code == 0
+    assert "b: to be built on a device; masks in fp16 agree with float32 to IoU 0.9934" in out + err
+    code, out, _ = sam_edge("export-trt", one_graph, "--bundle", tmp_path / "b", "--json")
+    assert json.loads(out) == {"bundle": {"out": str(tmp_path / "b"), **manifest}}
+    code, _, err = sam_edge("export-trt", one_graph)
+    assert code == 2
+    assert "--bundle" in err
+
+
 def test_export_trt_exports_a_checkpoint_on_the_way(sam_edge, checkpoint, one_graph, tmp_path, monkeypatch):
     """The builds, which take minutes, are not this test's: it is about all that lies around them."""
     from sam_edge.commands.workshop import export
@@ -199,7 +216,7 @@ def test_export_trt_exports_a_checkpoint_on_the_way(sam_edge, checkpoint, one_gr
     def build(exported, out, options, images, others):
         asked["trt"], asked["read"], asked["judged"] = options, len(images), len(others)
         out.mkdir(exist_ok=True)
-        write_engines(out, [], {"parity": {"mask_iou": 0.9871}})
+        write_engines(out, [], {"precision": "bf16", "parity": {"mask_iou": 0.9871}})
         shapes = {"pixels": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}
         return [
             Engine(f"{name}.sm89.engine", name, "sm89", "rtx", "1.7", "int8", shapes, "0", "1", 0.5, 3_000_000)
@@ -215,7 +232,7 @@ def test_export_trt_exports_a_checkpoint_on_the_way(sam_edge, checkpoint, one_gr
     code, out, err = sam_edge(*args)
     assert code == 0
     assert "encoder.sm89.engine 3.00 MB, decoder.sm89.engine 3.00 MB" in out + err
-    assert "masks agree with float32 to IoU 0.9871; built, not run" in out + err
+    assert "masks in bf16 agree with float32 to IoU 0.9871; built, not run" in out + err
     assert asked == {
         "onnx": OnnxOptions("fp32", "tensorrt"),
         "images": 2,

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,7 +75,16 @@ def export_onnx(
 
 def export_trt(
     model: Model,
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of engines to write; whole or not at all.")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write, beside engines or in their stead, what a device builds its own of, as a Jetson has to.",
+        ),
+    ] = None,
     flavor: Annotated[Flavor, typer.Option(help=_TRT("flavor"))] = "rtx",
     target: Annotated[list[str] | None, typer.Option(help=_TRT("targets"))] = None,
     precision: Annotated[EnginePrecision | None, typer.Option(help=_TRT("precision"))] = None,
@@ -92,13 +101,23 @@ def export_trt(
     from sam_edge.commands.workshop import export
     from sam_edge.export.to_tensorrt import TrtOptions
 
+    if out is None and bundle is None:
+        raise typer.BadParameter("give a folder for engines, or --bundle with one for a device.", param_hint="--out")
     trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points, precision)
     with progress("build"):
-        result = export.to_engines(model, images, out, trt, seed=seed, device=device)
-    built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])
-    parity = result["typed"]["parity"]
-    agree = f"; masks agree with float32 to IoU {parity['mask_iou']:.4f}" if parity else ""
-    report(as_json, result, f"{out}: {built}{agree}; built, not run")
+        result = export.to_engines(model, images, out, trt, bundle=bundle, seed=seed, device=device)
+    lines = []
+    if out is not None:
+        built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])
+        lines.append(f"{out}: {built}{_agreement(result['typed'])}; built, not run")
+    if bundle is not None:
+        lines.append(f"{bundle}: to be built on a device{_agreement(result['bundle']['typed'])}")
+    report(as_json, result, "\n".join(lines))
+
+
+def _agreement(typed: dict[str, Any]) -> str:
+    parity = typed["parity"]
+    return f"; masks in {typed['precision']} agree with float32 to IoU {parity['mask_iou']:.4f}" if parity else ""
 
 
 def convert(

@@ -24,7 +24,7 @@ SCHEMA = 1
 
 MODULES: dict[str, str] = {"rtx": "tensorrt_rtx", "standard": "tensorrt"}
 _INSTALL: dict[str, str] = {
-    "rtx": "pip install 'sam-edge[rtx]'",
+    "rtx": "pip install tensorrt-rtx",
     "standard": "pip install 'sam-edge[tensorrt]' --extra-index-url https://pypi.nvidia.com",
 }
 

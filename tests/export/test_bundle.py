@@ -67,9 +67,9 @@ def test_what_a_device_gets(bundle: Path) -> None:
 
 
 def test_the_program_imports_nothing_of_sam_edge(bundle: Path) -> None:
-    code = "import sys; sys.path.insert(0, '.'); import on_device; print([n for n in sys.modules if n.split('.')[0] == 'sam_edge'])"
+    code = "import sys; sys.path.insert(0, '.'); import on_device; print('sam_edge' in sys.modules)"
     told = subprocess.run([sys.executable, "-I", "-c", code], cwd=bundle, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    assert told.stdout.strip() == "False"
 
 
 def test_engines_that_agree_are_marked_as_run(built: Path, capsys) -> None:

@@ -13,6 +13,7 @@ from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.data import open_some
 from sam_edge.errors import ExportError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
+from sam_edge.export.bundle import write_bundle
 from sam_edge.export.readme import Accuracy
 from sam_edge.export.to_layout import write_layout
 from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
@@ -103,28 +104,44 @@ def _to_layout(
 
 
 def to_engines(
-    spec: str, images: str, out: Path, trt: TrtOptions, *, seed: int = 0, device: str = "auto"
+    spec: str,
+    images: str,
+    out: Path | None,
+    trt: TrtOptions,
+    *,
+    bundle: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Build engines of an exported folder, or of a checkpoint that is exported on the way.
+    """Build engines (`out`) of an exported folder, or of a checkpoint that is exported on the way, or write what a
+    device builds its own of (`bundle`).
 
     Ranges are read on two of `images`, agreement is judged on two others.
     """
-    check_target(out)
-    # what cannot be built is known before a long export, not after it
-    resolve_targets(load_library(trt.flavor), trt)
+    for folder in filter(None, (out, bundle)):
+        check_target(folder)
+    if out is not None:
+        # what cannot be built is known before a long export, not after it
+        resolve_targets(load_library(trt.flavor), trt)
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(spec).expanduser()
+        graphs = Path(spec).expanduser()
         if not names_exported_folder(spec):
-            folder = Path(scratch) / "onnx"
+            graphs = Path(scratch) / "onnx"
             quantized = load_model(spec).config.quantization is not None
             match_precision(spec, quantized, trt.precision or ("int8" if quantized else "fp16"))
-            to_onnx(
-                spec, images, folder, OnnxOptions("int8" if quantized else "fp32", "tensorrt"), seed=seed, device=device
-            )
+            onnx = OnnxOptions("int8" if quantized else "fp32", "tensorrt")
+            to_onnx(spec, images, graphs, onnx, seed=seed, device=device)
+        exported = ExportedFolder.read(graphs)
         pictures, others = sample_pictures(images, 2, seed), sample_others(images, 2, seed, 2)
-        engines = build_engines(ExportedFolder.read(folder), out, trt, pictures, others)
-    typed = json.loads((out / ENGINES).read_text())["typed"]
-    return {"out": str(out), "engines": [asdict(engine) for engine in engines], "typed": typed}
+        if out is not None:
+            engines = build_engines(exported, out, trt, pictures, others)
+            typed = json.loads((out / ENGINES).read_text())["typed"]
+            result |= {"out": str(out), "engines": [asdict(engine) for engine in engines], "typed": typed}
+        if bundle is not None:
+            manifest = write_bundle(exported, bundle, trt, pictures, others)
+            result["bundle"] = {"out": str(bundle), "typed": manifest["typed"], "graphs": manifest["graphs"]}
+    return result
 
 
 def convert_weights(spec: str, out: Path, layout: WeightLayout, base: str | None = None) -> dict[str, Any]:
