@@ -46,7 +46,8 @@ def write_bundle(
     precision = checked(exported, options)
     with atomic_folder(out) as work:
         typed = write_typed(exported, work, precision, images, others, say, erf=True)
-        np.savez_compressed(work / PARITY, **_parity(exported, options, (others or images)[0]))
+        parity = _parity(exported, options, (others or images)[0])
+        np.savez_compressed(work / PARITY, **parity)  # type: ignore[arg-type]
         shutil.copyfile(on_device.__file__, work / SCRIPT)
         manifest = _manifest(exported, options, typed, work)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,9 +73,11 @@ def build(trt, cuda):
     values = bundle()
     lines = []
 
-    class Log(trt.ILogger):
+    base: Any = trt.ILogger
+
+    class Log(base):
         def __init__(self):
-            trt.ILogger.__init__(self)
+            base.__init__(self)
 
         def log(self, severity, message):
             if severity != trt.ILogger.VERBOSE:
@@ -90,7 +93,7 @@ def build(trt, cuda):
         network = builder.create_network(0 if flag is None else 1 << int(flag))
         parser = trt.OnnxParser(network, log)
         config = builder.create_builder_config()
-        if hasattr(trt, "ComputeCapability"):
+        if trt.__name__ == "tensorrt_rtx":
             config.num_compute_capabilities = 1
             config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
         parsed = parser.parse_from_file(str(HERE / graph["file"]))
@@ -308,10 +311,12 @@ def segment(trt, cuda, photo, box, out):
     size = values["image_size"]
     scale = size / max(height, width)
     inner = int(height * scale + 0.5), int(width * scale + 0.5)
-    normal = (resized(image, *inner) - np.float32(values["pixel_mean"])) / np.float32(values["pixel_std"])
+    mean, std = (np.array(values[name], np.float32) for name in ("pixel_mean", "pixel_std"))
+    normal = (resized(image, *inner) - mean) / std
     pixels = np.zeros((1, 3, size, size), np.float32)
     pixels[0, :, : inner[0], : inner[1]] = normal.transpose(2, 0, 1)
-    corners = np.float32(box).reshape(1, 1, 2, 2) * np.float32([inner[1] / width, inner[0] / height])
+    shrunk = np.array([inner[1] / width, inner[0] / height], np.float32)
+    corners = np.array(box, np.float32).reshape(1, 1, 2, 2) * shrunk
     side = values["mask_size"]
     logits, iou = engines.decoded(
         pixels,

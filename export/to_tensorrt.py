@@ -123,17 +123,15 @@ def checked(exported: ExportedFolder, options: TrtOptions) -> EnginePrecision:
             raise ExportError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}.")
     precision = options.precision or ("int8" if exported.precision == "int8" else "fp16")
     check_precision(exported, precision)
-    for target in options.targets if precision == "fp8" else ():
-        if target.removeprefix("sm").isdigit() and int(target[2:]) < FIRST_FP8:
-            raise ExportError(f"target {target!r} has no FP8: leave it out, or use --precision int8 or fp16.")
     return precision
 
 
 def resolve_targets(trt: Any, options: TrtOptions) -> tuple[str, ...]:
-    """The targets to build for, each once.
+    """The targets to build for, each once; of those that nobody named, the ones that have the precision.
 
     Raises:
-        ExportError: a target that the library does not build for; the message lists those it does.
+        ExportError: a target that the library does not build for, or that has no FP8 where that is asked; the message
+            lists those that can be.
         BackendUnavailableError: `standard` on a machine without a GPU.
     """
     if options.flavor == "standard":
@@ -142,12 +140,19 @@ def resolve_targets(trt: Any, options: TrtOptions) -> tuple[str, ...]:
         where = "TensorRT builds for this machine's GPU only"
     else:
         allowed = rtx_targets(trt)
-        wanted = options.targets or RTX_TARGETS
+        wanted = options.targets or tuple(filter(has_fp8, RTX_TARGETS) if options.precision == "fp8" else RTX_TARGETS)
         where = f"TensorRT-RTX {trt.__version__} does not build for it"
     for target in wanted:
         if target not in allowed:
             raise ExportError(f"target {target!r}: {where}; allowed: {', '.join(allowed)}.")
+        if options.precision == "fp8" and not has_fp8(target):
+            raise ExportError(f"target {target!r} has no FP8: leave it out, or use --precision int8 or fp16.")
     return tuple(dict.fromkeys(wanted))
+
+
+def has_fp8(target: str) -> bool:
+    """Whether a compute capability's tensor cores take E4M3."""
+    return int(target.removeprefix("sm")) >= FIRST_FP8
 
 
 def rtx_targets(trt: Any) -> tuple[str, ...]:

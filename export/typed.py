@@ -342,5 +342,7 @@ def gelu_by_erf(model: onnx.ModelProto) -> onnx.ModelProto:
     used = {name for node in nodes for name in node.input} & constants.keys()
     del new.graph.node[:]
     new.graph.node.extend(nodes)
-    new.graph.initializer.extend(numpy_helper.from_array(np.float32(constants[name]), name) for name in sorted(used))
+    new.graph.initializer.extend(
+        numpy_helper.from_array(np.array(constants[name], np.float32), name) for name in sorted(used)
+    )
     return new

@@ -192,6 +192,7 @@ def library(cuda: Any, version: str = "10.3.0", spoil: Any = None) -> Any:
             self.severity = severity
 
     return SimpleNamespace(
+        __name__="tensorrt",
         __version__=version,
         ILogger=Logger,
         Logger=Logger,

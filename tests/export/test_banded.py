@@ -54,6 +54,21 @@ def largest(file: Path) -> int:
     return max(prod(size.dim_value or 1 for size in shape) for shape in shapes)
 
 
+def test_attention_for_tensorrt_is_whole_and_the_same(config, make_sam, photo, tmp_path):
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    found = {}
+    for name in ("cpu", "tensorrt"):
+        (tmp_path / name).mkdir()
+        model = make_sam(config)
+        prepare_for_quantization(model)
+        entry = to_onnx._write(encoder_graph(model, torch.float32), tmp_path / name, whole=name == "tensorrt")
+        file = tmp_path / name / entry["file"]
+        operators = [node.op_type for node in onnx.load(file).graph.node]
+        assert operators.count("Softmax") == (1 if name == "tensorrt" else 3)
+        (found[name],) = ort.InferenceSession(file).run(None, {"pixels": pixels})
+    np.testing.assert_allclose(found["tensorrt"], found["cpu"], rtol=1e-4, atol=1e-5)
+
+
 def test_banded_attention_is_torch_s_at_other_batch_sizes(written):
     model, file = written
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))

@@ -1,8 +1,10 @@
 """Building engines: on any machine, for the targets asked, out of graphs that TensorRT takes."""
 
+import ctypes
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,9 +16,11 @@ from sam_edge.export.to_onnx import DecoderArithmetic, OnnxOptions, Precision, e
 from sam_edge.export.to_tensorrt import (
     BUILD_LOG,
     TrtOptions,
+    _printing_to,
     build_engines,
     float32_bytes,
     profile_shapes,
+    resolve_targets,
     text_bytes,
     timing_cache,
 )
@@ -241,10 +245,12 @@ def test_precisions_that_a_model_has_not_are_refused_with_the_way_out(tmp_path: 
         assert "\n" not in str(refused.value)
 
 
-def test_fp8_is_refused_for_a_gpu_that_has_none(tmp_path: Path) -> None:
-    exported = ExportedFolder(tmp_path, CONFIG, "fp32", None, {})
+def test_fp8_is_refused_for_a_gpu_that_has_none_and_built_for_those_that_have() -> None:
+    library = SimpleNamespace(ComputeCapability=SimpleNamespace(__members__={"SM86": 0, "SM89": 1}), __version__="0")
     with pytest.raises(ExportError, match="target 'sm86' has no FP8: leave it out, or use --precision int8 or fp16"):
-        build_engines(exported, tmp_path / "engines", TrtOptions(targets=("sm89", "sm86"), precision="fp8"))
+        resolve_targets(library, TrtOptions(targets=("sm89", "sm86"), precision="fp8"))
+    assert resolve_targets(library, TrtOptions(precision="fp8")) == ("sm89",)
+    assert resolve_targets(library, TrtOptions()) == ("sm86", "sm89")
 
 
 ENGINE = Engine(
@@ -316,3 +322,13 @@ def test_an_engines_text_and_a_graphs_float_size_are_counted(tmp_path: Path) -> 
     )
     onnx.save(helper.make_model(graph), tmp_path / "one.onnx")
     assert float32_bytes(tmp_path / "one.onnx") == (tmp_path / "one.onnx").stat().st_size + 3000
+
+
+def test_what_a_library_prints_goes_to_the_log_and_not_to_stdout(tmp_path: Path, capfd) -> None:
+    with (tmp_path / "log").open("w") as log:
+        with _printing_to(log):
+            # as a library in C does, past Python's stdout
+            ctypes.CDLL(None).puts(b"WARNING: from C")
+        print("{}")
+    assert (tmp_path / "log").read_text() == "WARNING: from C\n"
+    assert capfd.readouterr().out == "{}\n"
