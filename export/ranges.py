@@ -8,7 +8,7 @@ Gains multiply along paths, and independent errors add in squares (`sensitivitie
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,10 @@ HEADROOM = 4.0
 """How much larger than on the photos that were read values may become before a half overflows."""
 UNIT = {TensorProto.FLOAT16: 2.0**-11, TensorProto.BFLOAT16: 2.0**-9}
 """Largest relative error of rounding once."""
+BY_HEAD = frozenset(("Add", "Sub", "Mul", "Div", "MatMul", "Softmax"))
+"""Operators that compute each head of an attention (B x heads x N x M) by itself."""
+LARGEST_WHOLE = 1 << 26
+"""Elements above which these are read head by head."""
 SUMS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "ReduceSum", "ReduceMean", "ReduceSumSquare"))
 """Operators that add many terms: written so that they add in float32, whatever they take and give."""
 
@@ -57,7 +61,13 @@ class Readings:
         if not np.isfinite(peak):
             peak = float(np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max())
         self.peaks[name] = max(self.peaks[name], peak)
-        self.errors[name] = max(self.errors[name], change(values, self._rounded(values)))
+        flat = values.reshape(-1)
+        parts = (flat[first : first + LARGEST_WHOLE] for first in range(0, flat.size, LARGEST_WHOLE))
+        self.errors[name] = max(self.errors[name], change((part, self._rounded(part)) for part in parts))
+
+    def _coarse(self, node: onnx.NodeProto, taken: list[Any], place: int, kinds: list[int]) -> list[np.ndarray]:
+        """The results when one input alone is rounded."""
+        return compute(node, [*taken[:place], self._rounded(taken[place]), *taken[place + 1 :]], kinds)
 
     def _rounded(self, values: np.ndarray) -> np.ndarray:
         """Rounded as if exponents had no end: overflow is told by peaks, and must not show as a loss of precision."""
@@ -78,26 +88,58 @@ class Readings:
                 # what is rounded to a grid is as if it were not: the grid's own error was chosen
                 effect = self.errors[name]
             else:
-                coarse = [*taken[:place], self._rounded(values), *taken[place + 1 :]]
-                again = compute(node, coarse, kinds)
-                effect = max(change(before, after) for before, after in zip(given, again, strict=True))
+                effect = change(
+                    pair
+                    for part, before in _parts(node, taken, given)
+                    for pair in zip(before, self._coarse(node, part, place, kinds), strict=True)
+                )
             self.effects[names[0], place] = max(self.effects[names[0], place], effect)
 
 
-def change(before: np.ndarray, after: np.ndarray) -> float:
-    """Norm of a difference relative to what was before; infinite for another integer, or where finite becomes not."""
+def _parts(
+    node: onnx.NodeProto, taken: list[Any], given: list[np.ndarray]
+) -> Iterator[tuple[list[Any], list[np.ndarray]]]:
+    """A node's inputs and results, or those of each head where they are an attention's, which would not fit twice."""
+    (heads,) = given[0].shape[1:2] or (1,)
+    large = given[0].ndim == 4 and max(value.size for value in (*given, *filter(_is_array, taken))) > LARGEST_WHOLE
+    if not large or node.op_type not in BY_HEAD or any(value.ndim not in (0, 4) for value in filter(_is_array, taken)):
+        yield taken, given
+        return
+    for head in range(heads):
+        one = slice(head, head + 1)
+        parts = [value[:, one] if value.ndim == 4 and value.shape[1] == heads else value for value in taken]
+        yield parts, [value[:, one] for value in given]
+
+
+def _is_array(value: Any) -> bool:
+    return value is not None
+
+
+def change(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Norm of the difference of what was before and after, in parts, relative to the norm before; infinite for another
+    integer, or where finite becomes not."""
+    errors = norms = 0.0
+    for before, after in pairs:
+        error, norm = _squares(before, after)
+        errors, norms = errors + error, norms + norm
+    if not errors:
+        return 0.0
+    return float(np.sqrt(errors / norms)) if norms else np.inf
+
+
+def _squares(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Squared norms of the difference and of what was before, over what was finite."""
     if before.dtype != np.float32:
-        return 0.0 if np.array_equal(before, after) else np.inf
+        return (0.0 if np.array_equal(before, after) else np.inf), 1.0
     norm = _square(before)
     error = _square(before - after) if 0 < norm < np.inf else np.inf
     if np.isfinite(error):
-        return float(np.sqrt(error / norm))
+        return error, norm
     finite = np.isfinite(before)
     if not np.isfinite(after[finite]).all():
-        return np.inf
+        return np.inf, 1.0
     wide = before[finite].astype(np.float64)
-    error, norm = _square(wide - after[finite]), _square(wide)
-    return float(np.sqrt(error / norm)) if norm else float(error and np.inf)
+    return _square(wide - after[finite]), _square(wide)
 
 
 def _square(values: np.ndarray) -> float:

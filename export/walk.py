@@ -40,14 +40,24 @@ Step = Callable[[onnx.NodeProto, list[Any], list[np.ndarray]], None]
 """Hears of a node, its inputs (None where one is left out) and what it gave."""
 
 
-def rounded(values: Float32[np.ndarray, "*n"], kind: int) -> Float32[np.ndarray, "*n"]:
-    """The nearest values that a type of ONNX's holds, as float32; E4M3 saturates, as QuantizeLinear does."""
+def rounded(
+    values: Float32[np.ndarray, "*n"], kind: int, in_place: bool = False, at_once: int = 1 << 24
+) -> Float32[np.ndarray, "*n"]:
+    """The nearest values that a type of ONNX's holds, as float32; E4M3 saturates, as QuantizeLinear does.
+
+    `at_once` values: what lies between is no second and third copy of a whole attention.
+    """
     if kind == TensorProto.FLOAT:
         return values
-    tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(values.shape)
-    if kind == TensorProto.FLOAT8E4M3FN:
-        tensor = tensor.clamp(-LARGEST_E4M3, LARGEST_E4M3)
-    return tensor.to(FLOATS[kind]).float().numpy()
+    given = np.ascontiguousarray(values).reshape(values.shape)
+    result = given if in_place and given.flags.writeable else np.empty_like(given)
+    source, target = (torch.from_numpy(one.reshape(-1)) for one in (given, result))
+    for first in range(0, given.size, at_once):
+        part = source[first : first + at_once]
+        if kind == TensorProto.FLOAT8E4M3FN:
+            part = part.clamp(-LARGEST_E4M3, LARGEST_E4M3)
+        target[first : first + at_once] = part.to(FLOATS[kind])
+    return result
 
 
 def compute(node: onnx.NodeProto, inputs: list[Any], kinds: list[int]) -> list[np.ndarray]:
@@ -191,7 +201,10 @@ class Walk:
             taken = [values[name] if name else None for name in node.input]
             given = compute(node, taken, kinds)
             if node.op_type not in MOVES:
-                given = [rounded(v, kind) if kind in FLOATS else v for v, kind in zip(given, kinds, strict=True)]
+                given = [
+                    rounded(v, kind, in_place=all(v is not one for one in taken)) if kind in FLOATS else v
+                    for v, kind in zip(given, kinds, strict=True)
+                ]
             if step is not None:
                 step(node, taken, given)
             values.update(zip([name for name in node.output if name], given, strict=True))

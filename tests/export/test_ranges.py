@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from sam_edge.export import ranges
 from sam_edge.export.ranges import UNIT, Kept, Readings, change, keep, sensitivities
 from sam_edge.export.walk import Walk
 from tests.export.graph_maker import graph
@@ -128,7 +129,22 @@ def test_integers_pass_sensitivity_on_as_if_they_were_not_there() -> None:
 
 def test_masked_scores_are_not_errors() -> None:
     masked = np.float32([1, -np.inf, 2])
-    assert change(masked, masked) == 0
-    assert change(masked, np.float32([1, -np.inf, 2.5])) == pytest.approx(0.5 / 5**0.5)
-    assert change(masked, np.float32([np.inf, -np.inf, 2])) == np.inf
-    assert change(np.array([1, 2]), np.array([1, 3])) == np.inf
+    assert change([(masked, masked)]) == 0
+    assert change([(masked, np.float32([1, -np.inf, 2.5]))]) == pytest.approx(0.5 / 5**0.5)
+    assert change([(masked, np.float32([np.inf, -np.inf, 2]))]) == np.inf
+    assert change([(np.array([1, 2]), np.array([1, 3]))]) == np.inf
+    # parts are one
+    assert change([(np.float32([3]), np.float32([3])), (np.float32([4]), np.float32([5]))]) == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Add", "Softmax"])
+def test_attention_read_head_by_head_reads_the_same(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a"] if operator == "Softmax" else ["a", "b"]
+    model = graph([(operator, names, ["y"], {})], {name: [2, 3, 8, 8] for name in names}, ["y"])
+    inputs = {name: normal(2, 3, 8, 8, scale=3) for name in names}
+    whole, _ = read(model, inputs)
+    monkeypatch.setattr(ranges, "LARGEST_WHOLE", 10)
+    by_head, _ = read(model, inputs)
+    assert whole.errors.keys() == by_head.errors.keys()
+    for before, after in ((whole.errors, by_head.errors), (whole.effects, by_head.effects)):
+        assert {key: pytest.approx(value, rel=1e-4) for key, value in before.items()} == dict(after)

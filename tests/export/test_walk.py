@@ -55,6 +55,8 @@ def test_rounding_takes_the_nearest_value_of_a_type(kind: int) -> None:
     values = RNG.standard_normal(4000).astype(np.float32) * np.float32(2.0) ** RNG.integers(-12, 6, 4000)
     wanted = values.astype(helper.tensor_dtype_to_np_dtype(kind)).astype(np.float32)
     np.testing.assert_array_equal(rounded(values, kind), wanted)
+    np.testing.assert_array_equal(rounded(values.reshape(40, 100), kind, at_once=7), wanted.reshape(40, 100))
+    np.testing.assert_array_equal(rounded(values.reshape(40, 100).T, kind), wanted.reshape(40, 100).T)
 
 
 def test_e4m3_saturates_and_steps_as_its_three_bits_do() -> None:
