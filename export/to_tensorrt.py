@@ -57,7 +57,7 @@ class TrtOptions:
     precision: EnginePrecision | None = None
     """`int8` of a quantized model, the rest of it in halves; else `fp16` (the default), `bf16`, `fp32`, or `fp8`, the
     encoder's linear layers in E4M3 (sm89 and later). Nodes that 16 bits would ruin on --images keep float32. Refused
-    below a mean mask IoU with float32 of 0.98; of 0.95 in fp8, 0.9 in bf16.
+    below a mean mask IoU with float32 of 0.98; of 0.95 in int8 and fp8, 0.9 in bf16.
     """
 
 

@@ -133,7 +133,7 @@ def test_int8_graphs_build_for_each_target_and_the_folder_still_runs_everywhere(
         assert engine.onnx == f"{engine.graph}.int8.onnx"
         assert bool(engine.note) == (engine.bytes > float32_bytes(out.graph_file(engine.graph)))
     typed = json.loads((out.path / ENGINES).read_text())["typed"]
-    assert typed["parity"]["mask_iou"] >= typed["smallest_iou"] == 0.98
+    assert typed["parity"]["mask_iou"] >= typed["smallest_iou"] == 0.95
     assert "built, not run" in (out.path / "README.md").read_text()
     log = (out.path / BUILD_LOG).read_text()
     assert [line[3:] for line in log.splitlines() if line.startswith("== ")] == [
