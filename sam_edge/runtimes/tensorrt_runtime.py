@@ -10,7 +10,15 @@ from jaxtyping import Float32
 from sam_edge.errors import BackendUnavailableError, ExportError, PromptError
 from sam_edge.halves import missing
 from sam_edge.runtimes.cuda import machine_target
-from sam_edge.runtimes.engines import MODULES, Engine, choose_engines, load_library, logger, require_version
+from sam_edge.runtimes.engines import (
+    MODULES,
+    Engine,
+    choose_engines,
+    load_library,
+    logger,
+    require_shape,
+    require_version,
+)
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
 from sam_edge.segment.prompts import Prompts
@@ -140,6 +148,7 @@ class LoadedEngine:
         """`arrays` is pycuda.gpuarray, `stream` one of pycuda's streams."""
         trt = load_library(engine.flavor)
         require_version(engine, trt.__version__)
+        self._described = engine
         self._log = logger(engine.flavor)
         self._arrays, self._stream = arrays, stream
         # the context holds no reference to what it was made by
@@ -164,6 +173,7 @@ class LoadedEngine:
         """One call, finished when it returns: what was bound may be freed then."""
         bound = {name: self._on_device(value) for name, value in inputs.items() if name in self._inputs}
         for name, value in bound.items():
+            require_shape(self._described, name, tuple(value.shape))
             if not self._context.set_input_shape(name, tuple(value.shape)):
                 raise ExportError(f"the engine does not take {name} of shape {tuple(value.shape)}: {self._log.told()}.")
             self._context.set_tensor_address(name, int(value.gpudata))
