@@ -1,5 +1,6 @@
 """A bundle builds, checks and runs with its own program alone, on doubles of TensorRT and pycuda."""
 
+import ast
 import importlib.util
 import json
 import shutil
@@ -70,6 +71,8 @@ def test_the_program_imports_nothing_of_sam_edge(bundle: Path) -> None:
     code = "import sys; sys.path.insert(0, '.'); import on_device; print('sam_edge' in sys.modules)"
     told = subprocess.run([sys.executable, "-I", "-c", code], cwd=bundle, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
+    # JetPack 6 has Python 3.10
+    ast.parse((bundle / SCRIPT).read_text(), feature_version=(3, 10))
 
 
 def test_engines_that_agree_are_marked_as_run(built: Path, capsys) -> None:
