@@ -19,7 +19,15 @@ from sam_edge.kernels.gpu import DeviceArray
 from sam_edge.kernels.launcher import Gpu
 from sam_edge.runtimes.acceleration import acceleration, has_kernels
 from sam_edge.runtimes.cuda import machine_target
-from sam_edge.runtimes.engines import MODULES, Engine, choose_engines, load_library, logger
+from sam_edge.runtimes.engines import (
+    MODULES,
+    Engine,
+    choose_engines,
+    load_library,
+    logger,
+    require_shape,
+    require_version,
+)
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
 from sam_edge.segment.prompts import Prompts
@@ -141,8 +149,10 @@ class LoadedEngine:
     """A deserialised engine: named arrays in, arrays on the device out."""
 
     def __init__(self, engine: Engine, path: Path, gpu: Gpu) -> None:
-        """Raises ExportError for an engine that this version of its library does not load."""
+        """Raises BackendUnavailableError for an engine of another version, ExportError for one that does not load."""
         self._trt = load_library(engine.flavor)
+        require_version(engine, self._trt.__version__)
+        self._described = engine
         self._log = logger(engine.flavor)
         self._gpu, self._name = gpu, path.name
         # the context holds no reference to what it was made by
@@ -177,6 +187,8 @@ class LoadedEngine:
             ExportError: an input of a shape or type that the engine does not take, or a call that it refuses.
         """
         given = {name: inputs[name] for name in self.inputs}
+        for name, value in given.items():
+            require_shape(self._described, name, tuple(value.shape))
         shapes = tuple(tuple(value.shape) for value in given.values())
         self._seen[shapes] += 1
         if shapes in self._recorded:

@@ -57,7 +57,7 @@ def with_engines(path: Path, out: Path) -> Path:
         file.write_bytes(trt_double.engine_bytes(folder.graph_file(name).read_bytes(), shapes))
         sums = graph["sha256"], sha256_of(file)
         size = file.stat().st_size
-        engines.append(Engine(file.name, name, "sm89", "rtx", "0", folder.precision, shapes, *sums, 1.0, size))
+        engines.append(Engine(file.name, name, "sm89", "rtx", "0.double", folder.precision, shapes, *sums, 1.0, size))
     write_engines(out, engines)
     return out
 
@@ -196,6 +196,26 @@ def test_all_masks_of_all_sets_fit_into_the_engines(sets: int, runtime: TensorRt
     np.testing.assert_allclose(found.reshape(wanted[0].shape), wanted[0], rtol=1e-4, atol=1e-4)
 
 
+def test_masks_wanted_again_and_again_are_cut_to_what_the_engine_takes(
+    runtime: TensorRtRuntime, calls: Calls, fp32
+) -> None:
+    prediction = runtime.predict(
+        runtime.prepare(runtime.encode(some_pixels(fp32.model.config, 1))), some_prompts(fp32.model.config, 1, SETS)
+    )
+    calls.clear()
+    again = np.arange(4 * SETS + 5) % SETS
+    found = runtime.upscale(prediction, again, np.zeros(len(again), np.int64))
+    assert trt_double.sizes(calls, "places", 0) == [4 * SETS, 5]
+    np.testing.assert_array_equal(found, found[again])
+
+
+def test_engines_of_another_version_are_not_even_loaded(folder: Path, calls: Calls, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    write_engines(other, [replace(engine, version="0.older") for engine in read_engines(other)])
+    with pytest.raises(BackendUnavailableError, match=r"built by tensorrt_rtx 0\.older and 0\.double is here: build"):
+        TensorRtRuntime(other)
+
+
 def test_mask_prompts_go_through_the_whole_decoder(runtime: TensorRtRuntime, calls: Calls, fp32) -> None:
     prompts = some_prompts(fp32.model.config, 1, 5, with_masks=True)
     embeddings = runtime.encode(some_pixels(fp32.model.config, 1))
@@ -238,7 +258,7 @@ def test_more_points_than_the_engine_takes_are_refused(runtime: TensorRtRuntime,
 
 
 def test_a_shape_that_the_engine_does_not_take_is_one_line(runtime: TensorRtRuntime, fp32) -> None:
-    with pytest.raises(ExportError, match=r"does not take pixels of shape.*as the double says") as refused:
+    with pytest.raises(ExportError, match=r"takes pixels from .* got \[1, 3, 32, 32\]: build it again") as refused:
         runtime.encode(np.zeros((1, 3, 32, 32), np.float32))
     assert "\n" not in str(refused.value)
 
@@ -291,7 +311,7 @@ def test_engines_agree_with_onnx_runtime(tiny_sam: EdgeSam, tmp_path: Path) -> N
     images = [scenes[0].image, scenes[1].image]
     export_onnx(tiny_sam, tmp_path / "graphs", images, OnnxOptions())
     # eight sets per call, so that the thirteen of the comparison are cut
-    options = TrtOptions(targets=(machine_target(),), max_sets=8)
+    options = TrtOptions(targets=(machine_target(),), max_sets=8, precision="fp32")
     try:
         build_engines(ExportedFolder.read(tmp_path / "graphs"), tmp_path / "engines", options)
     except ExportError as error:
