@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # what a device has: no torch
 DEVICE := .venv-device
-STATE := $(shell cat pyproject.toml setup.py kernels/csrc/* | sha256sum | cut -c1-16)
+STATE := $(shell cat pyproject.toml setup.py kernels/csrc/*.cpp kernels/csrc/*.h | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.installed-$(STATE)
 DEVICE_STAMP := $(DEVICE)/.installed-$(STATE)
 
@@ -28,14 +28,14 @@ test-device: $(DEVICE_STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
-# the kernels' tests with every access and every undefined operation checked; needs GCC
+# the kernels' tests with every access and every undefined operation checked, CUDA's in emulation; needs GCC
 SANITIZED := build/sanitized/libsam_edge.so
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 test-sanitizers: $(STAMP)
 	mkdir -p $(dir $(SANITIZED))
 	g++ -std=c++17 -O1 -g $(SANITIZERS) -fPIC -shared -pthread kernels/csrc/*.cpp -o $(SANITIZED)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONMALLOC=malloc SAM_EDGE_KERNELS=$(SANITIZED) $(BIN)/python -m pytest -q tests/kernels
+		PYTHONMALLOC=malloc SAM_EDGE_KERNELS=$(SANITIZED) SAM_EDGE_EMULATION=sanitized $(BIN)/python -m pytest -q tests/kernels
 
 check: $(STAMP) links
 	$(BIN)/ruff check .

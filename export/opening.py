@@ -9,6 +9,7 @@ from pathlib import Path
 from sam_edge.errors import BackendUnavailableError
 from sam_edge.export.to_onnx import OnnxOptions, Precision, Products, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, rtx_targets
+from sam_edge.export.typed_graphs import EnginePrecision, Picture
 from sam_edge.models.quantized import Dialect
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
@@ -44,9 +45,9 @@ def exported_folder(spec: str | Path, runtime: str) -> Path:
     precision: Precision = "fp32" if model.config.quantization is None else "int8"
     key = (str(spec), _changed_ns(spec), "fp32" if precision == "fp32" else f"{dialect} {products}")
     if key not in _FOLDERS:
-        scenes = SyntheticScenes(PARITY_IMAGES)
-        images = [scenes[index].image for index in range(PARITY_IMAGES)]
-        folder, _ = export_onnx(model, _temporary_folder(), images, OnnxOptions(precision, dialect, products=products))
+        folder, _ = export_onnx(
+            model, _temporary_folder(), _scenes(), OnnxOptions(precision, dialect, products=products)
+        )
         _FOLDERS[key] = folder
     return _FOLDERS[key]
 
@@ -59,9 +60,16 @@ def with_engines(folder: Path) -> Path:
     key = (str(folder), _changed_ns(folder), target)
     if key not in _FOLDERS:
         out = _temporary_folder()
-        build_engines(ExportedFolder.read(folder), out, TrtOptions(_flavor_for(target), (target,)))
+        exported = ExportedFolder.read(folder)
+        precision: EnginePrecision = "int8" if exported.precision == "int8" else "fp32"
+        build_engines(exported, out, TrtOptions(_flavor_for(target), (target,), precision=precision), _scenes())
         _FOLDERS[key] = out
     return _FOLDERS[key]
+
+
+def _scenes() -> list[Picture]:
+    scenes = SyntheticScenes(PARITY_IMAGES)
+    return [scenes[index].image for index in range(PARITY_IMAGES)]
 
 
 def _flavor_for(target: str) -> Flavor:

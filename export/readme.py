@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sam_edge.export.parity import Parity
+from sam_edge.export.typed_graphs import TypedGraphs
+from sam_edge.runtimes.engines import MODULES, Engine
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.cost import Cost
 from sam_edge.segment.known import KNOWN
@@ -111,3 +113,33 @@ def _lineage(lineage: Sequence[Mapping[str, Any]]) -> str:
         else:
             counted.append(step)
     return f"{', then '.join(counted)}. The settings of every step are in `model.json`."
+
+
+def engines_readme(name: str, config: ModelConfig, engines: Sequence[Engine], typed: TypedGraphs) -> str:
+    """Markdown for people who find a folder of engines."""
+    first = engines[0]
+    targets = ", ".join(dict.fromkeys(engine.target for engine in engines))
+    library = f"{MODULES[first.flavor].replace('_', '-')} {first.version}"
+    lines = ["| engine | bytes | built in | state |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{one.file}` | {one.bytes} | {one.build_seconds:.1f} s | {one.state} |" for one in engines]
+    kept = sum(map(len, typed.float32.values()))
+    agreement = "They compute in float32 (TF32 where TensorRT chooses it)."
+    if typed.parity is not None:
+        agreement = (
+            f"Walked on a CPU in {typed.precision}, each result rounded to its type, masks agree with float32 to a "
+            f"mean IoU of {typed.parity.mask_iou:.4f}; {kept} nodes keep float32, which `engine.json` names with why."
+        )
+    return (
+        "\n\n".join(
+            [
+                f"# {name}",
+                f"TensorRT engines of a Segment Anything model for pictures of {config.image_size} px, in "
+                f"{typed.precision}, for {targets}. {agreement}",
+                f"They run in {library} alone, on these GPUs alone, with pycuda: `sam-edge segment {name} photo.jpg "
+                "--runtime tensorrt`. The graphs in float beside them, of `model.json`, run anywhere.",
+                "\n".join(lines),
+                "`engine.json` says what each engine takes, `build.log` what the library said.",
+            ]
+        )
+        + "\n"
+    )

@@ -58,7 +58,8 @@ class OnnxOptions:
     precision: Precision = "fp32"
     """`int8` needs a quantized checkpoint, `fp32` and `fp16` a float one."""
     dialect: Dialect = "cpu"
-    """Q/DQ form of int8: asymmetric uint8 activations (`cpu`) or symmetric int8 ones (`tensorrt`)."""
+    """For whom: `cpu` takes attention in bands, and integers with asymmetric uint8 activations; `tensorrt` takes
+    attention whole, and integers with symmetric int8 ones."""
     twin: bool = False
     """Write twin scales as two integer products that are summed; else the plain grid searched beside them.
 
@@ -118,7 +119,8 @@ def export_onnx(
         to_half(model)
         dtype = torch.float16
     with atomic_folder(out) as work:
-        described = {spec.name: _write(spec, work) for spec in graphs(model, dtype)}
+        whole = options.dialect == "tensorrt"
+        described = {spec.name: _write(spec, work, whole) for spec in graphs(model, dtype)}
         counted = cost(model.config.replace(quantization=None))
         manifest = _manifest(model, options, described) | {"cost": asdict(counted)}
         (work / MANIFEST).write_text(json.dumps(manifest))
@@ -238,9 +240,9 @@ def _integer_form(model: EdgeSam, options: OnnxOptions) -> dict[str, Any]:
     }
 
 
-def _write(spec: GraphSpec, folder: Path) -> dict[str, Any]:
+def _write(spec: GraphSpec, folder: Path, whole: bool = False) -> dict[str, Any]:
     """Export one graph; returns its entry in `model.json`."""
-    program, kernels = translate(spec)
+    program, kernels = translate(spec, whole)
     model = program.model
     file = folder / f"{spec.name}.onnx"
     program.save(file, external_data=_weight_bytes(spec) > 1_800_000_000)

@@ -78,9 +78,9 @@ _NOTHING = {_ATEN.detach_.default, _ATEN.dropout.default}
 """What hands a tensor of a model in evaluation mode on as it is."""
 
 
-def translate(spec: GraphSpec) -> tuple[torch.onnx.ONNXProgram, list[dict[str, Any]]]:
+def translate(spec: GraphSpec, whole: bool = False) -> tuple[torch.onnx.ONNXProgram, list[dict[str, Any]]]:
     """The ONNX graph of a module, its constants folded and its free axes named, and what of it kernels compute: see
-    `kernel_notes.note_kernels`.
+    `kernel_notes.note_kernels`. Attention is in bands, or `whole`.
 
     Raises:
         ExportError: no graph came.
@@ -88,11 +88,11 @@ def translate(spec: GraphSpec) -> tuple[torch.onnx.ONNXProgram, list[dict[str, A
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            written = _quickly(spec)
+            written = _quickly(spec, whole)
         except (UserError, torch.onnx.errors.OnnxExporterError):
             # a loop over heads, which PyTorch traces for one batch alone unless its exporter does; or an operator that
             # is not in our table
-            written = _to_onnx(spec.module, spec, args=spec.example, dynamic_shapes=_free_shapes(spec))
+            written = _to_onnx(spec.module, spec, whole, args=spec.example, dynamic_shapes=_free_shapes(spec))
     if written is None:
         raise ExportError(f"torch.onnx.export gave no graph for the {spec.name}.")
     tidy(written.model)
@@ -103,24 +103,26 @@ def translate(spec: GraphSpec) -> tuple[torch.onnx.ONNXProgram, list[dict[str, A
     return written, noted
 
 
-def _quickly(spec: GraphSpec) -> torch.onnx.ONNXProgram | None:
+def _quickly(spec: GraphSpec, whole: bool) -> torch.onnx.ONNXProgram | None:
     """The graph of a module by a program that is traced once."""
     # sizes of 0 and 1 need no graphs of their own
     with fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(spec.module, spec.example, dynamic_shapes=_free_shapes(spec), strict=False)
         if functional(program):
             program.run_decompositions = lambda *_: program  # type: ignore[method-assign]
-        return _to_onnx(program, spec)
+        return _to_onnx(program, spec, whole)
 
 
-def _to_onnx(what: ExportedProgram | nn.Module, spec: GraphSpec, **given: Any) -> torch.onnx.ONNXProgram | None:
+def _to_onnx(
+    what: ExportedProgram | nn.Module, spec: GraphSpec, whole: bool, **given: Any
+) -> torch.onnx.ONNXProgram | None:
     return torch.onnx.export(
         what,
         dynamo=True,
         opset_version=OPSET,
         input_names=list(spec.inputs),
         output_names=list(spec.outputs),
-        custom_translation_table=_translations(),
+        custom_translation_table=_translations(whole),
         optimize=False,
         verbose=False,
         **given,
@@ -207,8 +209,8 @@ def _free_shapes(spec: GraphSpec) -> tuple[Any, ...]:
     return (*shapes[:single], shapes[single:])
 
 
-def _translations() -> dict[Any, Any]:
-    """ONNX's own operators for the two that quantized layers are made of, and attention in bands."""
+def _translations(whole: bool) -> dict[Any, Any]:
+    """ONNX's own operators for the two that quantized layers are made of, and attention with positions."""
 
     def quantize(x, scale, zero_point):
         return opset18.QuantizeLinear(x, scale, zero_point)
@@ -218,7 +220,7 @@ def _translations() -> dict[Any, Any]:
 
     def banded(q, k, v, rel_h, rel_w):
         # the exporter reads annotations as an operator's types, and warns of any others
-        return banded_attention(q, k, v, rel_h, rel_w)
+        return banded_attention(q, k, v, rel_h, rel_w, whole)
 
     def marked(x, role: str):
         return mark(x, role)

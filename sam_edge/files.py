@@ -15,6 +15,7 @@ OURS = (
     "model.json",
     "layout.json",
     "engine.json",
+    "bundle.json",
     "report.json",
     "bench.json",
     "masks.json",

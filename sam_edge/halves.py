@@ -31,7 +31,6 @@ EXTRAS = {
     "openvino": "openvino",
     "tensorrt_rtx": "rtx",
     "tensorrt": "tensorrt",
-    "pycuda": "tensorrt",
 }
 """Modules that the device half does without, and the extra that brings each."""
 

@@ -183,8 +183,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
     if recipe.engine.targets:
         engine = out / "engine"
         trt = TrtOptions(recipe.engine.flavor, recipe.engine.targets)
-        integers = OnnxOptions("int8", "tensorrt")
-        work = partial(to_engines, str(quantized), images, engine, integers, trt, seed=seed, device="cpu")
+        work = partial(to_engines, str(quantized), images, engine, trt, seed=seed, device="cpu")
         note = f"built for {', '.join(recipe.engine.targets)}; runs on such a GPU only, so not timed here"
         try:
             step("engine", [quantized_key, pictures, asdict(trt), seed], engine, work)

@@ -20,7 +20,7 @@ from sam_edge.export.parity import Parity
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from sam_edge.runtimes.engines import Engine, read_engines
+from sam_edge.runtimes.engines import Engine, read_engines, write_engines
 from sam_edge.runtimes.folder import graph_sha256
 from sam_edge.segment.config import Thresholds
 
@@ -173,7 +173,7 @@ def one_graph(tiny_slim, tmp_path) -> Path:
 
 def test_export_trt_builds_engines_and_tells_their_sizes(sam_edge, one_graph, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    args = ("export-trt", one_graph, "--target", "sm89", "--max-batch", 2)
+    args = ("export-trt", one_graph, "--target", "sm89", "--max-batch", 2, "--precision", "fp32")
     code, out, _ = sam_edge(*args, "--out", tmp_path / "engines", "--json")
     assert code == 0
     (engine,) = json.loads(out)["engines"]
@@ -183,6 +183,23 @@ def test_export_trt_builds_engines_and_tells_their_sizes(sam_edge, one_graph, tm
     code, out, err = sam_edge(*args, "--out", tmp_path / "again")
     assert code == 0
     assert "encoder.sm89.engine " in out + err
+
+
+def test_export_trt_writes_what_a_device_builds(sam_edge, one_graph, tmp_path, monkeypatch):
+    from sam_edge.commands.workshop import export
+
+    manifest = {"typed": {"precision": "fp16", "parity": {"mask_iou": 0.9934}}, "graphs": {}}
+    monkeypatch.setattr(export, "write_bundle", lambda exported, out, *_: manifest)
+    # no TensorRT is needed for it
+    monkeypatch.setattr(export, "load_library", None)
+    code, out, err = sam_edge("export-trt", one_graph, "--bundle", tmp_path / "b")
+    assert code == 0
+    assert "b: to be built on a device; masks in fp16 agree with float32 to IoU 0.9934" in out + err
+    code, out, _ = sam_edge("export-trt", one_graph, "--bundle", tmp_path / "b", "--json")
+    assert json.loads(out) == {"bundle": {"out": str(tmp_path / "b"), **manifest}}
+    code, _, err = sam_edge("export-trt", one_graph)
+    assert code == 2
+    assert "--bundle" in err
 
 
 def test_export_trt_exports_a_checkpoint_on_the_way(sam_edge, checkpoint, one_graph, tmp_path, monkeypatch):
@@ -196,8 +213,10 @@ def test_export_trt_exports_a_checkpoint_on_the_way(sam_edge, checkpoint, one_gr
         shutil.copytree(one_graph, out)
         return out, Parity(1.0, 0.0, 0.0, 2, 13)
 
-    def build(exported, out, options):
-        asked["trt"] = options
+    def build(exported, out, options, images, others):
+        asked["trt"], asked["read"], asked["judged"] = options, len(images), len(others)
+        out.mkdir(exist_ok=True)
+        write_engines(out, [], {"precision": "bf16", "parity": {"mask_iou": 0.9871}})
         shapes = {"pixels": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}
         return [
             Engine(f"{name}.sm89.engine", name, "sm89", "rtx", "1.7", "int8", shapes, "0", "1", 0.5, 3_000_000)
@@ -208,15 +227,18 @@ def test_export_trt_exports_a_checkpoint_on_the_way(sam_edge, checkpoint, one_gr
     monkeypatch.setattr(export, "build_engines", build)
     monkeypatch.setattr(export, "load_library", lambda flavor: None)
     monkeypatch.setattr(export, "resolve_targets", lambda library, options: options.targets)
-    flags = ("--target", "sm89", "--precision", "fp32", "--max-sets", 8)
+    flags = ("--target", "sm89", "--precision", "bf16", "--max-sets", 8)
     args = ("export-trt", checkpoint, *flags, "--out", tmp_path / "e")
     code, out, err = sam_edge(*args)
     assert code == 0
     assert "encoder.sm89.engine 3.00 MB, decoder.sm89.engine 3.00 MB" in out + err
+    assert "masks in bf16 agree with float32 to IoU 0.9871; built, not run" in out + err
     assert asked == {
         "onnx": OnnxOptions("fp32", "tensorrt"),
         "images": 2,
-        "trt": TrtOptions("rtx", ("sm89",), max_sets=8),
+        "read": 2,
+        "judged": 2,
+        "trt": TrtOptions("rtx", ("sm89",), max_sets=8, precision="bf16"),
     }
     code, out, _ = sam_edge(*args, "--json")
     assert code == 0

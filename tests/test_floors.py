@@ -77,6 +77,7 @@ ABSENT = (
     "tensorrt_rtx",
     "tensorrt",
     "pycuda",
+    "cuda",
 )
 """What importing the device half must not need."""
 

@@ -7,6 +7,7 @@ import sys
 import tomllib
 import venv
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -94,6 +95,9 @@ def test_a_wheel_works_on_a_device_outside_of_the_checkout(
     assert wheel.name.endswith("-py3-none-any.whl") == pure
     assert "-py3-none-" in wheel.name
     assert wheel.stat().st_size <= MOST_WHEEL_BYTES
+    # what is compiled on a device is there, what was compiled already is not
+    shipped = {Path(name).name for name in ZipFile(wheel).namelist() if "kernels/csrc/" in name}
+    assert shipped == {file.name for file in (ROOT / "kernels" / "csrc").glob("*.cu*")}
     venv.create(tmp_path / "device", with_pip=True)
     python = tmp_path / "device" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]")

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from sam_edge.cli.options import (
     DEFAULT_IMAGES,
     DecoderArithmetic,
     Dialect,
+    EnginePrecision,
     Flavor,
     Images,
     Json,
@@ -74,12 +75,19 @@ def export_onnx(
 
 def export_trt(
     model: Model,
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of engines to write; whole or not at all.")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write, beside engines or in their stead, what a device builds its own of, as a Jetson has to.",
+        ),
+    ] = None,
     flavor: Annotated[Flavor, typer.Option(help=_TRT("flavor"))] = "rtx",
     target: Annotated[list[str] | None, typer.Option(help=_TRT("targets"))] = None,
-    precision: Annotated[
-        Precision, typer.Option(help="Precision of the graphs that a checkpoint is exported to on the way.")
-    ] = "fp16",
+    precision: Annotated[EnginePrecision | None, typer.Option(help=_TRT("precision"))] = None,
     max_batch: Annotated[int, typer.Option(help=_TRT("max_batch"))] = 1,
     max_sets: Annotated[int, typer.Option(help=_TRT("max_sets"))] = 64,
     max_points: Annotated[int, typer.Option(help=_TRT("max_points"))] = 16,
@@ -91,15 +99,25 @@ def export_trt(
     """Build TensorRT engines; `rtx` builds them for other machines' GPUs, on a machine without one."""
     from sam_edge.bench.units import size
     from sam_edge.commands.workshop import export
-    from sam_edge.export.to_onnx import OnnxOptions
     from sam_edge.export.to_tensorrt import TrtOptions
 
-    trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points)
-    onnx = OnnxOptions(precision, "tensorrt")
+    if out is None and bundle is None:
+        raise typer.BadParameter("give a folder for engines, or --bundle with one for a device.", param_hint="--out")
+    trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points, precision)
     with progress("build"):
-        result = export.to_engines(model, images, out, onnx, trt, seed=seed, device=device)
-    built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])
-    report(as_json, result, f"{out}: {built}")
+        result = export.to_engines(model, images, out, trt, bundle=bundle, seed=seed, device=device)
+    lines = []
+    if out is not None:
+        built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])
+        lines.append(f"{out}: {built}{_agreement(result['typed'])}; built, not run")
+    if bundle is not None:
+        lines.append(f"{bundle}: to be built on a device{_agreement(result['bundle']['typed'])}")
+    report(as_json, result, "\n".join(lines))
+
+
+def _agreement(typed: dict[str, Any]) -> str:
+    parity = typed["parity"]
+    return f"; masks in {typed['precision']} agree with float32 to IoU {parity['mask_iou']:.4f}" if parity else ""
 
 
 def convert(

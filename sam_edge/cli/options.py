@@ -22,6 +22,8 @@ Layers = Literal["all", "here", "amx", "vnni", "avx2", "i8mm", "dot", "other"]
 """Encoder layers that become integers in them."""
 DecoderArithmetic = Literal["float", "integers"]
 """What a decoder of int8 weights computes in."""
+EnginePrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+"""What engines compute in."""
 Flavor = Literal["rtx", "standard"]
 """Which TensorRT."""
 Strategy = Literal["grid", "hierarchical"]

@@ -4,26 +4,21 @@
 has a byte.
 """
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
+from sam_edge.kernels import unpack as unpack_kernel
+
 
 def pack(integers: Int8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, "n"]:
     """The low `bits` bits of every integer, one after the other, first bit first; zeros fill the last byte."""
-    values = integers.detach().cpu().numpy().ravel().view(np.uint8)
-    each = np.unpackbits(values[:, None], axis=1, count=bits, bitorder="little")
-    return torch.from_numpy(np.packbits(each.ravel(), bitorder="little"))
+    return torch.from_numpy(unpack_kernel.pack(integers.detach().cpu().numpy(), bits))
 
 
 def unpack(packed: UInt8[Tensor, "n"], bits: int, shape: torch.Size) -> Int8[Tensor, "*shape"]:
     """What `pack` was given, in two's complement of `bits` bits."""
-    count = shape.numel()
-    each = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
-    values = np.packbits(each, axis=1, bitorder="little")[:, 0].astype(np.int16)
-    values -= (values >> (bits - 1)) << bits
-    return torch.from_numpy(values.astype(np.int8)).reshape(shape)
+    return torch.from_numpy(unpack_kernel.reference(packed.numpy(), shape.numel(), bits)).reshape(shape)
 
 
 def to_bytes(table: Float[Tensor, "*n c"]) -> tuple[Int8[Tensor, "*n c"], Int8[Tensor, "c"]]:

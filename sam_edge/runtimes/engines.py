@@ -6,12 +6,13 @@ TensorRT itself (`standard`, builds on the GPU it will run on). Neither is impor
 
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sam_edge.errors import BackendUnavailableError, CheckpointError
+from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError
 from sam_edge.files import sha256_of
 from sam_edge.runtimes.folder import ExportedFolder
 
@@ -43,17 +44,23 @@ class Engine:
     version: str
     """That library's version."""
     precision: str
-    """Precision of the graph: fp32 (products may run in TF32, TensorRT's default), fp16 or int8."""
+    """Precision of the graph: fp32 (products may run in TF32, TensorRT's default), fp16, bf16, int8 or fp8."""
     shapes: Shapes
     """Per input: its `min`, `opt` and `max` shape."""
     onnx_sha256: str
-    """sha256 of the graph it was built from."""
+    """sha256 of the exported graph it goes back to."""
     sha256: str
     """sha256 of the engine's file."""
     build_seconds: float
     """Time of the build."""
     bytes: int
     """Size of the engine's file."""
+    onnx: str = ""
+    """The graph it was built from, with its types: a file beside it."""
+    note: str = ""
+    """Why it is larger than its graph in float32, where it is."""
+    state: Literal["built, not run", "run"] = "built, not run"
+    """Whether it has run on a GPU, which no build here does."""
 
     def largest(self, name: str, axis: int) -> int:
         """The largest size of an input's axis."""
@@ -77,7 +84,7 @@ def load_library(flavor: Flavor) -> Any:
 
 @cache
 def logger(flavor: Flavor) -> Any:
-    """The library's one logger (it ignores a second): silent, and `errors` holds what went wrong last."""
+    """The library's one logger (it ignores a second): silent, and `errors` and `lines` hold what it heard."""
     trt = load_library(flavor)
 
     base: Any = trt.ILogger
@@ -86,10 +93,19 @@ def logger(flavor: Flavor) -> Any:
         def __init__(self) -> None:
             base.__init__(self)
             self.errors: list[str] = []
+            self.lines: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
+            line = " ".join(msg.split())
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(msg.split()))
+                self.errors.append(line)
+            if severity != trt.ILogger.VERBOSE:
+                self.lines.append(f"{severity.name.lower()}: {line}")
+
+        def kept(self) -> list[str]:
+            """All that was logged since the last call."""
+            lines, self.lines = self.lines, []
+            return lines
 
         def told(self) -> str:
             """What was logged since the last call, on one line."""
@@ -99,9 +115,40 @@ def logger(flavor: Flavor) -> Any:
     return Errors()
 
 
-def write_engines(folder: Path, engines: list[Engine]) -> None:
-    """Write `engine.json`."""
-    values = {"schema": SCHEMA, "engines": [asdict(engine) for engine in engines]}
+def require_version(engine: Engine, version: str) -> None:
+    """Check that an engine was built by the library's version that is here: others refuse it, or worse, do not.
+
+    Raises:
+        BackendUnavailableError: it was built by another.
+    """
+    if engine.version != version:
+        name = MODULES[engine.flavor]
+        raise BackendUnavailableError(
+            f"{engine.file} was built by {name} {engine.version} and {version} is here: build it again, or install "
+            f"{name.replace('_', '-')}=={engine.version}."
+        )
+
+
+def require_shape(engine: Engine, name: str, shape: tuple[int, ...]) -> None:
+    """Check an input's shape against the profile an engine was built with.
+
+    Raises:
+        ExportError: it does not fit; the message says which option would have made it fit.
+    """
+    steps = engine.shapes[name]
+    fits = len(shape) == len(steps["max"]) and all(
+        low <= size <= high for low, size, high in zip(steps["min"], shape, steps["max"], strict=True)
+    )
+    if not fits:
+        raise ExportError(
+            f"{engine.file} takes {name} from {steps['min']} to {steps['max']}, got {list(shape)}: build it again with "
+            "larger --max-batch, --max-sets or --max-points."
+        )
+
+
+def write_engines(folder: Path, engines: list[Engine], graphs: Mapping[str, Any] | None = None) -> None:
+    """Write `engine.json`: the engines, and what is to be said of the graphs they were built from."""
+    values = {"schema": SCHEMA, "engines": [asdict(engine) for engine in engines], "typed": graphs}
     (folder / ENGINES).write_text(json.dumps(values, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
+from sam_edge.kernels.gpu import DeviceArray
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.cost import Cost
@@ -48,9 +49,10 @@ class GraphRuntime(ABC):
         """A value as a NumPy array."""
         return np.asarray(value)
 
-    def encode(self, pixels: Float32[np.ndarray, "b 3 s s"]) -> Any:
+    def encode(self, pixels: Float32[np.ndarray, "b 3 s s"] | DeviceArray) -> Any:
         """Image embeddings."""
-        return self._run("encoder", {"pixels": np.asarray(pixels, np.float32)})["embeddings"]
+        given = pixels if isinstance(pixels, DeviceArray) else np.asarray(pixels, np.float32)
+        return self._run("encoder", {"pixels": given})["embeddings"]
 
     def host(self, embeddings: Any) -> Float32[np.ndarray, "b c g g"]:
         """Embeddings as an array, to compare them with another runtime's."""
@@ -101,16 +103,24 @@ class GraphRuntime(ABC):
         """Low-resolution logits of some masks; each set among them is up-scaled once."""
         if isinstance(prediction.handle, np.ndarray):
             return prediction.handle[sets, masks]
-        state, bands = prediction.handle
         logits = np.empty((len(sets), self.config.mask_size, self.config.mask_size), np.float32)
+        for here, part in self._upscaled(prediction, sets, masks):
+            logits[here] = self._host(part)
+        return logits
+
+    def _upscaled(
+        self, prediction: Prediction, sets: Int[np.ndarray, "k"], masks: Int[np.ndarray, "k"]
+    ) -> Iterator[tuple[Int[np.ndarray, "m"], Any]]:
+        """Places among the masks, and their logits where the runtime leaves them, of each call that it takes."""
+        state, bands = prediction.handle
         image = self._of("upscale", state)
         for members, parts in self._groups(bands, np.unique(sets)):
-            here = np.flatnonzero(np.isin(sets, members))
-            places, wanted = np.searchsorted(members, sets[here]), np.asarray(masks)[here].astype(np.int64)
-            logits[here] = self._host(
-                self._run("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"]
-            )
-        return logits
+            found = np.flatnonzero(np.isin(sets, members))
+            # engines are built for each set's four masks once, and no more
+            for first in range(0, len(found), 4 * len(members)):
+                here = found[first : first + 4 * len(members)]
+                places, wanted = np.searchsorted(members, sets[here]), np.asarray(masks)[here].astype(np.int64)
+                yield here, self._run("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"]
 
     def _groups(
         self, bands: Sequence[Values], wanted: Int[np.ndarray, "n"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from sam_edge.errors import BackendUnavailableError
 from sam_edge.halves import EXTRAS
+from sam_edge.kernels.compiler import compiler_version
 from sam_edge.kernels.library import level
 from sam_edge.runtimes.clipping import clips_products
 from sam_edge.runtimes.cuda import cuda_devices
@@ -14,6 +15,9 @@ from sam_edge.runtimes.engines import MODULES, load_library
 from sam_edge.runtimes.onnx_runtime import DISTRIBUTIONS, ON_GPU, PROVIDERS, clash, load_onnxruntime
 from sam_edge.runtimes.openvino_runtime import load_openvino
 from sam_edge.runtimes.processor import features
+
+UNTRIED = "what runs on GPUs has been tested without one only"
+"""What is to be known of everything here that needs one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def _onnxruntime() -> str:
     there = library.get_available_providers()
     # what it was built with, but for what needs a device that is not here
     usable = [name for name, known in PROVIDERS.items() if known in there and (name not in ON_GPU or cuda_devices())]
-    return f"fp32, {integers}; {_kernels()}; providers: {', '.join(usable)}"
+    untried = f"; {UNTRIED}" if set(usable) & set(ON_GPU) else ""
+    return f"fp32, {integers}; {_kernels()}; providers: {', '.join(usable)}{untried}"
 
 
 def _kernels() -> str:
@@ -87,4 +92,7 @@ def _tensorrt(flavor: Any) -> str:
     load_library(flavor)
     devices = cuda_devices()
     gpus = ", ".join(f"{device.name} ({device.target})" for device in devices)
-    return f"on {gpus}" if devices else f"builds engines; no GPU here to run them ({MODULES[flavor]})"
+    if not devices:
+        return f"builds engines; no GPU here to run them ({MODULES[flavor]})"
+    kernels = f"CUDA kernels by {compiler_version()}" if compiler_version() else "without a compiler for CUDA kernels"
+    return f"on {gpus}; {kernels}; {UNTRIED}"

@@ -1,19 +1,23 @@
 """ONNX Runtime as a runtime, on the CPU or on whichever of its execution providers is chosen by name."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from sam_edge.errors import BackendUnavailableError
 from sam_edge.halves import missing
+from sam_edge.kernels.gpu import DeviceArray
 from sam_edge.kernels.library import library_file
+from sam_edge.runtimes.acceleration import acceleration, open_gpu
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
 from sam_edge.runtimes.kernels import with_kernels
+from sam_edge.segment.runtime import Prediction
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -96,6 +100,9 @@ class OnnxRuntime(GraphRuntime):
         if provider != "cpu":
             # what cannot start says so now, not after a picture
             self._session("encoder")
+        self._gpu = open_gpu() if provider in ON_GPU else None
+        self.acceleration = acceleration(self._gpu, self.config, self._parts)
+        """Pictures and masks by sam-edge's CUDA kernels, where they can be had."""
 
     @property
     def with_kernels(self) -> tuple[str, ...]:
@@ -112,8 +119,13 @@ class OnnxRuntime(GraphRuntime):
         for name, value in inputs.items():
             if isinstance(value, np.ndarray):
                 binding.bind_cpu_input(name, value)
+            elif isinstance(value, DeviceArray):
+                binding.bind_input(name, self.device, 0, value.dtype.type, value.shape, value.address)
             else:
                 binding.bind_ortvalue_input(name, value)
+        if self._gpu is not None:
+            # what a kernel made is there before another stream reads it
+            self._gpu.synchronise()
         for name in names:
             binding.bind_output(name, self.device)
         session.run_with_iobinding(binding)
@@ -121,6 +133,14 @@ class OnnxRuntime(GraphRuntime):
 
     def _host(self, value: Any) -> np.ndarray:
         return value if isinstance(value, np.ndarray) else value.numpy()
+
+    def _parts(
+        self, prediction: Prediction, sets: Int[np.ndarray, "k"], masks: Int[np.ndarray, "k"]
+    ) -> Iterator[tuple[Int[np.ndarray, "m"], DeviceArray]]:
+        for here, value in self._upscaled(prediction, sets, masks):
+            # finished: a bound run waits for its outputs, which live as long as they are referred to
+            kind = np.float16 if "float16" in value.data_type() else np.float32
+            yield here, DeviceArray(tuple(value.shape()), np.dtype(kind), value.data_ptr(), value)
 
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:

@@ -15,11 +15,11 @@ from sam_edge.segment.budget import Budget
 from sam_edge.segment.config import Coverage, Thresholds
 from sam_edge.segment.crop_walk import MULTIMASK, CropWalk, Filters
 from sam_edge.segment.everything import MAX_MEMORY_BYTES
-from sam_edge.segment.frame import to_pixels
 from sam_edge.segment.grid import first_pass, regular_grid
 from sam_edge.segment.masks import MASK_THRESHOLD
 from sam_edge.segment.records import suppress
 from sam_edge.segment.runtime import Runtime, as_runtime
+from sam_edge.segment.upscaled import embed
 
 Picture = UInt8[np.ndarray, "h w 3"]
 BOX_NMS = 0.7
@@ -98,7 +98,7 @@ def calibrate(
     grid = regular_grid(options.points_per_side)
     budget = Budget.of(runtime.config, len(grid), 64, max_memory_bytes)
     # once: of SAM-B in torch they take longer than a first pass does
-    embedded = [runtime.encode(to_pixels(picture, runtime.config)[0]) for picture in pictures]
+    embedded = [embed(runtime, picture) for picture in pictures]
 
     def walks(thresholds: Thresholds) -> Iterator[CropWalk]:
         filters = Filters(thresholds.pred_iou, thresholds.stability, STABILITY_OFFSET, BOX_NMS)
@@ -172,12 +172,13 @@ def _look(walk: CropWalk, first: Int[np.ndarray, "f"], coverage: Coverage, *, wh
     confidence = np.full(len(walk.points), -np.inf, np.float32)
     parts, survivors = [], set()
     for passing in walk.passing(first):
-        confidence = np.maximum(confidence, walk.confidence(passing.logits, coverage))
+        confidence = np.maximum(confidence, walk.confidence(passing.upscaled, coverage))
         survivors |= set(passing.points.tolist())
         parts.append(passing)
     if whole:
         parts += walk.passing(np.setdiff1d(np.arange(len(walk.points)), first))
     boxes = [part.boxes for part in parts] or [np.zeros((0, 4), np.int64)]
+    low_res = [part.upscaled.logits for part in parts]
     return _Photo(
         confidence=confidence,
         first=first,
@@ -186,7 +187,7 @@ def _look(walk: CropWalk, first: Int[np.ndarray, "f"], coverage: Coverage, *, wh
         boxes=np.concat(boxes),
         iou=np.concat([part.iou for part in parts] or [np.zeros(0, np.float32)]),
         bits=np.concatenate(
-            [np.packbits(part.logits.reshape(len(part.logits), -1) > MASK_THRESHOLD, axis=1) for part in parts]
+            [np.packbits(logits.reshape(len(logits), -1) > MASK_THRESHOLD, axis=1) for logits in low_res]
             or [np.zeros((0, 1), np.uint8)]
         ),
     )

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from sam_edge.errors import EverythingError
 from sam_edge.segment.budget import Budget
 from sam_edge.segment.config import COVERAGES, Coverage
-from sam_edge.segment.crop_walk import Candidates, CropWalk, Filters
+from sam_edge.segment.crop_walk import CropWalk, Filters
 from sam_edge.segment.crops import crop_boxes
 from sam_edge.segment.frame import require_picture
 from sam_edge.segment.grid import first_pass, layer_grids
@@ -188,7 +188,7 @@ class EverythingGenerator:
         on_points: Callable[[int], None],
     ) -> list[Found]:
         walk = CropWalk(self.runtime, image, box, grid, self.filters, self._budget, size=size)
-        candidates = Candidates(self._budget.stored, self.filters.box_nms)
+        candidates = walk.candidates()
         left = np.ones(len(grid), bool)
         if self.strategy == "hierarchical":
             assert self.tau is not None
@@ -196,7 +196,7 @@ class EverythingGenerator:
             left[first] = False
             for passing in walk.passing(first, on_points):
                 candidates.add(passing)
-                left &= ~(walk.confidence(passing.logits, self.coverage) > self.tau)
+                left &= ~(walk.confidence(passing.upscaled, self.coverage) > self.tau)
             on_points(len(grid) - len(first) - int(left.sum()))
         for passing in walk.passing(np.flatnonzero(left), on_points):
             candidates.add(passing)

@@ -9,6 +9,8 @@ from jaxtyping import Float32, Int
 
 from sam_edge.segment.prompts import Prompts
 from sam_edge.segment.runtime import Embeddings, Prediction, Runtime, State
+from sam_edge.segment.scaling import Scaling
+from sam_edge.segment.upscaled import Acceleration, Upscaled, acceleration_of
 
 
 class ObservedRuntime:
@@ -63,6 +65,12 @@ class ObservedRuntime:
         self.upscaled += len(sets)
         return self._decoded(None, self._runtime.upscale, prediction, sets, masks)
 
+    @property
+    def acceleration(self) -> Acceleration | None:
+        """The runtime's own, what it does with masks on this account, too."""
+        own = acceleration_of(self._runtime)
+        return None if own is None else _ObservedAcceleration(own, self)
+
     def _decoded(self, prompts: Prompts | None, call: Callable[..., Any], *args: Any) -> Any:
         if prompts is not None:
             self.decoder_calls += 1
@@ -77,3 +85,18 @@ class ObservedRuntime:
         answer = call(*args)
         self._synchronise()
         return answer, perf_counter() - start
+
+
+class _ObservedAcceleration:
+    """An acceleration whose up-scaling is counted where a runtime's is."""
+
+    def __init__(self, own: Acceleration, account: ObservedRuntime) -> None:
+        self._own, self._account = own, account
+        self.pixels, self.stored_bytes, self.suppress = own.pixels, own.stored_bytes, own.suppress
+
+    def upscaled(
+        self, prediction: Prediction, sets: Int[np.ndarray, "k"], masks: Int[np.ndarray, "k"], scaling: Scaling
+    ) -> Upscaled:
+        """The acceleration's own."""
+        self._account.upscaled += len(sets)
+        return self._account._decoded(None, self._own.upscaled, prediction, sets, masks, scaling)

@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 from sam_edge.errors import PromptError
-from sam_edge.segment.frame import Frame, normalise, to_pixels
+from sam_edge.segment.frame import Frame, normalise, require_picture
 from sam_edge.segment.masks import MASK_THRESHOLD, mask_of
 from sam_edge.segment.prompts import Prompts
-from sam_edge.segment.runtime import Runtime, as_runtime
+from sam_edge.segment.runtime import Embeddings, Runtime, as_runtime
 from sam_edge.segment.scaling import Scaling
+from sam_edge.segment.upscaled import embed
 
 
 class SamPredictor:
@@ -43,9 +44,11 @@ class SamPredictor:
         if image_format not in ("RGB", "BGR"):
             raise PromptError(f"image_format must be RGB or BGR, got {image_format}.")
         rgb = image if image_format == "RGB" else image[..., ::-1]
-        pixels, frame = to_pixels(rgb, self.model.config, original_size)
+        require_picture(rgb)
+        height, width = original_size or rgb.shape[:2]
+        frame = Frame.of(height, width, self.model.config.image_size)
         self.reset_image()
-        self._embed(pixels, frame)
+        self._keep(embed(self.model, rgb, original_size), frame)
 
     def set_torch_image(self, transformed_image: Any, original_image_size: tuple[int, ...]) -> None:
         """Embed a 1 x 3 x H x W image in 0..255, tensor or array, whose long side is already the model's image size."""
@@ -56,11 +59,10 @@ class SamPredictor:
         height, width = original_image_size
         self.reset_image()
         frame = Frame((height, width), (pixels.shape[2], pixels.shape[3]), size)
-        self._embed(normalise(pixels, self.model.config), frame)
+        self._keep(self.model.encode(normalise(pixels, self.model.config)), frame)
 
-    def _embed(self, pixels: Float32[np.ndarray, "1 3 s s"], frame: Frame) -> None:
-        self.features = self.model.encode(pixels)
-        self.frame = frame
+    def _keep(self, embeddings: Embeddings, frame: Frame) -> None:
+        self.features, self.frame = embeddings, frame
         self._scaling = Scaling.of(frame, self.model.config.mask_size)
         self.is_image_set = True
 

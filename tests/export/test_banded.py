@@ -54,6 +54,27 @@ def largest(file: Path) -> int:
     return max(prod(size.dim_value or 1 for size in shape) for shape in shapes)
 
 
+@pytest.mark.parametrize(("largest", "bands"), [(1 << 26, 1), (40_000, None)])
+def test_attention_for_tensorrt_is_whole_as_far_as_it_fits_and_the_same(
+    largest, bands, config, make_sam, monkeypatch, tmp_path
+):
+    # heads x 256 x 256 scores
+    bands = bands or -(-config.blocks[0].heads * 256**2 // 40_000)
+    monkeypatch.setattr(banded, "LARGEST_WHOLE", largest)
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    found = {}
+    for name in ("cpu", "tensorrt"):
+        (tmp_path / name).mkdir()
+        model = make_sam(config)
+        prepare_for_quantization(model)
+        entry = to_onnx._write(encoder_graph(model, torch.float32), tmp_path / name, whole=name == "tensorrt")
+        file = tmp_path / name / entry["file"]
+        operators = [node.op_type for node in onnx.load(file).graph.node]
+        assert operators.count("Softmax") == (bands if name == "tensorrt" else 3)
+        (found[name],) = ort.InferenceSession(file).run(None, {"pixels": pixels})
+    np.testing.assert_allclose(found["tensorrt"], found["cpu"], rtol=1e-4, atol=1e-5)
+
+
 def test_banded_attention_is_torch_s_at_other_batch_sizes(written):
     model, file = written
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))

@@ -100,11 +100,11 @@ def test_engines_are_built_once_for_this_gpu_by_the_library_that_can(
     monkeypatch.setattr(opening, "machine_target", lambda: target)
     monkeypatch.setattr(opening, "load_library", lambda flavor: None)
     monkeypatch.setattr(opening, "rtx_targets", lambda library: ("sm89", "sm120"))
-    monkeypatch.setattr(opening, "build_engines", lambda exported, out, options: built.append(options))
+    monkeypatch.setattr(opening, "build_engines", lambda exported, out, options, images: built.append(options))
     monkeypatch.setattr(ExportedFolder, "read", lambda path: ExportedFolder(path, tiny_config, "fp32", None, {}))
     first, again = (opening.with_engines(folder) for _ in range(2))
     assert first == again != folder
-    assert built == [TrtOptions(flavor, (target,))]
+    assert built == [TrtOptions(flavor, (target,), precision="fp32")]
     # graphs that were exported anew, and the library gone
     (folder / "encoder.onnx").write_text("other")
 
@@ -113,7 +113,7 @@ def test_engines_are_built_once_for_this_gpu_by_the_library_that_can(
 
     monkeypatch.setattr(opening, "load_library", absent)
     opening.with_engines(folder)
-    assert built[1:] == [TrtOptions("standard", (target,))]
+    assert built[1:] == [TrtOptions("standard", (target,), precision="fp32")]
 
 
 def test_a_folder_that_has_engines_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sam_edge.runtimes import listing, onnx_runtime, processor
+from sam_edge.runtimes.cuda import CudaDevice
 
 
 def test_every_library_is_listed_with_its_version_or_its_remedy() -> None:
@@ -62,3 +63,15 @@ def test_the_command_prints_one_object(sam_edge) -> None:
     code, out, _ = sam_edge("runtimes")
     assert code == 0
     assert "onnxruntime" in out
+
+
+@pytest.mark.parametrize("compiler", ["nvrtc13.0", ""])
+def test_what_needs_a_gpu_says_that_it_was_tested_without(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "version", lambda distribution: "1.0")
+    monkeypatch.setattr(listing, "load_library", lambda flavor: None)
+    monkeypatch.setattr(listing, "cuda_devices", lambda: (CudaDevice("a GPU", "sm89"),))
+    monkeypatch.setattr(listing, "compiler_version", lambda: compiler)
+    (said,) = (row.computes for row in listing.listed() if row.name == "tensorrt-rtx")
+    assert said.startswith("on a GPU (sm89)")
+    assert listing.UNTRIED in said
+    assert (compiler or "without a compiler for CUDA kernels") in said

@@ -1,19 +1,21 @@
-"""Doubles of TensorRT's module and of pycuda's arrays: engines are ONNX files, a device's memory is NumPy's.
+"""A double of TensorRT's module on a double of a CUDA device: engines are ONNX files.
 
-They are as strict as the real ones where `sam_edge.runtimes.tensorrt_runtime` could go wrong: an address is valid while
-its array lives, fresh memory holds garbage, an empty array has no address, and shapes must lie in the engine's profile.
+It is as strict as the real one where `sam_edge.runtimes.tensorrt_runtime` could go wrong: shapes must lie in the
+engine's profile, addresses be aligned and of memory that is long enough until the run has happened, a run be recorded
+only behind another of its shapes, and a context that was recorded keep its shapes and live. A breach is a `Fault`.
 """
 
 import json
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from typing import Any
+from weakref import ref
 
 import numpy as np
 import onnxruntime as ort
 
 from sam_edge.runtimes.engines import Shapes
+from tests.cuda_double import Fault, Machine, Part, Work
 
 TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(float16)": np.float16}
 BROKEN = b"broken"
@@ -25,58 +27,6 @@ def engine_bytes(onnx: bytes, shapes: Shapes) -> bytes:
     return json.dumps(shapes).encode() + b"\n" + onnx
 
 
-class Array:
-    """pycuda.gpuarray.GPUArray, as far as it is used."""
-
-    _live: ClassVar["WeakValueDictionary[int, Array]"] = WeakValueDictionary()
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values
-        self.shape, self.dtype = values.shape, values.dtype
-        # pycuda allocates nothing for nothing
-        self.gpudata = 4096 + 256 * id(self) if values.size else None
-        if values.size:
-            Array._live[self.gpudata] = self
-
-    def get(self) -> np.ndarray:
-        """A copy in host memory."""
-        return self.values.copy()
-
-    @classmethod
-    def at(cls, address: int) -> "Array":
-        """The array at an address; KeyError where its memory was given back."""
-        return cls._live[address]
-
-
-def to_gpu(values: np.ndarray) -> Array:
-    """A copy on the device."""
-    assert values.flags.c_contiguous
-    return Array(values.copy())
-
-
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Memory that holds whatever lay there."""
-    assert type(shape) is tuple
-    garbage = np.full(shape, -77, dtype)
-    return Array(garbage)
-
-
-class Stream:
-    """pycuda.driver.Stream, on which nothing has happened before it is synchronised."""
-
-    by_handle: ClassVar["WeakValueDictionary[int, Stream]"] = WeakValueDictionary()
-
-    def __init__(self) -> None:
-        self.handle = 256 * id(self)
-        self.pending: list[Any] = []
-        Stream.by_handle[self.handle] = self
-
-    def synchronize(self) -> None:
-        """Do what was enqueued."""
-        while self.pending:
-            self.pending.pop(0)()
-
-
 class Context:
     """IExecutionContext."""
 
@@ -84,20 +34,30 @@ class Context:
         self._engine = engine
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._warm = self._recorded = False
+        # goes when the context does; references to what the garbage collector finds are cut before that
+        self._life = np.zeros(0)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """False for a shape outside of the profile."""
+        if self._recorded and shape != self._shapes[name]:
+            raise Fault("the shapes of a context are changed whose run is recorded")
         least, most = (self._engine.shapes[name][end] for end in ("min", "max"))
         fits = len(shape) == len(most) and all(
             low <= s <= high for low, s, high in zip(least, shape, most, strict=True)
         )
         if fits:
+            self._warm = self._warm and self._shapes.get(name) == shape
             self._shapes[name] = shape
         return fits
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
         """Where a tensor lies."""
+        if address % 256:
+            raise Fault(f"{name} lies at {address:#x}, which is not aligned to 256 bytes")
+        self._engine.machine.check(Part(address, 1), "device")
         self._addresses[name] = address
+        return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         """Of an output, by the inputs' shapes."""
@@ -110,37 +70,53 @@ class Context:
 
     def execute_async_v3(self, handle: int) -> bool:
         """Enqueue a run: what is bound must live until it has happened."""
-        shapes, addresses = dict(self._shapes), dict(self._addresses)
-        self._engine.calls.append(shapes)
+        engine, machine = self._engine, self._engine.machine
+        recording = machine.stream_of(handle).recorded is not None
+        if recording and engine.refuses_to_record:
+            return False
+        if recording and not self._warm:
+            raise Fault("a run is recorded without one before it, since its shapes were set")
+        self._warm, self._recorded = True, self._recorded or recording
+        outputs = [output.name for output in engine.session.get_outputs()]
+        shapes = self._shapes | {name: self.get_tensor_shape(name) for name in outputs}
+        parts = {
+            name: Part(self._addresses[name], int(np.prod(shape)) * np.dtype(engine.types[name]).itemsize)
+            for name, shape in shapes.items()
+        }
+        alive = ref(self._life)
 
         def run() -> None:
-            given = {}
-            for name, shape in shapes.items():
-                array = Array.at(addresses[name])
-                assert array.shape == shape
-                assert array.dtype == self._engine.types[name]
-                given[name] = array.values
-            outputs = [output.name for output in self._engine.session.get_outputs()]
-            for name, value in zip(outputs, self._engine.session.run(outputs, given), strict=True):
-                array = Array.at(addresses[name])
-                assert array.shape == value.shape
-                assert array.dtype == value.dtype
-                array.values[...] = value
+            if alive() is None:
+                raise Fault("a context ran that is gone")
+            engine.calls.append({name: shape for name, shape in shapes.items() if name not in outputs})
+            given = {
+                name: machine.bytes_of(parts[name]).view(engine.types[name]).reshape(shape).copy()
+                for name, shape in shapes.items()
+                if name not in outputs
+            }
+            for name, value in zip(outputs, engine.session.run(outputs, given), strict=True):
+                assert value.shape == shapes[name]
+                assert value.dtype == engine.types[name]
+                machine.bytes_of(parts[name])[...] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
-        Stream.by_handle[handle].pending.append(run)
+        reads = tuple(part for name, part in parts.items() if name not in outputs)
+        machine.enqueue(handle, Work("engine", run, reads, tuple(parts[name] for name in outputs)))
         return True
 
 
 class Engine:
     """ICudaEngine."""
 
-    def __init__(self, content: bytes, calls: list[dict[str, tuple[int, ...]]]) -> None:
+    def __init__(self, content: bytes, machine: Machine, calls: list[dict[str, tuple[int, ...]]]) -> None:
+        self.machine, self.refuses_to_record = machine, False
         shapes, onnx = content.split(b"\n", 1)
         self.shapes: Shapes = json.loads(shapes)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         self.calls = calls
+        self.strategies: list[Any] = []
+        """Of the contexts made, how each is to record itself."""
         self._names = [value.name for value in (*self.session.get_inputs(), *self.session.get_outputs())]
         values = (*self.session.get_inputs(), *self.session.get_outputs())
         self.types = {value.name: TYPES[value.type] for value in values}
@@ -158,32 +134,39 @@ class Engine:
         """As the library names types."""
         return self.types[name]
 
-    def create_execution_context(self) -> Context:
+    def create_runtime_config(self) -> Any:
+        """TensorRT-RTX's options of a context."""
+        return SimpleNamespace(cuda_graph_strategy="none")
+
+    def create_execution_context(self, config: Any = None) -> Context:
         """What runs it."""
+        self.strategies.append(None if config is None else config.cuda_graph_strategy)
         return Context(self)
 
 
-def library(calls: list[dict[str, tuple[int, ...]]]) -> Any:
-    """The module; `calls` hears of the input shapes of every call of an engine."""
+def library(machine: Machine, calls: list[dict[str, tuple[int, ...]]], flavor: str = "rtx") -> Any:
+    """The module; `calls` hears of the input shapes of every run of an engine."""
+    engines: list[Engine] = []
 
     class Runtime:
         def __init__(self, log: Any) -> None:
             self.log = log
 
         def deserialize_cuda_engine(self, content: bytes) -> Engine | None:
-            return None if content == BROKEN else Engine(content, calls)
+            if content == BROKEN:
+                return None
+            engines.append(Engine(content, machine, calls))
+            return engines[-1]
 
+    own = {"CudaGraphStrategy": SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")} if flavor == "rtx" else {}
     return SimpleNamespace(
         Runtime=Runtime,
+        engines=engines,
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
         nptype=lambda kind: kind,
         __version__="0.double",
+        **own,
     )
-
-
-def pycuda() -> tuple[Any, Any]:
-    """pycuda's driver and its arrays."""
-    return SimpleNamespace(Stream=Stream), SimpleNamespace(to_gpu=to_gpu, empty=empty)
 
 
 def sizes(calls: list[Mapping[str, tuple[int, ...]]], name: str, axis: int) -> list[int]:

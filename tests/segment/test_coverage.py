@@ -12,6 +12,7 @@ from sam_edge.segment.coverage import NOISE, USUAL
 from sam_edge.segment.crop_walk import CropWalk, Filters
 from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.observed import ObservedRuntime
+from sam_edge.segment.upscaled import OnHost
 
 SIDE, POINTS = 64, 8
 
@@ -33,7 +34,9 @@ def test_coverage_by_contrast_needs_a_large_mask_and_a_flat_picture(tiny_config,
     cells = tiny_config.mask_size
     everywhere, speck = (np.full((1, cells, cells), logit, np.float32) for logit in (3.0, -1.0))
     speck[:, : cells // 4, : cells // 4] = 9.0
-    both = np.concatenate([everywhere, speck])
+    both, everywhere, speck = (
+        OnHost(logits, walk.scaling) for logits in (np.concatenate([everywhere, speck]), everywhere, speck)
+    )
     by_logit = walk.confidence(both, "logit")
     assert by_logit.max() == pytest.approx(9.0)
     assert by_logit.min() == pytest.approx(3.0)

@@ -1,21 +1,24 @@
 """`sam-edge export-onnx`, `export-trt` and `convert`: graphs, engines, and weights under other keys."""
 
+import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sam_edge.bench.hardware import hardware
-from sam_edge.commands.common import sample_pictures
+from sam_edge.commands.common import sample_others, sample_pictures
 from sam_edge.commands.workshop.lineage import add_step
 from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.data import open_some
 from sam_edge.errors import ExportError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
+from sam_edge.export.bundle import write_bundle
 from sam_edge.export.readme import Accuracy
 from sam_edge.export.to_layout import write_layout
 from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
 from sam_edge.export.to_tensorrt import TrtOptions, build_engines, resolve_targets
+from sam_edge.export.typed_graphs import match_precision
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.convert import WeightLayout, convert
@@ -23,8 +26,8 @@ from sam_edge.models.parts import complete
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.quantize.ptq import QuantizeOptions
-from sam_edge.runtimes.engines import load_library
-from sam_edge.runtimes.folder import ExportedFolder, is_exported_folder, names_exported_folder
+from sam_edge.runtimes.engines import ENGINES, load_library
+from sam_edge.runtimes.folder import ExportedFolder, names_exported_folder
 from sam_edge.segment.known import KNOWN
 from sam_edge.segment.runtime import Runtime
 
@@ -101,18 +104,44 @@ def _to_layout(
 
 
 def to_engines(
-    spec: str, images: str, out: Path, onnx: OnnxOptions, trt: TrtOptions, *, seed: int = 0, device: str = "auto"
+    spec: str,
+    images: str,
+    out: Path | None,
+    trt: TrtOptions,
+    *,
+    bundle: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Build engines of an exported folder, or of a checkpoint that is exported on the way."""
-    # a target that cannot be built is known before a long export, not after it
-    resolve_targets(load_library(trt.flavor), trt)
+    """Build engines (`out`) of an exported folder, or of a checkpoint that is exported on the way, or write what a
+    device builds its own of (`bundle`).
+
+    Ranges are read on two of `images`, agreement is judged on two others.
+    """
+    for folder in filter(None, (out, bundle)):
+        check_target(folder)
+    if out is not None:
+        # what cannot be built is known before a long export, not after it
+        resolve_targets(load_library(trt.flavor), trt)
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(spec)
-        if not is_exported_folder(folder):
-            folder = Path(scratch) / "onnx"
-            to_onnx(spec, images, folder, onnx, seed=seed, device=device)
-        engines = build_engines(ExportedFolder.read(folder), out, trt)
-    return {"out": str(out), "engines": [asdict(engine) for engine in engines]}
+        graphs = Path(spec).expanduser()
+        if not names_exported_folder(spec):
+            graphs = Path(scratch) / "onnx"
+            quantized = load_model(spec).config.quantization is not None
+            match_precision(spec, quantized, trt.precision or ("int8" if quantized else "fp16"))
+            onnx = OnnxOptions("int8" if quantized else "fp32", "tensorrt")
+            to_onnx(spec, images, graphs, onnx, seed=seed, device=device)
+        exported = ExportedFolder.read(graphs)
+        pictures, others = sample_pictures(images, 2, seed), sample_others(images, 2, seed, 2)
+        if out is not None:
+            engines = build_engines(exported, out, trt, pictures, others)
+            typed = json.loads((out / ENGINES).read_text())["typed"]
+            result |= {"out": str(out), "engines": [asdict(engine) for engine in engines], "typed": typed}
+        if bundle is not None:
+            manifest = write_bundle(exported, bundle, trt, pictures, others)
+            result["bundle"] = {"out": str(bundle), "typed": manifest["typed"], "graphs": manifest["graphs"]}
+    return result
 
 
 def convert_weights(spec: str, out: Path, layout: WeightLayout, base: str | None = None) -> dict[str, Any]:
