@@ -50,7 +50,7 @@ def test_mapped_packages_import_from_the_checkout() -> None:
 
 def test_packaged_data_exists(setuptools: dict) -> None:
     for package, patterns in setuptools["package-data"].items():
-        folder = ROOT.joinpath(*package.split("."))
+        folder = ROOT / setuptools["package-dir"].get(package, package.replace(".", "/"))
         for pattern in patterns:
             assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
 

@@ -1,4 +1,4 @@
-"""`python -m sam_edge.studies.lineage WORK`: what compression and integers gain over what a machine offers without them.
+"""`python -m sam_edge.studies.lineage WORK`: what compression and integers gain over the machine's own.
 
 Every network in every form takes turns, each turn in a process of its own, and a bar is the ratio of medians that the
 toolkit has to keep to. Peers are float: the yardstick, the graph that commit `YARDSTICK` exports, in ONNX Runtime; and
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         with console.status(f"racing {network}"):
             found |= race(forms[network], side=side, threads=given.threads, turns=given.turns)
     disturbance = watch.so_far()
-    results = {
+    results: dict[str, Any] = {
         "hardware": {
             **hardware(),
             "features": features(),
@@ -147,7 +147,7 @@ def _export_yardstick(network: str, folder: Path) -> None:
         subprocess.run(["tar", "-x", "-C", source], input=archive, check=True)
         for part in ("export", "kernels", "bench"):
             (source / "sam_edge" / part).symlink_to(source / part)
-        code = [sys.executable, "-c", EXPORT_BY_THE_YARDSTICK, network, folder.resolve()]
+        code = [sys.executable, "-c", EXPORT_BY_THE_YARDSTICK, network, str(folder.resolve())]
         subprocess.run(code, cwd=source, env={**os.environ, "PYTHONPATH": str(source)}, check=True)
 
 
