@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-TIMINGS = "timing.cache"
 BUILT = "engines.json"
 LOG = "build.log"
 
@@ -83,8 +82,10 @@ def build(trt, cuda):
             if severity != trt.ILogger.VERBOSE:
                 lines.append(f"{severity}: {message}")
 
-    log, timings = Log(), HERE / TIMINGS
+    log = Log()
     described = {"version": trt.__version__, "gpu": this_gpu(cuda), "engines": {}}
+    # what another version or GPU timed does not fit
+    timings = HERE / f"timings-{described['version']}-{described['gpu']}.cache"
     for name, graph in values["graphs"].items():
         start = time.perf_counter()
         builder = trt.Builder(log)
@@ -103,11 +104,13 @@ def build(trt, cuda):
             for tensor, steps in graph["shapes"].items():
                 profile.set_shape(tensor, steps["min"], steps["opt"], steps["max"])
             config.add_optimization_profile(profile)
-            cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
-            if cache is not None:
-                config.set_timing_cache(cache, False)
+            # TensorRT-RTX times nothing
+            times = trt.__name__ == "tensorrt"
+            if times:
+                known = timings.read_bytes() if timings.is_file() else b""
+                config.set_timing_cache(config.create_timing_cache(known), False)
             serialized = builder.build_serialized_network(network, config)
-            if serialized is not None and cache is not None:
+            if serialized is not None and times:
                 timings.write_bytes(bytes(config.get_timing_cache().serialize()))
         (HERE / LOG).write_text("\n".join(lines) + "\n")
         if serialized is None:
