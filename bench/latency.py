@@ -137,10 +137,8 @@ def measure_in_turn(
                 samples_ms[name].append(elapsed_ms)
             if on_run is not None:
                 on_run()
-    first = next(iter(samples_ms), None)
-    return {
-        name: Latency.of(samples, None if name == first else samples_ms[first]) for name, samples in samples_ms.items()
-    }
+    first = next(iter(samples_ms.values()), None)
+    return {name: Latency.of(samples, None if samples is first else first) for name, samples in samples_ms.items()}
 
 
 def bench_runtime(

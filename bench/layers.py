@@ -92,6 +92,7 @@ def layer(kind: Kind, side: int, inputs: int, outputs: int, *, integers: bool) -
     """One layer as a graph, `x` to `y`: 1 x side^2 x inputs tokens of a linear layer, else 1 x inputs x side x side."""
     make = _Builder(integers, [], [], clips_products())
     bias = make.value("bias", np.zeros(outputs, np.float32))
+    shape: list[str | int | None]
     x = make.rounded("x", "x_rounded")
     if kind == "linear":
         product = make.node("MatMul", [x, make.weight((inputs, outputs), 1)], "product")

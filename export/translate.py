@@ -109,7 +109,7 @@ def _quickly(spec: GraphSpec, whole: bool) -> torch.onnx.ONNXProgram | None:
     with fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(spec.module, spec.example, dynamic_shapes=_free_shapes(spec), strict=False)
         if functional(program):
-            program.run_decompositions = lambda *_: program  # type: ignore[method-assign]
+            program.run_decompositions = lambda *_: program  # type: ignore[method-assign, unused-ignore]
         return _to_onnx(program, spec, whole)
 
 

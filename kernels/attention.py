@@ -34,13 +34,12 @@ def reference(
     height, width = ((len(table) + 1) // 2 for table in (rel_pos_h, rel_pos_w))
     query, key = np.arange(0, height * width, step)[:, None], np.arange(height * width)
     q = q[:, :, ::step]
-    bias = 0
-    for table, one, other, size in (
-        (rel_pos_h, query // width, key // width, height),
-        (rel_pos_w, query % width, key % width, width),
-    ):
-        bias = bias + np.take_along_axis(q @ table.T, (one - other + size - 1)[None, None], -1)
-    return biased_reference(q, k, v, bias, scale)
+    rows, columns = query // width - key // width + height - 1, query % width - key % width + width - 1
+    along_h, along_w = (
+        np.take_along_axis(q @ table.T, places[None, None], -1)
+        for table, places in ((rel_pos_h, rows), (rel_pos_w, columns))
+    )
+    return biased_reference(q, k, v, along_h + along_w, scale)
 
 
 def biased_reference(

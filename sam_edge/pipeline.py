@@ -182,7 +182,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
     ]
     if recipe.engine.targets:
         engine = out / "engine"
-        trt = TrtOptions(recipe.engine.flavor, recipe.engine.targets)
+        trt = TrtOptions(recipe.engine.flavor, recipe.engine.targets)  # type: ignore[arg-type, unused-ignore]
         work = partial(to_engines, str(quantized), images, engine, trt, seed=seed, device="cpu")
         note = f"built for {', '.join(recipe.engine.targets)}; runs on such a GPU only, so not timed here"
         try:
@@ -268,7 +268,7 @@ def _measure(recipe: Recipe, stages: list[Stage], out: Path, ledger: Ledger, dev
     for stage in timed:
         measured[stage.name]["bench"] = rows[stage.spec, stage.runtime]
     exported = measured["quantized-onnx"]
-    unlike = {"file_bytes": file_bytes(out / "quantized"), "peak_bytes": None, "latencies": {}}
+    unlike: dict[str, Any] = {"file_bytes": file_bytes(out / "quantized"), "peak_bytes": None, "latencies": {}}
     measured["quantized"] = exported | {"bench": exported["bench"] | unlike}
     return measured
 

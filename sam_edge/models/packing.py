@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
-from sam_edge.kernels import unpack as unpack_kernel
+import sam_edge.kernels.unpack as unpack_kernel
 
 
 def pack(integers: Int8[Tensor, "*shape"], bits: int) -> UInt8[Tensor, "n"]:

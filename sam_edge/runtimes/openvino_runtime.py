@@ -8,8 +8,8 @@ from sam_edge.halves import missing
 from sam_edge.kernels.library import library_file
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
-from sam_edge.runtimes.kernels import ATTENTIONS, with_kernels
-from sam_edge.runtimes.openvino_kernels import add_kernels
+from sam_edge.runtimes.kernels import with_kernels
+from sam_edge.runtimes.openvino_kernels import TAKEN, add_kernels
 
 PrecisionHint = Literal["f32", "bf16", "f16"]
 
@@ -82,6 +82,8 @@ class OpenVinoRuntime(GraphRuntime):
         self._kernels = kernels and library_file() is not None
         if self._kernels:
             add_kernels(self._core, threads)
+            # a kernel's threads inherit the core that the calling one is tied to
+            self._options["ENABLE_CPU_PINNING"] = False
 
     @property
     def with_kernels(self) -> tuple[str, ...]:
@@ -93,7 +95,7 @@ class OpenVinoRuntime(GraphRuntime):
         file = self.folder.graph_file(graph)
         if file.with_name(f"{file.name}.data").exists():
             return []
-        return [note for note in self.folder.graphs[graph].get("kernels", []) if note["operator"] in ATTENTIONS]
+        return [note for note in self.folder.graphs[graph].get("kernels", []) if note.get("operator") in TAKEN]
 
     def _graph(self, name: str) -> Path | bytes:
         file = self.folder.graph_for_this_cpu(name)

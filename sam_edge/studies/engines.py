@@ -37,9 +37,9 @@ def rows(model: str, precision: str, images: str, folder: Path) -> list[dict[str
     if precision == "int8":
         quantize_model(sam, pictures, QuantizeOptions(metric="minmax"))
     form = "int8" if precision == "int8" else "fp32"
-    export_onnx(sam, folder / "onnx", pictures, OnnxOptions(form, "tensorrt"), model)
+    export_onnx(sam, folder / "onnx", pictures, OnnxOptions(form, "tensorrt"), model)  # type: ignore[arg-type, unused-ignore]
     exported = ExportedFolder.read(folder / "onnx")
-    options = TrtOptions(targets=TARGETS, precision=precision)
+    options = TrtOptions(targets=TARGETS, precision=precision)  # type: ignore[arg-type, unused-ignore]
     engines = build_engines(exported, folder / "engines", options, pictures, sample_others(images, 1, 0, 1))
     typed = json.loads((folder / "engines" / ENGINES).read_text())["typed"]
     return [

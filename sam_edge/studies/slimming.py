@@ -76,8 +76,14 @@ class Ablation:
         """Mean IoU of a variant."""
         pictures, epochs = self._pictures(variant, seed)
         options = SlimOptions(
-            variant.schedule,
-            PruneOptions(variant.ratio, variant.importance, variant.ranking, variant.normalization, seed=seed),
+            variant.schedule,  # type: ignore[arg-type, unused-ignore]
+            PruneOptions(
+                variant.ratio,
+                variant.importance,  # type: ignore[arg-type, unused-ignore]
+                variant.ranking,  # type: ignore[arg-type, unused-ignore]
+                variant.normalization,  # type: ignore[arg-type, unused-ignore]
+                seed=seed,
+            ),
             ImportanceOptions(self.options.importance_images),
             DistilOptions(
                 epochs,
