@@ -5,7 +5,7 @@ What goes in and out of it is float32 and is copied, which costs more than there
 and GELU onto integers OpenVINO fuses into the layer before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,15 @@ from sam_edge.runtimes.kernels import DOMAIN
 
 TAKEN = ("PositionalAttention",)
 """Of `sam_edge.runtimes.kernels.OPERATORS`."""
+WIDE = 64
+"""Channels of a head from which OpenVINO's own attention is the faster in a float graph."""
+
+
+def taken(notes: Sequence[Mapping[str, Any]], *, integers: bool) -> list[Mapping[str, Any]]:
+    """The notes of a graph that the kernel gains on; `integers` says whether the graph has any."""
+    found = [note for note in notes if note.get("operator") in TAKEN]
+    # scores are scaled by the root of a head's channels
+    return [note for note in found if integers or round(note["attributes"]["scale"] ** -2) < WIDE]
 
 
 def add_kernels(core: Any, threads: int) -> None:

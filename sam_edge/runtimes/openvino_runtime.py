@@ -1,5 +1,6 @@
 """OpenVINO as a runtime, on the CPU, reading the same ONNX files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from sam_edge.kernels.library import library_file
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
 from sam_edge.runtimes.kernels import with_kernels
-from sam_edge.runtimes.openvino_kernels import TAKEN, add_kernels
+from sam_edge.runtimes.openvino_kernels import add_kernels, taken
 
 PrecisionHint = Literal["f32", "bf16", "f16"]
 
@@ -90,12 +91,13 @@ class OpenVinoRuntime(GraphRuntime):
         """The graphs in which sam-edge's own kernels compute."""
         return tuple(name for name in self.folder.graphs if self._kernels and self._notes(name))
 
-    def _notes(self, graph: str) -> list[dict[str, Any]]:
+    def _notes(self, graph: str) -> list[Mapping[str, Any]]:
         """What kernels compute of a graph: nothing of one with weights beside it, which OpenVINO reads as it lies."""
         file = self.folder.graph_file(graph)
         if file.with_name(f"{file.name}.data").exists():
             return []
-        return [note for note in self.folder.graphs[graph].get("kernels", []) if note.get("operator") in TAKEN]
+        entry = self.folder.graphs[graph]
+        return taken(entry.get("kernels", []), integers=bool(entry.get("integers")))
 
     def _graph(self, name: str) -> Path | bytes:
         file = self.folder.graph_for_this_cpu(name)

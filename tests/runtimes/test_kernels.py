@@ -14,6 +14,7 @@ from sam_edge.runtimes import listing
 from sam_edge.runtimes.folder import MANIFEST, graph_sha256
 from sam_edge.runtimes.kernels import ATTENTIONS, DOMAIN, attention_alone, with_kernels
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
+from sam_edge.runtimes.openvino_kernels import taken
 from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime
 
 needs_kernels = pytest.mark.skipif(library_file() is None, reason="sam-edge was installed without a compiler")
@@ -88,6 +89,13 @@ def test_openvino_takes_that_of_relative_positions(request, name: str) -> None:
         # beside integers products are of bfloat16, and OpenVINO rounds to them after its own fusions
         most = 0.05 if "int8" in name else 1e-5
         assert np.abs(got - wanted).max() < most * np.abs(wanted).max()
+
+
+def test_wide_heads_of_float_graphs_are_left_to_openvino() -> None:
+    narrow, wide = ({"operator": "PositionalAttention", "attributes": {"scale": width**-0.5}} for width in (32, 64))
+    other = {"operator": "BiasedAttention", "attributes": {"scale": 1.0}}
+    assert taken([narrow, wide, other], integers=False) == [narrow]
+    assert taken([narrow, wide, other], integers=True) == [narrow, wide]
 
 
 @needs_kernels
