@@ -161,9 +161,11 @@ def _checked(nvrtc: Any, answer: tuple[Any, ...]) -> Any:
 
 
 def _text(nvrtc: Any, size: Any, get: Any, program: Any) -> bytes:
-    text = b" " * int(_checked(nvrtc, size(program)))
+    length = int(_checked(nvrtc, size(program)))
+    # written in place: Python has one object for all equal bytes of length 0, and of length 1
+    text = bytes(length + 2)
     _checked(nvrtc, get(program, text))
-    return text
+    return text[:length]
 
 
 def main(arguments: list[str] | None = None) -> None:

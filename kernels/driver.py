@@ -5,7 +5,7 @@ Both are brought to the few verbs that kernels and engines need; everything is a
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,6 +26,7 @@ class Stream:
     """The package's object, which ends the stream once nobody has it any more."""
 
 
+@runtime_checkable
 class Driver(Protocol):
     """What is asked of CUDA's driver."""
 

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -65,6 +65,7 @@ Argument = DeviceArray | np.generic
 """What a kernel is given: an address, or a number of exactly the parameter's type."""
 
 
+@runtime_checkable
 class Device(Protocol):
     """Where kernels run, in the order of their launches."""
 

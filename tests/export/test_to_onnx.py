@@ -220,7 +220,7 @@ def test_a_precision_that_the_checkpoint_does_not_have_is_refused(small_config, 
 def old_graphs(monkeypatch, fp32):
     """An exporter that writes the graphs of `fp32`, whatever the model."""
 
-    def write(spec, folder: Path):
+    def write(spec, folder: Path, *_):
         entry = ExportedFolder.read(fp32.path).graphs[spec.name]
         shutil.copy(fp32.path / entry["file"], folder)
         return entry

@@ -123,6 +123,13 @@ def test_machine_code_is_compiled_once_and_kept(cache: Path, monkeypatch: pytest
 
 
 @needs_nvrtc
+def test_an_empty_log_is_not_written_over_pythons_own_bytes() -> None:
+    """All single bytes of a value are one object: written over, 32 became 0 in every pickle."""
+    compile_source(unpack.SOURCE, "sm86")
+    assert [bytes([value])[0] for value in range(256)] == list(range(256))
+
+
+@needs_nvrtc
 def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SAM_EDGE_CACHE", str(tmp_path / "file"))

@@ -18,6 +18,7 @@ from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.quantize.task_loss import task_loss
+from sam_edge.runtimes.folder import is_exported_folder
 
 
 @pytest.fixture
@@ -28,22 +29,19 @@ def lineage(tiny_slim, tmp_path, photo) -> tuple[str, str]:
     return str(parent), str(save_checkpoint(tiny_slim, tmp_path / "int8"))
 
 
-@pytest.mark.parametrize("clips", [True, False], ids=["clips", "does not clip"])
-def test_the_integer_graph_races_as_this_cpu_computes_it_rightly(lineage, monkeypatch, clips):
-    signs = {}
+def test_ours_race_as_sam_edge_opens_them_and_others_by_their_runtime_alone(lineage, monkeypatch):
+    opened, integer = {}, {}
 
     def watched(contenders, **settings):
         for name, contender in contenders.items():
-            kinds = {tensor.data_type for tensor in onnx.load(contender.file).graph.initializer}
-            signs[name] = onnx.TensorProto.INT8 in kinds
+            kinds = {tensor.data_type for tensor in onnx.load(contender.graph).graph.initializer}
+            opened[name], integer[name] = is_exported_folder(contender.file), onnx.TensorProto.INT8 in kinds
         return race(contenders, **settings)
 
     monkeypatch.setattr(integers, "race", watched)
-    monkeypatch.setattr(integers, "clips_products", lambda: clips)
     found = integers.encoder_race(*lineage, "synthetic:2", runtimes=["onnxruntime"], pictures=1, turns=1)
-    assert signs["onnxruntime int8"] == (not clips)
-    assert not signs["onnxruntime float"]
-    assert found.keys() == signs.keys()
+    assert opened == {name: name.endswith(("int8", "float")) for name in found}
+    assert integer == {name: not name.endswith("float") for name in found}
     assert all(min(turns.wall_ms) > 0 for turns in found.values())
 
 
