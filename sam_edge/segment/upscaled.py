@@ -1,7 +1,7 @@
 """Masks as a decoder leaves them, wherever that is: everything mode asks the same of them on a CPU and on a GPU."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
@@ -14,6 +14,7 @@ from sam_edge.segment.runtime import Embeddings, Prediction, Runtime
 from sam_edge.segment.scaling import Scaling
 
 
+@runtime_checkable
 class Stored(Protocol):
     """A mask in as few bytes as its place allows, kept until duplicates are suppressed."""
 
@@ -22,6 +23,7 @@ class Stored(Protocol):
         ...
 
 
+@runtime_checkable
 class Upscaled(Protocol):
     """K masks of a picture."""
 
@@ -53,6 +55,7 @@ class Upscaled(Protocol):
         ...
 
 
+@runtime_checkable
 class Acceleration(Protocol):
     """What a runtime on a GPU does there with pictures and masks; a runtime that has one calls it `acceleration`."""
 
