@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sam_edge import halves
-from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError, ModelError
+from sam_edge.errors import BackendUnavailableError, ExportError, ModelError
 from sam_edge.runtimes import open as opening
 from sam_edge.runtimes.cuda import CudaDevice, cuda_devices
 from sam_edge.runtimes.open import RUNTIMES, open_runtime
@@ -64,8 +64,11 @@ def test_for_many_pictures_integers_are_exported(
 @pytest.mark.parametrize("config", ["", "[]", '{"quantization": '])
 def test_what_is_wrong_with_a_config_is_said_by_who_opens_it(config: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(CheckpointError):
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "open_runtime", lambda spec, runtime, device: asked.append(runtime))
         opening.open_for_many(tmp_path)
+    assert asked == ["auto"]
 
 
 def test_torch_refuses_graphs(exported: Path) -> None:
