@@ -89,7 +89,8 @@ def measure(given: argparse.Namespace, scratch: Path) -> list[Row]:
     environment = {"OMP_NUM_THREADS": str(given.threads), "OPENBLAS_NUM_THREADS": str(given.threads)}
 
     def taken(model: str, asked: Sequence[str], limits: Sequence[str] = (), one_thread: bool = False) -> Taken:
-        command = [str(python), "-m", "sam_edge", "segment", model, str(image), *asked]
+        # -P: what is installed there, not a checkout that happens to be the current folder
+        command = [str(python), "-P", "-m", "sam_edge", "segment", model, str(image), *asked]
         threads = dict.fromkeys(environment, "1") if one_thread else environment
         return run_alone(
             [*command, "--runtime", "onnxruntime", "--out", str(scratch / "masks")],
