@@ -18,10 +18,8 @@ demo: $(STAMP)
 	$(BIN)/sam-edge run --out demo $(DEMO_DATA)
 
 # tests keep to one thread each; timings, which neighbours would spoil, are among the slow ones
-# the floors by themselves: a worker that had run hundreds of other tests ended without a word in the one that imports all
 test: $(STAMP)
-	$(BIN)/python -m pytest -q tests/test_floors.py
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal --ignore tests/test_floors.py
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # the tests of the device half where torch is not installed
 test-device: $(DEVICE_STAMP)

@@ -13,7 +13,7 @@ from sam_edge.runtimes.clipping import clips_products
 from sam_edge.runtimes.cuda import cuda_devices
 from sam_edge.runtimes.engines import MODULES, load_library
 from sam_edge.runtimes.onnx_runtime import DISTRIBUTIONS, ON_GPU, PROVIDERS, clash, load_onnxruntime
-from sam_edge.runtimes.openvino_runtime import load_openvino
+from sam_edge.runtimes.openvino_runtime import core
 from sam_edge.runtimes.processor import features
 
 UNTRIED = "what runs on GPUs has been tested without one only"
@@ -82,9 +82,8 @@ def _kernels() -> str:
 
 
 def _openvino() -> str:
-    core: Any = load_openvino().Core()
     names = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16", "INT8": "int8"}
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return f"{', '.join(name for known, name in names.items() if known in able)}; {_kernels()}"
 
 

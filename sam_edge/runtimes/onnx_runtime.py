@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -13,11 +13,14 @@ from sam_edge.errors import BackendUnavailableError
 from sam_edge.halves import missing
 from sam_edge.kernels.gpu import DeviceArray
 from sam_edge.kernels.library import library_file
-from sam_edge.runtimes.acceleration import acceleration, open_gpu
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
 from sam_edge.runtimes.kernels import with_kernels
 from sam_edge.segment.runtime import Prediction
+from sam_edge.segment.upscaled import Acceleration
+
+if TYPE_CHECKING:
+    from sam_edge.kernels.launcher import Gpu
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -100,9 +103,15 @@ class OnnxRuntime(GraphRuntime):
         if provider != "cpu":
             # what cannot start says so now, not after a picture
             self._session("encoder")
-        self._gpu = open_gpu() if provider in ON_GPU else None
-        self.acceleration = acceleration(self._gpu, self.config, self._parts)
+        self._gpu: "Gpu | None" = None
+        self.acceleration: Acceleration | None = None
         """Pictures and masks by sam-edge's CUDA kernels, where they can be had."""
+        if provider in ON_GPU:
+            # what a GPU needs is a tenth of the time that a CPU takes to start
+            from sam_edge.runtimes.acceleration import acceleration, open_gpu
+
+            self._gpu = open_gpu()
+            self.acceleration = acceleration(self._gpu, self.config, self._parts)
 
     @property
     def with_kernels(self) -> tuple[str, ...]:

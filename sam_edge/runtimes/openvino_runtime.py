@@ -1,6 +1,7 @@
 """OpenVINO as a runtime, on the CPU, reading the same ONNX files."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,17 +32,36 @@ def load_openvino() -> Any:
     return openvino
 
 
+def core(threads: int = 0) -> Any:
+    """OpenVINO's `Core`, with sam-edge's kernels on that many threads: one for as long as the process lives.
+
+    Its CPU plugin gives the thread that first asks it a stack to handle signals on, and takes that back when the core
+    goes. Where another core was opened in between, a stack that is no longer there stays, and the next signal with a
+    handler, a child's end or Ctrl-C, kills the process.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    return _kept_core(load_openvino(), threads)
+
+
+@cache
+def _kept_core(openvino: Any, threads: int) -> Any:
+    found = openvino.Core()
+    add_kernels(found, threads)
+    return found
+
+
 def float_runtimes() -> list[str]:
     """What this machine's CPU runs a float model by, of what is installed: the rivals of any smaller model.
 
     bfloat16 is among them where the processor computes in it.
     """
     try:
-        core = load_openvino().Core()
+        capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except BackendUnavailableError:
         return ["onnxruntime"]
-    halves = CAPABILITIES["bf16"] in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ["onnxruntime", "openvino", *(["openvino-bf16"] if halves else [])]
+    return ["onnxruntime", "openvino", *(["openvino-bf16"] if CAPABILITIES["bf16"] in capabilities else [])]
 
 
 class OpenVinoRuntime(GraphRuntime):
@@ -61,7 +81,7 @@ class OpenVinoRuntime(GraphRuntime):
             ExportError: graphs that OpenVINO computes wrongly.
             CheckpointError: no exported folder.
         """
-        openvino = load_openvino()
+        self._core = core(threads)
         super().__init__(ExportedFolder.read(folder))
         self.name = "openvino" if precision_hint == "f32" else f"openvino-{precision_hint}"
         if self.folder.integer_products:
@@ -70,7 +90,6 @@ class OpenVinoRuntime(GraphRuntime):
                 f"{folder} has attention in integers ({', '.join(self.folder.integer_products)}), which OpenVINO does "
                 "not compute rightly: export again with --products none."
             )
-        self._core = openvino.Core()
         if CAPABILITIES[precision_hint] not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             # OpenVINO would take the hint and silently compute in float32
             raise BackendUnavailableError(
@@ -82,7 +101,6 @@ class OpenVinoRuntime(GraphRuntime):
         self._requests: dict[str, Any] = {}
         self._kernels = kernels and library_file() is not None
         if self._kernels:
-            add_kernels(self._core, threads)
             # a kernel's threads inherit the core that the calling one is tied to
             self._options["ENABLE_CPU_PINNING"] = False
 

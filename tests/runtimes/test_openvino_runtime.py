@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
-from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime
+from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime, core
 from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.segment.runtime import Runtime
@@ -105,9 +106,7 @@ def test_a_later_call_leaves_earlier_results_alone(fp32: Path) -> None:
 
 @pytest.mark.usefixtures("openvino")
 def test_bfloat16_runs_where_the_processor_has_it_and_is_refused_elsewhere(fp32: Path) -> None:
-    import openvino
-
-    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if not able:
         with pytest.raises(BackendUnavailableError, match="does not compute in bf16"):
             OpenVinoRuntime(fp32, "bf16")
@@ -132,3 +131,30 @@ def test_an_absent_package_says_how_to_install_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendUnavailableError, match=r"pip install 'sam-edge\[openvino\]'"):
         OpenVinoRuntime(tmp_path)
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_signal_is_handled_after_runtimes_came_and_went(fp32: Path) -> None:
+    script = """
+import faulthandler, gc, signal, sys
+import numpy as np
+from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime, core
+
+faulthandler.enable()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+def opened(threads):
+    runtime = OpenVinoRuntime(sys.argv[1], threads=threads)
+    runtime.encode(np.zeros((1, 3, 64, 64), np.float32))
+    return runtime
+first, second = opened(1), opened(2)
+del first
+gc.collect()
+third = opened(1)
+del second
+gc.collect()
+del third
+gc.collect()
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(fp32)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
