@@ -1,4 +1,5 @@
-"""Which nodes of an exported graph sam-edge's own kernels compute: the notes by which a runtime puts them there.
+"""Which nodes of an exported graph sam-edge's own kernels compute, and which are there for one runtime alone: the notes
+by which runtimes put others in their place.
 
 What is exported stays plain ONNX. See `sam_edge.runtimes.kernels`, which reads the notes.
 """
@@ -15,6 +16,7 @@ from onnxscript.values import Op, Opset
 
 from sam_edge.models.attention import BIASED_ROLES, RESULT, ROLES
 
+PRODUCTS = ("Conv", "Gemm", "MatMul")
 MARKS = "sam_edge.marks"
 """Nodes of this domain stand in a graph while it is made: the optimizer leaves alone what it does not know."""
 MARK = Op(
@@ -101,6 +103,35 @@ def note_kernels(graph: ir.Graph, marked: list[MarkedAttention]) -> list[dict[st
         }
         for parts, operator, attributes, inputs, output in found
     ]
+
+
+def note_roundings(graph: ir.Graph) -> list[dict[str, Any]]:
+    """Where a product of integers is rounded and only float layers take it: `nodes` of the two that round, the name of
+    what they are given as `inputs`, and of their `output`.
+
+    ONNX Runtime computes a product in integers only between such nodes, and GELU behind one as a table. Others compute
+    it without, and in one with what follows.
+    """
+    found = []
+    places = {node: index for index, node in enumerate(graph)}
+    for node, place in places.items():
+        after = _only_user(node.outputs[0]) if node.op_type == "QuantizeLinear" else None
+        if after is None or after.op_type != "DequantizeLinear" or not _is_integers(_given(node, 0).producer()):
+            continue
+        result = after.outputs[0]
+        if result.is_graph_output() or any(_is_integers(user) for user in result.consumers()):
+            continue
+        nodes = _stretches([place, places[after]])
+        found.append({"nodes": nodes, "inputs": [_given(node, 0).name], "output": result.name})
+    return found
+
+
+def _is_integers(node: ir.Node | None) -> bool:
+    """Whether a product's both sides are integers."""
+    if node is None or node.op_type not in PRODUCTS:
+        return False
+    sides = [_given(node, index).producer() for index in range(2)]
+    return all(side is not None and side.op_type == "DequantizeLinear" for side in sides)
 
 
 def _attention(marked: MarkedAttention) -> tuple[str, dict[str, Any], list[ir.Value]]:

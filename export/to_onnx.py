@@ -242,7 +242,7 @@ def _integer_form(model: EdgeSam, options: OnnxOptions) -> dict[str, Any]:
 
 def _write(spec: GraphSpec, folder: Path, whole: bool = False) -> dict[str, Any]:
     """Export one graph; returns its entry in `model.json`."""
-    program, kernels = translate(spec, whole)
+    program, notes = translate(spec, whole)
     model = program.model
     file = folder / f"{spec.name}.onnx"
     program.save(file, external_data=_weight_bytes(spec) > 1_800_000_000)
@@ -253,7 +253,7 @@ def _write(spec: GraphSpec, folder: Path, whole: bool = False) -> dict[str, Any]
         "sha256": graph_sha256(file),
         "integers": integers,
         **signs,
-        **({"kernels": kernels} if kernels else {}),
+        **{kind: found for kind, found in notes.items() if found},
         "inputs": {value.name: _shape(value) for value in model.graph.inputs},
         "outputs": {value.name: _shape(value) for value in model.graph.outputs},
     }

@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from sam_edge.errors import ExportError
 from sam_edge.export.banded import SHAPE_KEPT, banded_attention
 from sam_edge.export.graphs import GraphSpec
-from sam_edge.export.kernel_notes import mark, note_kernels, take_marks
+from sam_edge.export.kernel_notes import mark, note_kernels, note_roundings, take_marks
 
 OPSET = 20
 """The first that has Gelu: in steps it stays five passes over memory where a runtime does not know them again, as ONNX
@@ -78,9 +78,9 @@ _NOTHING = {_ATEN.detach_.default, _ATEN.dropout.default}
 """What hands a tensor of a model in evaluation mode on as it is."""
 
 
-def translate(spec: GraphSpec, whole: bool = False) -> tuple[torch.onnx.ONNXProgram, list[dict[str, Any]]]:
-    """The ONNX graph of a module, its constants folded and its free axes named, and what of it kernels compute: see
-    `kernel_notes.note_kernels`. Attention is in bands, or `whole`.
+def translate(spec: GraphSpec, whole: bool = False) -> tuple[torch.onnx.ONNXProgram, dict[str, list[dict[str, Any]]]]:
+    """The ONNX graph of a module, its constants folded and its free axes named, and what runtimes put in place of some
+    of its nodes: see `kernel_notes`. Attention is in bands, or `whole`.
 
     Raises:
         ExportError: no graph came.
@@ -96,7 +96,8 @@ def translate(spec: GraphSpec, whole: bool = False) -> tuple[torch.onnx.ONNXProg
     if written is None:
         raise ExportError(f"torch.onnx.export gave no graph for the {spec.name}.")
     tidy(written.model)
-    noted = note_kernels(written.model.graph, take_marks(written.model))
+    marked, graph = take_marks(written.model), written.model.graph
+    noted = {"kernels": note_kernels(graph, marked), "roundings": note_roundings(graph)}
     # last: what is put in an output's place brings the exporter's names along
     _name_axes(written.model, spec)
     _strip_notes(written.model)

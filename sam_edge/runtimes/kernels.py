@@ -1,7 +1,8 @@
 """Exported graphs with sam-edge's own kernels in place of the nodes that they compute faster.
 
-An export notes which nodes those are (`kernels` of a graph in `model.json`: see `sam_edge.export.kernel_notes`). An
-ONNX file is a protobuf message, and all that is needed of that format is to leave nodes out and to put others in
+An export notes which nodes those are (`kernels` of a graph in `model.json`: see `sam_edge.export.kernel_notes`), and
+which only round for ONNX Runtime's sake (`roundings`), in whose place other runtimes have what they are given. An ONNX
+file is a protobuf message, and all that is needed of that format is to leave nodes out and to put others in
 (protobuf.dev/programming-guides/encoding).
 """
 
@@ -13,6 +14,8 @@ DOMAIN = "sam_edge"
 ATTENTIONS = ("PositionalAttention", "BiasedAttention")
 OPERATORS = (*ATTENTIONS, "GeluOfIntegers", "GeluToIntegers")
 """As csrc/onnxruntime.cpp registers them."""
+SAME = "Identity"
+"""ONNX's own operator that hands on what it is given."""
 GRAPH, OPSETS = 7, 8
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
 NAME = 8
@@ -27,11 +30,16 @@ def with_kernels(model: bytes, notes: Sequence[Mapping[str, Any]], *, rounded: b
     `rounded` lets attention's products be of bfloat16 where the processor multiplies it. Notes that another version
     wrote of an operator that is not here are passed over.
     """
-    notes = [_as_operator(note, rounded) for note in notes if note.get("operator") in OPERATORS]
+    notes = [_as_operator(note, rounded) for note in notes if note.get("operator") in (*OPERATORS, SAME)]
     parts = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
     (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
     opset = _text(1, DOMAIN) + _number(2, 1)
     return b"".join([*parts, _message(GRAPH, _graph(_content(graph), notes)), _message(OPSETS, opset)])
+
+
+def unrounded(notes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Notes of `roundings` as `with_kernels` takes them."""
+    return [{**note, "operator": SAME, "attributes": {}} for note in notes]
 
 
 def _as_operator(note: Mapping[str, Any], rounded: bool) -> Mapping[str, Any]:
@@ -97,7 +105,8 @@ def _operator(note: Mapping[str, Any]) -> bytes:
     """A node: its inputs, output, operator, attributes and domain."""
     inputs = b"".join(_text(1, name) for name in note["inputs"])
     attributes = b"".join(_message(5, _attribute(name, value)) for name, value in note["attributes"].items())
-    return inputs + _text(2, note["output"]) + _text(4, note["operator"]) + attributes + _text(7, DOMAIN)
+    domain = "" if note["operator"] == SAME else DOMAIN
+    return inputs + _text(2, note["output"]) + _text(4, note["operator"]) + attributes + _text(7, domain)
 
 
 def _attribute(name: str, value: float) -> bytes:

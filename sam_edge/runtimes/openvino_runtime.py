@@ -10,7 +10,7 @@ from sam_edge.halves import missing
 from sam_edge.kernels.library import library_file
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.graphs import GraphRuntime, Values
-from sam_edge.runtimes.kernels import with_kernels
+from sam_edge.runtimes.kernels import unrounded, with_kernels
 from sam_edge.runtimes.openvino_kernels import add_kernels, taken
 
 PrecisionHint = Literal["f32", "bf16", "f16"]
@@ -107,23 +107,28 @@ class OpenVinoRuntime(GraphRuntime):
     @property
     def with_kernels(self) -> tuple[str, ...]:
         """The graphs in which sam-edge's own kernels compute."""
-        return tuple(name for name in self.folder.graphs if self._kernels and self._notes(name))
+        return tuple(name for name in self.folder.graphs if self._taken(name))
 
-    def _notes(self, graph: str) -> list[Mapping[str, Any]]:
-        """What kernels compute of a graph: nothing of one with weights beside it, which OpenVINO reads as it lies."""
-        file = self.folder.graph_file(graph)
-        if file.with_name(f"{file.name}.data").exists():
+    def _taken(self, graph: str) -> list[Mapping[str, Any]]:
+        """What kernels compute of a graph."""
+        if not self._kernels or self._lies_in_two(graph):
             return []
         entry = self.folder.graphs[graph]
         return taken(entry.get("kernels", []), integers=bool(entry.get("integers")))
 
+    def _lies_in_two(self, graph: str) -> bool:
+        """Whether weights are kept beside a graph, which OpenVINO reads as it lies."""
+        file = self.folder.graph_file(graph)
+        return file.with_name(f"{file.name}.data").exists()
+
     def _graph(self, name: str) -> Path | bytes:
-        file = self.folder.graph_for_this_cpu(name)
-        if name not in self.with_kernels:
+        file, entry = self.folder.graph_for_this_cpu(name), self.folder.graphs[name]
+        roundings = [] if self._lies_in_two(name) else unrounded(entry.get("roundings", []))
+        if not (notes := [*self._taken(name), *roundings]):
             return file
         # what is computed in integers, or in bfloat16 as asked, has 8 bits already
-        rounded = bool(self.folder.graphs[name].get("integers")) or self.name == "openvino-bf16"
-        return with_kernels(file if isinstance(file, bytes) else file.read_bytes(), self._notes(name), rounded=rounded)
+        rounded = bool(entry.get("integers")) or self.name == "openvino-bf16"
+        return with_kernels(file if isinstance(file, bytes) else file.read_bytes(), notes, rounded=rounded)
 
     def _run(self, graph: str, inputs: Values) -> Values:
         if graph not in self._requests:

@@ -9,10 +9,11 @@ import onnx
 import pytest
 
 from sam_edge.errors import BackendUnavailableError
+from sam_edge.export.unsigned import note_signs
 from sam_edge.kernels.library import SWITCH, library_file
 from sam_edge.runtimes import listing
 from sam_edge.runtimes.folder import MANIFEST, graph_sha256
-from sam_edge.runtimes.kernels import ATTENTIONS, DOMAIN, attention_alone, with_kernels
+from sam_edge.runtimes.kernels import ATTENTIONS, DOMAIN, attention_alone, unrounded, with_kernels
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime
 from sam_edge.runtimes.openvino_kernels import taken
 from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime
@@ -58,6 +59,47 @@ def test_noted_nodes_become_operators_and_nothing_else_changes(request, name: st
     assert found == plain
     # every operator finds what it reads before it
     onnx.checker.check_model(onnx.load_from_string(with_kernels(file.read_bytes(), ())))
+
+
+def test_products_that_float_layers_take_are_rounded_for_onnx_runtime_alone(tiny_vit_int8) -> None:
+    folder = tiny_vit_int8.runtime.folder
+    notes, file = folder.graphs["encoder"]["roundings"], folder.graph_file("encoder")
+    plain, found = onnx.load(file), onnx.load_from_string(with_kernels(file.read_bytes(), unrounded(notes)))
+    makers = {name: node for node in plain.graph.node for name in node.output}
+
+    def of_integers(node: onnx.NodeProto | None) -> bool:
+        products = ("Conv", "Gemm", "MatMul")
+        sides = (
+            [makers.get(name) for name in node.input[:2]] if node is not None and node.op_type in products else [None]
+        )
+        return all(side is not None and side.op_type == "DequantizeLinear" for side in sides)
+
+    loose = []
+    for after in (node for node in plain.graph.node if node.op_type == "DequantizeLinear"):
+        before = makers.get(after.input[0])
+        users = [node for node in plain.graph.node if after.output[0] in node.input]
+        if before is not None and of_integers(makers.get(before.input[0])) and not any(map(of_integers, users)):
+            loose.append((before.input[0], after.output[0]))
+    assert loose
+    assert loose == [(*note["inputs"], note["output"]) for note in notes]
+    kept = [(node.op_type, node.input[0], node.output[0]) for node in found.graph.node if node.op_type == "Identity"]
+    assert kept == [("Identity", *pair) for pair in loose]
+    assert len(found.graph.node) == len(plain.graph.node) - len(loose)
+    onnx.checker.check_model(found)
+
+
+def test_openvino_leaves_out_what_is_rounded_for_onnx_runtime(tiny_vit_int8, tmp_path) -> None:
+    pytest.importorskip("openvino")
+    shutil.copytree(tiny_vit_int8.path, tmp_path / "same")
+    manifest = json.loads((tmp_path / "same" / MANIFEST).read_text())
+    entry, file = manifest["graphs"]["encoder"], tmp_path / "same" / "encoder.onnx"
+    file.write_bytes(with_kernels(file.read_bytes(), unrounded(entry.pop("roundings"))))
+    # which writes the file anew
+    entry["unsigned"] = note_signs(file)
+    entry["sha256"] = graph_sha256(file)
+    (tmp_path / "same" / MANIFEST).write_text(json.dumps(manifest))
+    noted, written = (OpenVinoRuntime(path, threads=1) for path in (tiny_vit_int8.path, tmp_path / "same"))
+    np.testing.assert_array_equal(noted.encode(pixels(tiny_vit_int8)), written.encode(pixels(tiny_vit_int8)))
 
 
 @needs_kernels
