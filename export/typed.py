@@ -18,6 +18,8 @@ from sam_edge.export.walk import LARGEST_E4M3, rounded, value_types
 
 FLOAT = TensorProto.FLOAT
 NAMES: dict[int, str] = {FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+LEAST: dict[int, float] = {TensorProto.FLOAT16: 2.0**-24, TensorProto.BFLOAT16: 2.0**-126}
+"""The least positive numbers of types, bfloat16's without those that lose bits."""
 CONTRACT = frozenset(("pixels", "embeddings", "point_coords", "mask_input", "has_mask_input", "logits", "iou"))
 """Inputs and outputs that are float32 in every exported folder; what passes between a decoder's parts has any type."""
 E4M3_MULTIPLE = 16
@@ -72,6 +74,7 @@ class _Writer:
         for node in graph.node:
             for name in node.input:
                 self.takers.setdefault(name, []).append(node)
+        self.steps = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
         self.sides = self._sides()
 
     def _is_float(self, name: str) -> bool:
@@ -184,7 +187,11 @@ class _Writer:
                 return name
             new = f"{name}.{NAMES[kind]}"
             if new not in self.weights:
-                self.weights[new] = _tensor(new, numpy_helper.to_array(self.stored[name]), kind)
+                values = numpy_helper.to_array(self.stored[name])
+                if name in self.steps:
+                    # of what is always zero the step may be too small for the type; and a step of zero divides
+                    values = np.maximum(values, LEAST[kind])
+                self.weights[new] = _tensor(new, values, kind)
             return new
         now = self.renamed.get(name, name)
         if self.made.get(name, FLOAT) == kind:

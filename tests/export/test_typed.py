@@ -17,6 +17,12 @@ FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT1
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """The same numbers whichever tests ran before."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
@@ -146,6 +152,20 @@ def test_integers_reach_their_product_without_a_cast(kind: int) -> None:
     (wanted,), (got,) = (Walk(model).run({"pixels": x}).values() for model in (source, typed))
     # a scale that is rounded moves a few activations to the next integer
     assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 1e-2
+
+
+@pytest.mark.parametrize("kind", [HALF, BRAIN])
+def test_a_step_of_what_is_always_zero_does_not_become_zero(kind: int) -> None:
+    source = quantized()
+    (sw,) = (tensor for tensor in source.graph.initializer if tensor.name == "sw")
+    steps = numpy_helper.to_array(sw).copy()
+    steps[3] = 1e-40 if kind == BRAIN else 1e-12 / 127
+    sw.CopyFrom(numpy_helper.from_array(steps, "sw"))
+    typed, _ = write_types(source, {}, kind)
+    (written,) = (tensor for tensor in typed.graph.initializer if tensor.name.startswith("sw."))
+    held = np.asarray(numpy_helper.to_array(written), np.float32)
+    assert held[3] > 0
+    np.testing.assert_allclose(np.delete(held, 3), 0.01, rtol=2**-8)
 
 
 def test_parts_pass_from_graph_to_graph_in_their_own_type() -> None:
