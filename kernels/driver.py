@@ -126,7 +126,8 @@ def open_driver() -> Driver:
             from pycuda import driver as pycuda_driver
         except ImportError as error:
             raise BackendUnavailableError(
-                "CUDA needs cuda.bindings or pycuda: pip install 'cuda-bindings[all]', or pycuda where a toolkit is."
+                "CUDA needs cuda.bindings or pycuda: pip install 'cuda-bindings[all]', or 'sam-edge[pycuda]' where a "
+                "toolkit is."
             ) from error
         except Exception as error:
             # its own errors are classes of a module that may not have been loaded
