@@ -124,7 +124,7 @@ def tiny_vit_config() -> ModelConfig:
         stages=(
             StageConfig(8, 1, 0, 0, 1),
             StageConfig(16, 1, 2, 3, 2),
-            StageConfig(24, 2, 3, 3, 2),
+            StageConfig(24, 2, 3, 14, 2),
             StageConfig(32, 1, 4, 7, 1),
         ),
         decoder=DecoderConfig(dim=32, mlp=48, mask_channels=8, iou_hidden=24),

@@ -103,4 +103,6 @@ def _find_images(annotation_json: Path, name: str) -> Path:
         if (folder / name).is_file():
             return folder
     looked = ", ".join(str(folder) for folder in candidates)
-    raise DataError(f"{annotation_json}: image {name} not found in {looked}; give the folder of the images.")
+    raise DataError(
+        f"{annotation_json}: image {name} not found in {looked}; give the folder of the images (--images-root)."
+    )

@@ -57,16 +57,22 @@ class BoxesToSegment:
     """The pictures of a COCO file and the boxes to be asked for in each."""
 
     def __init__(
-        self, instances: Path, detections: Path | None = None, *, limit: int | None = None, seed: int = 0
+        self,
+        instances: Path,
+        detections: Path | None = None,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        images_root: Path | None = None,
     ) -> None:
         """`detections` is a list of COCO results with boxes (`coco_instances_results.json` of detectron2); `limit`
-        draws so many of the pictures.
+        draws so many of the pictures, which lie in `images_root`, or near the file.
 
         Raises:
             DataError: a file that is not what it should be, or detections of other pictures.
         """
         # finds the pictures, and says what is wrong with the file
-        self.root = CocoInstances(instances).images_root
+        self.root = CocoInstances(instances, images_root).images_root
         with contextlib.redirect_stdout(io.StringIO()):
             self.labels = COCO(str(instances))
         found = self._of_labels() if detections is None else self._detected(detections)

@@ -43,7 +43,8 @@ POSITIONS, EXPONENTS = "image_encoder.pos_embed", "image_encoder.pos_embed_expon
 def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -> Path:
     """Write a checkpoint folder, whole or not at all; `half` stores floats as fp16.
 
-    Of a quantized model integers of fewer than 8 bits are packed, and with `half` positions are bytes.
+    The weights' file holds the config too: parted from its folder it is the same model. Of a quantized model integers
+    of fewer than 8 bits are packed, and with `half` positions are bytes.
 
     Raises:
         SamEdgeError: the folder cannot be written, or holds something else.
@@ -51,7 +52,7 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
     tensors = state_to_store(model, half=half)
     with atomic_folder(folder) as work:
         (work / CONFIG).write_text(model.config.to_json())
-        save_tensors(tensors, work / WEIGHTS)
+        save_tensors(tensors, work / WEIGHTS, {METADATA: model.config.to_json()})
     return Path(folder)
 
 
@@ -118,13 +119,13 @@ def load_checkpoint(folder: str | Path) -> EdgeSam:
 
 
 def load_single(file: str | Path) -> EdgeSam | None:
-    """The model that a `.safetensors` file is, by the config in its metadata; None where there is none.
+    """The model that a safetensors file is, by the config in its metadata; None where there is none.
 
     Raises:
         CheckpointError: a broken file or config, or weights that do not fit it.
     """
     file = Path(file)
-    if file.suffix != ".safetensors":
+    if file.suffix != ".safetensors" and not _begins_as_safetensors(file):
         return None
     try:
         with safe_open(file, "pt") as opened:

@@ -6,11 +6,11 @@ Widths are channels, sizes are pixels, windows are tokens per side (0 means glob
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from sam_edge.errors import CheckpointError, ModelError
+from sam_edge.files import date
 
 SCHEMA = 1
 Arch = Literal["vit", "slim_vit", "tiny_vit", "timm"]
@@ -211,8 +211,7 @@ class ModelConfig:
 
     def with_step(self, step: dict[str, Any]) -> "ModelConfig":
         """A copy whose lineage ends with `step`, dated now (UTC)."""
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        return self.replace(lineage=(*self.lineage, {**step, "date": date}))
+        return self.replace(lineage=(*self.lineage, {**step, "date": date()}))
 
     def to_json(self) -> str:
         """The text of `config.json`."""
