@@ -1,12 +1,12 @@
 """`load_model` opens whatever a user may mean by MODEL."""
 
 import difflib
-import json
 from pathlib import Path
 
 import torch
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ModelError
+from sam_edge.files import parse_json
 from sam_edge.models.checkpoint import (
     CONFIG,
     is_checkpoint_folder,
@@ -186,6 +186,6 @@ def _recognised(path: Path) -> EdgeSam:
 def _is_hugging_face(folder: Path) -> bool:
     """True for a download of a `SamModel`, which has the same two file names as our folders."""
     try:
-        return json.loads((folder / CONFIG).read_text()).get("model_type") == "sam"
+        return parse_json((folder / CONFIG).read_text()).get("model_type") == "sam"
     except (OSError, ValueError, AttributeError):
         return False

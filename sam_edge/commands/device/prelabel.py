@@ -28,7 +28,7 @@ from sam_edge.commands.device.segment import (
 from sam_edge.data.folder import list_images
 from sam_edge.data.mask_files import MaskedPicture, MaskFormat, write_mask_files
 from sam_edge.errors import DataError, PromptError, SamEdgeError
-from sam_edge.files import atomic_file, atomic_folder, check_target
+from sam_edge.files import atomic_file, atomic_folder, check_target, parse_json
 from sam_edge.runtimes.open import open_runtime
 
 LOG, RESULT, PICTURES = "masks.jsonl", "masks.json", "pictures"
@@ -192,7 +192,7 @@ def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
         for text in file:
             end += len(text)
             try:
-                line = json.loads(text)
+                line = parse_json(text)
             except ValueError:
                 return
             if not text.endswith(b"\n") or not isinstance(line, dict):

@@ -1,7 +1,6 @@
 """What `sam-edge train` does: a MODEL or a config and labelled data in, a checkpoint folder and results out."""
 
 import copy
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from sam_edge.data import Dataset, LabelledImage, Split, open_labelled
 from sam_edge.data.unreadable import unreadable_files
 from sam_edge.errors import CheckpointError, DataError, TrainingError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
-from sam_edge.files import check_target
+from sam_edge.files import check_target, parse_json
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.models.cost import cost
 from sam_edge.models.registry import RANDOM, load_model
@@ -144,7 +143,7 @@ def read_config(path: Path) -> ModelConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else parse_json(text)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
