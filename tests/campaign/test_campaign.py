@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+pytest.importorskip("torch", reason="torch is not installed")
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and counts in /proc"),
