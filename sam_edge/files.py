@@ -73,9 +73,12 @@ def claimed(target: str | Path) -> Iterator[None]:
     made = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        held = _take(lock)
+        held = _take(lock, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise SamEdgeError(f"cannot write {target}: {error.strerror or error}.") from error
+        # a folder that is mounted where nothing else can be written is filled, and locked, itself
+        if not (target.is_dir() and os.access(target, os.W_OK)):
+            raise SamEdgeError(f"cannot write {target}: {error.strerror or error}.") from error
+        held = _take(target, os.O_RDONLY)
     if held is None:
         raise SamEdgeError(f"{target} is being written by another process: wait for it, or choose another --out.")
     try:
@@ -92,10 +95,10 @@ def claimed(target: str | Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _take(lock: Path) -> int | None:
-    """A descriptor that locks the file; None where another process holds it."""
+def _take(lock: Path, how: int) -> int | None:
+    """A descriptor that locks a file or folder, opened so; None where another process holds it."""
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(lock, how, 0o644)
         if not _locked(descriptor):
             os.close(descriptor)
             return None

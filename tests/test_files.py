@@ -161,6 +161,24 @@ def test_holding_leaves_no_folder_behind_and_is_refused_by_a_disk_that_refuses(t
         enter(claimed, tmp_path / "file" / "below")
 
 
+def test_a_folder_mounted_where_nothing_else_can_be_written_is_held_itself(tmp_path, monkeypatch):
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    refusing = os.open
+
+    def opened(path, flags, *mode):
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return refusing(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", opened)
+    with claimed(mounted), pytest.raises(SamEdgeError, match="another process"):
+        enter(claimed, mounted)
+    with pytest.raises(SamEdgeError, match="cannot write .*other: Permission denied"):
+        enter(claimed, tmp_path / "other")
+    assert everything(tmp_path) == {"mounted": None}
+
+
 def test_processes_of_one_torchrun_hold_a_target_together(tmp_path, monkeypatch):
     with claimed(tmp_path / "one"):
         monkeypatch.setenv("RANK", "1")

@@ -94,7 +94,7 @@ class ExportedFolder:
 
 def own_file(name: str) -> str:
     """The name of a file that a manifest says lies beside it. Raises ValueError for a path that leaves its folder."""
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", ".."):
         raise ValueError(f"{name!r} is no file beside it")
     return name
 

@@ -284,7 +284,7 @@ class ModelConfig:
             values = parse_json(path.read_text())
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path} is not a model's config.json: {error}.") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} is not a model's config.json: it holds no object.")

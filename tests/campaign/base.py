@@ -27,6 +27,25 @@ TINY_VIT = ModelConfig(
     decoder=DECODER,
 )
 PHOTOS = 6
+RECIPE = """
+title = "campaign"
+model = "../base/slim"
+images = "../base/photos"
+data = "../base/sa1b"
+[compress]
+epochs = 1
+batch_size = 2
+importance_images = 2
+[quantize]
+calibration_images = 1
+[engine]
+targets = []
+[evaluate]
+limit = 2
+[bench]
+runs = 1
+warmup = 1
+"""
 
 
 def make_base(base: Path) -> None:
@@ -39,6 +58,7 @@ def make_base(base: Path) -> None:
     for name, config in (("vit", VIT), ("slim", VIT.replace(arch="slim_vit")), ("tiny_vit", TINY_VIT)):
         save_checkpoint(EdgeSam(config), base / name)
     (base / "train.json").write_text(VIT.replace(arch="slim_vit").to_json())
+    (base / "recipe.toml").write_text(RECIPE)
     torch.save(EdgeSam(VIT).state_dict(), base / "vit.pth")
     _pictures(base)
     from sam_edge.commands.workshop.export import to_graphs

@@ -19,6 +19,7 @@ HANG_SECONDS = 30.0
 """Longest that a command may take over a small input."""
 MEMORY_BYTES = 3 << 30
 """Address space that a command may take beyond what its imports have."""
+NOBODY = 65534
 TRACEBACK = 70
 """Exit code of a process that ended with one."""
 
@@ -106,9 +107,15 @@ class Running:
 
 
 def command(
-    arguments: list[str], folder: Path, environment: dict[str, str] | None = None, *, file_bytes: int = -1
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    *,
+    file_bytes: int = -1,
+    nobody: bool = False,
 ) -> Callable[[], None]:
-    """`sam-edge ARGUMENTS` in `folder`, where it may take so much memory and write files of so many bytes."""
+    """`sam-edge ARGUMENTS` in `folder`, where it may take so much memory and write files of so many bytes; if `nobody`, as
+    a user who owns nothing."""
 
     def work() -> None:
         from sam_edge.cli import main
@@ -119,6 +126,8 @@ def command(
         if file_bytes >= 0:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        if nobody and os.getuid() == 0:
+            os.setuid(NOBODY)
         sys.argv = ["sam-edge", *arguments]
         main()
 

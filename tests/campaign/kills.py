@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """What is killed, but for `--out out`."""
 KILLS = {"train": 45, "compress": 40, "quantize": 35, "embed": 35, "segment": 35, "export-onnx": 6, "run": 4}
 """200 in all; fewer where one takes long."""
-TROUBLES = ("no space", "vanished", "two at once")
+TROUBLES = ("no space", "read-only", "vanished", "two at once")
 TRIES = 10
 """Of each trouble, per command."""
 LONGEST_SECONDS = 240.0
@@ -49,30 +49,10 @@ CHANGES = (
     "key",
 )
 """Parts of the names of entries that no two runs share: durations, dates, what was measured of the machine."""
-RECIPE = """
-title = "campaign"
-model = "../base/slim"
-images = "../base/photos"
-data = "../base/sa1b"
-[compress]
-epochs = 1
-batch_size = 2
-importance_images = 2
-[quantize]
-calibration_images = 1
-[engine]
-targets = []
-[evaluate]
-limit = 2
-[bench]
-runs = 1
-warmup = 1
-"""
 
 
 def kill(work: Path, tally: Tally, names: list[str], *, share: float = 1.0, seed: int = 0) -> None:
     """Kill each command at random times, and let the same command end what it began."""
-    (work / "base" / "recipe.toml").write_text(RECIPE)
     for name in names:
         wanted = list(tally.wanted(f"kill {name}", max(1, round(KILLS[name] * share))))
         if not wanted:
@@ -93,10 +73,10 @@ def trouble(work: Path, tally: Tally, names: list[str], *, share: float = 1.0, s
     """Everything else that may happen to a folder that is being written."""
     make: dict[str, Callable[[Path, str, random.Random, float], Ending]] = {
         "no space": _no_space,
+        "read-only": _read_only,
         "vanished": _vanished,
         "two at once": _two_at_once,
     }
-    (work / "base" / "recipe.toml").write_text(RECIPE)
     for name in names:
         for what in TROUBLES:
             kind = f"{what}: {name}"
@@ -117,10 +97,23 @@ def trouble(work: Path, tally: Tally, names: list[str], *, share: float = 1.0, s
 def _no_space(work: Path, name: str, rng: random.Random, seconds: float) -> Ending:
     """No file may grow beyond a random size, as on a disk that is full."""
     folder = _fresh(work)
-    size = int(10 ** rng.uniform(2, 5))
-    running = Running(command([*COMMANDS[name], "--out", "out"], folder, EPOCH, file_bytes=size), work)
     # what it prints is a file, too
-    return running.ending(LONGEST_SECONDS)
+    size = int(10 ** rng.uniform(3, 5))
+    return Running(command([*COMMANDS[name], "--out", "out"], folder, EPOCH, file_bytes=size), work).ending(
+        LONGEST_SECONDS
+    )
+
+
+def _read_only(work: Path, name: str, rng: random.Random, seconds: float) -> Ending:
+    """A folder that this user may not write into; it is to be told so before any work is done."""
+    folder = _fresh(work)
+    (folder / "there").mkdir()
+    (folder / "there").chmod(0o555)
+    ending = Running(command([*COMMANDS[name], "--out", "there/out"], folder, EPOCH, nobody=True), work).ending()
+    shutil.rmtree(folder / "there")
+    if ending.trouble is None and (ending.code != 1 or "cannot write" not in ending.err):
+        return Ending(1, "", "sam-edge: read-only\nsam-edge: was not refused", ending.seconds)
+    return ending
 
 
 def _vanished(work: Path, name: str, rng: random.Random, seconds: float) -> Ending:
