@@ -68,6 +68,8 @@ def claimed(target: str | Path) -> Iterator[None]:
         SamEdgeError: another process holds it, or the disk refuses it.
     """
     target = Path(target).absolute()
+    if not target.name:
+        raise SamEdgeError(f"cannot write {target}: it has no folder around it; choose another --out.")
     rank = os.environ.get("RANK", "0")
     lock = target.with_name(f".{target.name}.lock" if rank == "0" else f".{target.name}.{rank}.lock")
     made = [folder for folder in target.parents if not folder.exists()]

@@ -159,6 +159,8 @@ def test_holding_leaves_no_folder_behind_and_is_refused_by_a_disk_that_refuses(t
     (tmp_path / "file").write_text("x")
     with pytest.raises(SamEdgeError, match=r"cannot write .*below: "):
         enter(claimed, tmp_path / "file" / "below")
+    with pytest.raises(SamEdgeError, match="cannot write /: it has no folder around it"):
+        enter(claimed, "/")
 
 
 def test_a_folder_mounted_where_nothing_else_can_be_written_is_held_itself(tmp_path, monkeypatch):
@@ -174,7 +176,7 @@ def test_a_folder_mounted_where_nothing_else_can_be_written_is_held_itself(tmp_p
     monkeypatch.setattr(os, "open", opened)
     with claimed(mounted), pytest.raises(SamEdgeError, match="another process"):
         enter(claimed, mounted)
-    with pytest.raises(SamEdgeError, match="cannot write .*other: Permission denied"):
+    with pytest.raises(SamEdgeError, match=r"cannot write .*other: Permission denied"):
         enter(claimed, tmp_path / "other")
     assert everything(tmp_path) == {"mounted": None}
 

@@ -114,8 +114,8 @@ def command(
     file_bytes: int = -1,
     nobody: bool = False,
 ) -> Callable[[], None]:
-    """`sam-edge ARGUMENTS` in `folder`, where it may take so much memory and write files of so many bytes; if `nobody`, as
-    a user who owns nothing."""
+    """`sam-edge ARGUMENTS` in `folder`, where it may take so much memory and write files of so many bytes; if `nobody`,
+    as a user who owns nothing."""
 
     def work() -> None:
         from sam_edge.cli import main
