@@ -31,7 +31,7 @@ def test_stages_compute_what_timm_s_classifier_does_but_for_the_last_stride(enco
         embed_dims=(8, 16, 24, 32),
         depths=(1, 1, 2, 1),
         num_heads=(1, 2, 3, 4),
-        window_sizes=(1, 3, 14, 7),
+        window_sizes=(1, 3, 3, 7),
         drop_path_rate=0.0,
         num_classes=0,
     ).eval()
