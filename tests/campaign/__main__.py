@@ -13,7 +13,7 @@ from tests.campaign.forked import HANG_SECONDS, MEMORY_BYTES, import_all
 from tests.campaign.found import MENDED
 from tests.campaign.fuzz import fuzz
 from tests.campaign.inputs import KINDS
-from tests.campaign.kills import KILLS, kill, trouble
+from tests.campaign.kills import KILLS, kill, tries_of, trouble
 from tests.campaign.leaks import leak
 from tests.campaign.tally import Tally
 
@@ -54,13 +54,13 @@ def report(tally: Tally) -> str:
         "A command that was stopped, started again, is to end with the same weights and records as one that was not;",
         "models and pictures are the smallest that do. Every input and kill is a function of the seed.",
         "",
-        "| what | done | failures left |",
-        "|---|---|---|",
+        "| what | done | of | failures left |",
+        "|---|---|---|---|",
     ]
     counts = tally.counts()
     for kind in sorted(counts, key=_order):
         tries, troubles = counts[kind]
-        lines.append(f"| {kind} | {tries} | {sum(troubles.values())} |")
+        lines.append(f"| {kind} | {tries} | {_planned(kind)} | {sum(troubles.values())} |")
     inputs = sum(tries for kind, (tries, _) in counts.items() if kind in KINDS)
     killed = sum(tries for kind, (tries, _) in counts.items() if kind.startswith("kill "))
     lines += ["", f"{inputs} inputs and {killed} kills in all.", ""]
@@ -69,6 +69,14 @@ def report(tally: Tally) -> str:
         lines += ["## Failures left", "", *(f"- {count} x {text}" for text, count in left.most_common()), ""]
     lines += ["## Found, and mended", "", *(f"- {text}" for text in MENDED)]
     return "\n".join(lines) + "\n"
+
+
+def _planned(kind: str) -> int:
+    """How many there are of a kind."""
+    if kind in KINDS:
+        return KINDS[kind][0]
+    what, name = kind.split(" ", 1) if kind.startswith("kill ") else kind.split(": ", 1)
+    return KILLS[name] if what == "kill" else 1 if what == "leak" else tries_of(name)
 
 
 def _order(kind: str) -> tuple[int, str]:

@@ -80,8 +80,7 @@ def trouble(work: Path, tally: Tally, names: list[str], *, share: float = 1.0, s
     for name in names:
         for what in TROUBLES:
             kind = f"{what}: {name}"
-            # a pipeline, and an export, take long
-            tries = max(1, round((TRIES if name not in ("run", "export-onnx") else 1) * share))
+            tries = max(1, round(tries_of(name) * share))
             if not list(tally.wanted(kind, tries)):
                 continue
             whole, seconds = _whole(work, name)
@@ -92,6 +91,11 @@ def trouble(work: Path, tally: Tally, names: list[str], *, share: float = 1.0, s
                 if found is None and what != "two at once":
                     found = _ends(work, name, folder if folder.exists() else _fresh(work), whole)
                 tally.add(kind, number, found, code=ending.code)
+
+
+def tries_of(name: str) -> int:
+    """How often each trouble meets a command: once where it takes long, as an export and a pipeline do."""
+    return TRIES if name not in ("run", "export-onnx") else 1
 
 
 def _no_space(work: Path, name: str, rng: random.Random, seconds: float) -> Ending:
