@@ -297,12 +297,14 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     Raises ValueError or TypeError, with the place, for another kind of value, or a number that no model has.
     """
     origin, parts = get_origin(kind), get_args(kind)
+    # is_dataclass would have `kind` taken for an instance
+    make = kind
     if origin in (Union, UnionType):
         return None if value is None else _read(parts[0], value, where)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         kinds = get_type_hints(kind)
         inner = {name: _read(kinds.get(name, Any), part, f"{where}.{name}".strip(".")) for name, part in value.items()}
-        return kind(**inner)
+        return make(**inner)
     if origin is tuple and isinstance(value, list):
         if parts[-1] is not ... and len(parts) != len(value):
             raise ValueError(f"{where} must have {len(parts)} values, got {len(value)}")
