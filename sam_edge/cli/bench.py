@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sam_edge.cli.options import DEFAULT_IMAGES, MODEL_HELP, Json, OnDevice, RuntimeName, Seed
+from sam_edge.cli.options import DEFAULT_IMAGES, MODEL_HELP, Json, OnDevice, RuntimeName, Seed, claim
 from sam_edge.cli.output import print_json, progress, stdout
 from sam_edge.option_docs import doc
 
@@ -46,7 +46,9 @@ def bench(
         typer.Option("--mlperf-like", help="Time for 60 s or more and show 90th percentiles, as SingleStream does."),
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure the peak memory of a fresh process.")] = True,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for bench.json and a CSV.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for bench.json and a CSV.", callback=claim)
+    ] = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: OnDevice = "auto",

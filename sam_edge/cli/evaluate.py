@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from sam_edge.cli.options import AsRuntime, EvalSplit, Json, Model, OnDevice, Out, Prompt, RuntimeName, Seed, Strict
+from sam_edge.cli.options import (
+    AsRuntime,
+    EvalSplit,
+    ImagesRoot,
+    Json,
+    Model,
+    OnDevice,
+    Out,
+    Prompt,
+    RuntimeName,
+    Seed,
+    Strict,
+)
 from sam_edge.cli.output import print_json, progress, report
 
 
@@ -39,6 +51,7 @@ def evaluate(
     split: EvalSplit = "val",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many pictures, drawn by the seed.")] = None,
     runtime: AsRuntime = RuntimeName.auto,
+    images_root: ImagesRoot = None,
     strict: Strict = False,
     as_json: Json = False,
     seed: Seed = 0,
@@ -61,6 +74,7 @@ def evaluate(
                 seed=seed,
                 runtime=runtime.value,
                 device=device,
+                images_root=images_root,
                 on_progress=on_progress,
             )
         text = f"mask AP {found['ap']:.3f} (50: {found['ap50']:.3f}, 75: {found['ap75']:.3f}; small "
@@ -82,6 +96,7 @@ def evaluate(
                 runtime=runtime.value,
                 device=device,
                 strict=strict,
+                images_root=images_root,
                 on_progress=on_progress,
             )
         for row in found["strategies"]:
@@ -107,6 +122,7 @@ def evaluate(
             runtime=runtime.value,
             device=device,
             strict=strict,
+            images_root=images_root,
             on_progress=on_progress,
         )
     if clicks is not None:

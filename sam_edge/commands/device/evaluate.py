@@ -27,11 +27,12 @@ def evaluate(
     runtime: str = "auto",
     device: str = "auto",
     strict: bool = False,
+    images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Mean IoU of a MODEL on labelled data, by `prompt` or after each of `clicks`; `limit` draws so many pictures."""
     opened = open_for_many(spec, runtime, device)
-    dataset = open_some(data, split, strict, limit=limit, seed=seed)
+    dataset = open_some(data, split, strict, limit=limit, seed=seed, images_root=images_root)
     on_image = counting(len(dataset), f"{prompt} mIoU", on_progress)
     common = {"model": spec, "runtime": opened.name, "data": data, "split": split}
     if clicks is not None:
@@ -55,10 +56,11 @@ def evaluate_ap(
     seed: int = 0,
     runtime: str = "auto",
     device: str = "auto",
+    images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """COCO's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or `limit`."""
-    asked = BoxesToSegment(instances, detections, limit=limit, seed=seed)
+    asked = BoxesToSegment(instances, detections, limit=limit, seed=seed, images_root=images_root)
     opened = open_for_many(spec, runtime, device)
     boxes = None if detections is None else str(detections)
     key = {"model": spec, "instances": str(instances), "detections": boxes, "multimask": multimask}
@@ -78,11 +80,12 @@ def evaluate_everything(
     runtime: str = "auto",
     device: str = "auto",
     strict: bool = False,
+    images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Everything-mode mIoU of both strategies, or of the grid alone where the model has no tau."""
     opened = open_for_many(spec, runtime, device)
-    dataset = open_some(data, split, strict, limit=limit, seed=seed)
+    dataset = open_some(data, split, strict, limit=limit, seed=seed, images_root=images_root)
     strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
     on_image = counting(len(dataset), "everything-mode mIoU", on_progress)
     rows = evaluate_strategies(opened, dataset, strategies, points_per_side=points_per_side, on_image=on_image)
