@@ -1,7 +1,6 @@
 """`quantize`."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer

@@ -98,8 +98,9 @@ def demo(
     out: Out = Path("sam-edge-demo"),
     as_json: Json = False,
 ) -> None:
-    """Segment the sample photo by a point, by a box, and everything in it: under a minute, without torch or a download."""
-    from sam_edge.commands.device.demo import NEXT, demo as demo_
+    """Segment the sample photo by a point, by a box, and everything in it; without torch, and without a download."""
+    from sam_edge.commands.device.demo import NEXT
+    from sam_edge.commands.device.demo import demo as demo_
 
     with progress("demo") as on_progress:
         result = demo_(out, on_progress)
