@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sam_edge.segment.everything import EverythingGenerator
     from sam_edge.segment.predictor import SamPredictor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EverythingGenerator",
