@@ -130,7 +130,10 @@ def run(
 
     overrides = {"images": images, "data": data, "seed": seed}
     loaded = pipeline.read_recipe(recipe, {key: value for key, value in overrides.items() if value is not None})
-    result = pipeline.run(loaded, out, device=device, say=lambda text: typer.echo(text, err=True))
+    with progress("run") as on_progress:
+        result = pipeline.run(
+            loaded, out, device=device, say=lambda text: typer.echo(text, err=True), on_progress=on_progress
+        )
     if as_json:
         print_json(result)
     else:
