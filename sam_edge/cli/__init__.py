@@ -1,18 +1,17 @@
 """The command line: parse, call, print. Heavy imports happen inside the commands."""
 
-import functools
 import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
 from sam_edge import __version__
 from sam_edge.cli.examples import EXAMPLES
-from sam_edge.cli.output import INTERRUPTED, Interrupted, fail, kept
+from sam_edge.cli.output import INTERRUPTED, Interrupted, fail, interruptible
 from sam_edge.errors import SamEdgeError
 from sam_edge.halves import missing
 
@@ -62,25 +61,12 @@ def application(names: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, rich_help_panel=panel)
         else:
-            app.command(name, rich_help_panel=panel, epilog=_epilog(name))(_interruptible(command))
+            app.command(name, rich_help_panel=panel, epilog=_epilog(name))(interruptible(command))
     return app
 
 
 def _epilog(name: str) -> str:
     return "\n\n".join(("Examples:", *(f"$ sam-edge {example}" for example in EXAMPLES[name])))
-
-
-def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that says what an interruption left."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        try:
-            return command(*args, **options)
-        except KeyboardInterrupt:
-            raise Interrupted(kept(options)) from None
-
-    return wrapped
 
 
 def _root(

@@ -1,5 +1,6 @@
 """What commands print: progress and people's text on stderr, tables and JSON on stdout."""
 
+import functools
 import json
 import os
 import sys
@@ -44,6 +45,19 @@ def kept(options: Mapping[str, Any]) -> str:
             if state.exists():
                 return f"what was done is kept in {state}, and the same command goes on from there"
     return "nothing was written" if options.get("out") is not None else "nothing was left behind"
+
+
+def interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that says what an interruption left: it raises `Interrupted`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except KeyboardInterrupt:
+            raise Interrupted(kept(options)) from None
+
+    return wrapped
 
 
 def fail(text: str, code: int = 1) -> NoReturn:

@@ -1,4 +1,4 @@
-"""`study`: what its authors measure the toolkit with; most have a page in docs/explanation.
+"""`study`: ablations, races and tables, most of which a page of docs/explanation is about.
 
 Two are commands of their own; the others are modules that parse their own arguments, and are handed them.
 """
@@ -26,7 +26,7 @@ from sam_edge.cli.options import (
     Seed,
     claim,
 )
-from sam_edge.cli.output import print_json, progress, stdout
+from sam_edge.cli.output import interruptible, print_json, progress, stdout
 from sam_edge.option_docs import doc
 
 _QUANTIZE = partial(doc, "sam_edge.quantize.ptq", "QuantizeOptions")
@@ -49,6 +49,7 @@ app = typer.Typer(
 
 
 @app.command("quantization")
+@interruptible
 def quantization(
     model: Model,
     images: Images,
@@ -132,6 +133,7 @@ def quantization(
 
 
 @app.command("integers")
+@interruptible
 def integers(
     model: Model,
     quantized: Annotated[str, typer.Argument(metavar="QUANTIZED", help="The quantized checkpoint made of MODEL.")],
@@ -176,6 +178,7 @@ def integers(
 
 
 def _handed_on(module: str) -> Callable[[typer.Context], None]:
+    @interruptible
     def study(context: typer.Context) -> None:
         importlib.import_module(module).main(context.args)
 
