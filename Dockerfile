@@ -1,4 +1,4 @@
-# The device half, without torch: docker build -t sam-edge . && docker run --rm --volume "$PWD:/home/sam/work" sam-edge demo
+# The device half, without torch; docs/how-to/raspberry-pi.md says how it is built and run
 FROM python:3.13-slim AS build
 # for the kernels; without a compiler all works, more slowly
 RUN apt-get update && apt-get install --yes --no-install-recommends g++

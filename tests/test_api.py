@@ -40,11 +40,9 @@ def test_the_arguments_are_what_they_were(name):
 
 
 def test_importing_it_imports_nothing_else():
-    script = "import sys; before = set(sys.modules); import sam_edge; print(sorted(set(sys.modules) - before))"
+    script = "import sys; before = set(sys.modules); import sam_edge; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    new = set(eval(done.stdout))  # a list of names that we printed ourselves
-    assert {name.partition(".")[0] for name in new} - sys.stdlib_module_names == {"sam_edge"}
-    assert new & {"numpy", "typing_extensions"} == set()
+    assert {name.partition(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names == {"sam_edge"}
 
 
 @pytest.mark.parametrize("first", ["sam_edge.evaluate.miou", "sam_edge.api"])
