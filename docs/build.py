@@ -43,8 +43,8 @@ def generate(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cli.md").write_text("\n".join(commands()) + "\n", encoding="utf-8")
     (folder / "imports.svg").write_text(drawing(imports()), encoding="utf-8")
-    (folder / "hierarchy.svg").write_text(hierarchy(), encoding="utf-8")
-    (folder / "twin.svg").write_text(twin(), encoding="utf-8")
+    for figure in (hierarchy, twin, alignment, hard_points):
+        (folder / f"{figure.__name__}.svg").write_text(figure(), encoding="utf-8")
 
 
 # commands
@@ -140,7 +140,7 @@ def drawing(edges: set[tuple[str, str]]) -> str:
     for floor, halves in enumerate(FLOORS):
         for side, names in enumerate(halves):
             for at, name in enumerate(names):
-                places[name] = (side * half + half * (at + 0.5) / max(len(names), 1), 60 + floor * row)
+                places[name] = (side * half + half * (at + 0.5) / max(len(names), 1), 76 + floor * row)
     # a segment of the ground floor is everybody's: it lies under both halves
     lines = []
     for one, other in sorted(_reduced(edges)):
@@ -157,7 +157,7 @@ def drawing(edges: set[tuple[str, str]]) -> str:
         f'fill="{DEVICE if x < half else WORKSHOP}"/><text x="{x}" y="{y + 5}">{name}</text>'
         for name, (x, y) in places.items()
     ]
-    tall = 60 + len(FLOORS) * row - 30
+    tall = 76 + len(FLOORS) * row - 30
     return "\n".join(
         (
             f'<svg {SVG} viewBox="0 0 {2 * half} {tall}" font-size="14">',
@@ -209,49 +209,77 @@ def hierarchy(points_per_side: int = 16, cell: int = 20) -> str:
     grid = regular_grid(points_per_side)
     first = set(first_pass(grid).tolist())
     side = points_per_side * cell
-    dots = [
-        f'<circle cx="{x * side:.1f}" cy="{y * side:.1f}" r="{5 if index in first else 2}" '
-        f'fill="{MARK if index in first else FAINT}"/>'
-        for index, (x, y) in enumerate(grid)
-    ]
-    return "\n".join(
-        (
-            f'<svg {SVG} viewBox="0 0 {side} {side}" width="{side}">',
-            f'<rect width="{side}" height="{side}" fill="#fff" stroke="#99a"/>',
-            *dots,
-            "</svg>",
-        )
-    )
+    return _svg(side, side, [_dot(x * side, y * side, index in first) for index, (x, y) in enumerate(grid)])
 
 
 def twin(bits: int = 4, width: int = 640, height: int = 150) -> str:
-    """Codes of a twin grid behind a softmax beside those of one step over the same range."""
-    import numpy as np
+    """Values of a twin grid behind a softmax beside those of one step over the same range."""
     import torch
 
     from sam_edge.models.grids import TwinGrid
 
-    shift = 3
-    grid = TwinGrid.unsigned(1.0 / 2 ** (bits - 1), shift, bits)
-    x = torch.linspace(0, 1, 20001)
-    twice = np.unique(sum(grid.branches(x)).numpy().round(6))
-    once = np.arange(2**bits) / (2**bits - 1)
-    rows = [(f"twin scales, {bits} bits", twice, 45), (f"one scale, {bits} bits", once, 110)]
-    marks = []
-    for name, values, y in rows:
-        marks.append(
-            f'<text x="10" y="{y - 18}">{name}</text><line x1="10" x2="{width - 10}" y1="{y}" y2="{y}" stroke="#99a"/>'
-        )
-        places = [f"{10 + value * (width - 20):.1f}" for value in values if value <= 1]
-        marks += [f'<path d="M{x},{y - 9} V{y + 9}" stroke="{MARK}"/>' for x in places]
-    return "\n".join(
-        (
-            f'<svg {SVG} viewBox="0 0 {width} {height}" width="{width}" font-size="13">',
-            f'<rect width="{width}" height="{height}" fill="#fff"/>',
-            *marks,
-            "</svg>",
-        )
-    )
+    grid = TwinGrid.unsigned(1.0 / 2 ** (bits - 1), shift=3, bits=bits)
+    fine, coarse = grid.branches(torch.linspace(0, 1, 20001))
+    twice = sorted(set((fine + coarse).tolist()))
+    once = [code / (2**bits - 1) for code in range(2**bits)]
+    parts = []
+    for name, values, y in ((f"twin scales, {bits} bits", twice, 45), (f"one scale, {bits} bits", once, 110)):
+        parts.append(f'<text x="10" y="{y - 18}">{name}</text>')
+        parts.append(f'<path d="M10,{y} H{width - 10}" stroke="{FAINT}"/>')
+        places = [f"{10 + value * (width - 20):.1f}" for value in values]
+        parts += [f'<path d="M{x},{y - 9} V{y + 9}" stroke="{MARK}"/>' for x in places]
+    return _svg(width, height, parts)
+
+
+def alignment(epochs: int = 10, shown: int = 20, width: int = 640, height: int = 210) -> str:
+    """Alpha of SlimSAM's two alignments over the epochs of a stage, the first ten of which align."""
+    from sam_edge.compress.distil import Alignment
+
+    def place(epoch: int, alpha: float) -> str:
+        return f"{40 + epoch * (width - 60) / shown:.1f},{180 - 150 * alpha:.1f}"
+
+    parts = [f'<path d="M40,20 V180 H{width - 20}" fill="none" stroke="{FAINT}"/>']
+    parts += [f'<text x="8" y="{184 - 150 * alpha:.0f}">{alpha:g}</text>' for alpha in (0, 0.5, 1)]
+    parts.append(f'<text x="{width - 60}" y="200">epoch</text>')
+    for kind, colour, y in (("bottleneck", MARK, 40), ("embedding", "#1565c0", 60)):
+        weight = Alignment(None, kind, epochs).weight  # type: ignore[arg-type]
+        line = " ".join(place(epoch, weight(epoch)) for epoch in range(shown + 1))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        number = "eq. 6" if kind == "bottleneck" else "eq. 8"
+        parts.append(f'<text x="{width - 230}" y="{y}" fill="{colour}">{kind} aligning ({number})</text>')
+    return _svg(width, height, parts)
+
+
+def hard_points(side: int = 320, cells: int = 64, points: int = 60) -> str:
+    """Points of the next round, between a mask that is wanted and one that was predicted."""
+    import torch
+
+    from sam_edge.compress.hard_prompts import next_points
+
+    y, x = torch.meshgrid(torch.arange(cells), torch.arange(cells), indexing="ij")
+    wanted = ((x - 30) / 24) ** 2 + ((y - 32) / 18) ** 2 < 1
+    predicted = ((x - 38) / 20) ** 2 + ((y - 28) / 20) ** 2 < 1
+    uniform = (torch.arange(points) + 0.5) / points
+    drawn, _ = next_points(predicted.expand(points, -1, -1), wanted.expand(points, -1, -1), uniform, negatives=False)
+    scale = side / cells
+    shapes = ((30, 32, 24, 18, DEVICE, "M_gt", 34, 190), (38, 28, 20, 20, WORKSHOP, "M_i", 250, 90))
+    parts = [
+        f'<ellipse cx="{cx * scale}" cy="{cy * scale}" rx="{rx * scale}" ry="{ry * scale}" fill="{fill}" '
+        f'fill-opacity="0.8" stroke="{FAINT}"/>'
+        for cx, cy, rx, ry, fill, *_ in shapes
+    ]
+    parts += [_dot((column + 0.5) * scale, (row + 0.5) * scale, True, 2.5) for column, row in drawn.tolist()]
+    parts += [f'<text x="{at}" y="{down}">{name}</text>' for *_, name, at, down in shapes]
+    return _svg(side, side, parts)
+
+
+def _dot(x: float, y: float, marked: bool, radius: float = 5) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius if marked else 2}" fill="{MARK if marked else FAINT}"/>'
+
+
+def _svg(width: int, height: int, parts: Iterable[str]) -> str:
+    head = f'<svg {SVG} viewBox="0 0 {width} {height}" width="{width}" font-size="13">'
+    return "\n".join((head, f'<rect width="{width}" height="{height}" fill="#fff"/>', *parts, "</svg>"))
 
 
 if __name__ == "__main__":

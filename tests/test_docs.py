@@ -80,7 +80,7 @@ def test_every_equation_of_the_papers_is_a_function() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path, build: ModuleType) -> None:
-    made = {"cli.md", "imports.svg", "hierarchy.svg", "twin.svg"}
+    made = {"cli.md", "imports.svg", "hierarchy.svg", "twin.svg", "alignment.svg", "hard_points.svg"}
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if target.startswith("http"):
             continue
