@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ import typer
 
 from sam_edge.cli import COMMANDS, application
 from sam_edge.cli.study import MODULES
+from tests.checkout import copied, elsewhere
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -192,16 +194,14 @@ def test_the_readme_runs_in_a_new_environment(tmp_path: Path) -> None:
     """All that README shows of a device, pasted in order; of the workshop where it is installed."""
     python = tmp_path / "device" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "device"], check=True)
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "demo", "runs", "site", "build", "*.egg-info", "__pycache__", "*.so")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    for link in ("export", "kernels", "bench"):
-        (source / "sam_edge" / link).unlink(missing_ok=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{source}[cpu]"], check=True)
+    source = copied(tmp_path / "source")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{source}[cpu]"], check=True, env=elsewhere())
     device, workshop = readme_blocks("console")
-    paste(device, python, tmp_path)
+    paste(device, python, tmp_path, elsewhere())
     for block in readme_blocks("python"):
-        subprocess.run([python, "-c", f"{block}\nassert masks.shape == (3, 400, 600)"], cwd=tmp_path, check=True)
+        subprocess.run(
+            [python, "-c", f"{block}\nassert masks.shape == (3, 400, 600)"], cwd=tmp_path, check=True, env=elsewhere()
+        )
     if find_spec("torch") is None:
         return
     from PIL import Image
@@ -210,14 +210,14 @@ def test_the_readme_runs_in_a_new_environment(tmp_path: Path) -> None:
     with Image.open(tmp_path / "photo.jpg") as photo:
         for number in range(4):
             photo.rotate(90 * (number % 2), expand=True).save(tmp_path / "photos" / f"{number}.jpg")
-    paste(workshop, Path(sys.executable), tmp_path)
+    paste(workshop, Path(sys.executable), tmp_path, dict(os.environ))
     assert list((tmp_path / "cups").glob("masks.json"))
 
 
-def paste(block: str, python: Path, folder: Path) -> None:
+def paste(block: str, python: Path, folder: Path, environment: dict[str, str]) -> None:
     for command, lines in shown(block):
         arguments = [python, "-m", "sam_edge", *shlex.split(command)[1:]]
-        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
         held(lines, done.stdout + done.stderr)
 

@@ -1,6 +1,5 @@
 """pyproject's list of packages against the folders, and what an installation must hold."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 from sam_edge.halves import EXTRAS
+from tests.checkout import copied, elsewhere
 
 ROOT = Path(__file__).parents[1]
 MAPPED = ("export", "kernels", "bench")
@@ -92,16 +92,12 @@ def test_the_container_is_slim_and_not_root() -> None:
 @pytest.mark.slow
 def test_the_steps_of_the_container_make_a_device(tmp_path: Path) -> None:
     """Where there is no Docker: what the Dockerfile runs, in folders of this test's, but for what needs root."""
-    source, root = tmp_path / "source", tmp_path / "opt"
-    ignored = [line for line in (ROOT / ".dockerignore").read_text().split() if not line.startswith("sam_edge/")]
-    patterns = [line.rpartition("/")[2] for line in ignored]
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*patterns))
-    for link in MAPPED:
-        (source / "sam_edge" / link).unlink(missing_ok=True)
+    source, root = copied(tmp_path / "source"), tmp_path / "opt"
     for step, given in steps():
         if step == "RUN" and not given.startswith(("apt-get", "useradd")):
             command = given.replace("/source", str(source)).replace("/opt", str(root))
-            subprocess.run(command.replace("python -m venv", f"{sys.executable} -m venv"), shell=True, check=True)
+            command = command.replace("python -m venv", f"{sys.executable} -m venv")
+            subprocess.run(command, shell=True, check=True, env=elsewhere())
     work = tmp_path / "work"
     work.mkdir()
     environment = {"PATH": f"{root}/sam-edge/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
@@ -123,12 +119,7 @@ def test_the_steps_of_the_container_make_a_device(tmp_path: Path) -> None:
 def test_what_is_built_can_be_uploaded(tmp_path: Path) -> None:
     pytest.importorskip("build", reason="`build` is not installed")
     pytest.importorskip("twine", reason="`twine` is not installed")
-    source = tmp_path / "source"
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".*", "demo", "runs", "site", "build", "*.egg-info", "*.so")
-    )
-    for link in MAPPED:
-        (source / "sam_edge" / link).unlink(missing_ok=True)
+    source = copied(tmp_path / "source")
     subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path / "dist", source], check=True)
     files = sorted((tmp_path / "dist").iterdir())
     assert [file.suffix for file in files] == [".whl", ".gz"]
@@ -146,11 +137,7 @@ def test_what_is_built_can_be_uploaded(tmp_path: Path) -> None:
 def test_a_wheel_works_on_a_device_outside_of_the_checkout(
     environment: dict[str, str], pure: bool, tmp_path: Path
 ) -> None:
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "demo", "runs", "build", "*.egg-info", "__pycache__", "*.so")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    for link in ("export", "kernels", "bench"):
-        (source / "sam_edge" / link).unlink(missing_ok=True)
+    source = copied(tmp_path / "source")
 
     def run(*command: object) -> str:
         done = subprocess.run(
@@ -159,7 +146,7 @@ def test_a_wheel_works_on_a_device_outside_of_the_checkout(
             text=True,
             check=False,
             cwd=tmp_path,
-            env=os.environ | environment,
+            env=elsewhere() | environment,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
