@@ -70,9 +70,11 @@ def test_a_command_imports_no_other_command():
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
 
 
-def test_the_help_groups_commands_by_what_they_are_for(sam_edge):
-    code, out, _ = sam_edge("--help")
-    assert code == 0
+@pytest.mark.parametrize(("arguments", "exit_code"), [(["--help"], 0), ([], 2)])
+def test_the_help_groups_commands_by_what_they_are_for(sam_edge, arguments, exit_code):
+    code, out, err = sam_edge(*arguments)
+    assert code == exit_code
+    out += err
     headings = [out.index(heading) for heading in (USE, MAKE, MEASURE)]
     assert headings == sorted(headings)
     for name, (panel, _) in COMMANDS.items():

@@ -44,7 +44,7 @@ COMMANDS = {
 
 
 def application(names: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
-    """The command line with the commands `names`: importing all of them is half of what a short command takes."""
+    """The command line with the commands `names`, whose modules alone are imported."""
     app = typer.Typer(
         name="sam-edge",
         help="Make a Segment Anything model small and fast, and show what it cost in accuracy.",
@@ -82,9 +82,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # names of files need not be UTF-8; they are written as they are
         sys.stdout.reconfigure(errors="surrogateescape")
-    asked = sys.argv[1:2]
+    asked = [name for name in sys.argv[1:2] if name in COMMANDS]
     # completing, and helping, is about all commands
-    whole = "_SAM_EDGE_COMPLETE" in os.environ or not set(asked) <= COMMANDS.keys()
+    whole = "_SAM_EDGE_COMPLETE" in os.environ or not asked
     try:
         application(tuple(COMMANDS) if whole else asked)()
     except SamEdgeError as error:
