@@ -84,14 +84,15 @@ def test_the_help_groups_commands_by_what_they_are_for(sam_edge, arguments, exit
 
 def parsed(app: Any, arguments: list[str]) -> None:
     """Parse a command line down to its command, and check every option; nothing is run."""
-    context = app.make_context("sam-edge", arguments)
-    if arguments := [*context._protected_args, *context.args]:
-        _, command, rest = app.resolve_command(context, arguments)
-        command.make_context(command.name, rest, parent=context)
+    command = app.commands[arguments[0]]
+    # what an option claims is let go of
+    with command.make_context(command.name, arguments[1:]):
+        pass
 
 
 @pytest.mark.parametrize("command", COMMANDS.keys() - {"study"})
-def test_every_command_has_examples_that_parse(command):
+def test_every_command_has_examples_that_parse(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     app = typer.main.get_command(application())
     for example in EXAMPLES[command]:
         parsed(app, shlex.split(example))
