@@ -61,6 +61,7 @@ def _stage(seed: int, steps: int, learning_rate: float, **options: Any) -> Train
         warmup_steps=20,
         ema_decay=0.99,
         schedule=options.pop("schedule", "constant"),
+        bf16=options.pop("bf16", False),
     )
     common: dict[str, Any] = {"prompts": 16, "min_cells": 6, "degrade": 0.03, "copy_paste": 0.1}
     return TrainOptions(loop=loop, seed=seed, **common | options)
@@ -97,7 +98,7 @@ STAGES = {
     ),
     "windows-2": _stage(
         3,
-        3000,
+        1307,
         6e-4,
         window=256,
         batch_size=6,
@@ -105,6 +106,21 @@ STAGES = {
         rates=((BACKBONE, 0.2),),
         prompting=InteractiveOptions(box_share=0.4, rounds=2, interactive_share=0.15),
         ellipses=0.05,
+        whole=0.3,
+        max_zoom=4.0,
+        nothing=0.05,
+    ),
+    "windows-3": _stage(
+        4,
+        20000,
+        6e-4,
+        window=256,
+        batch_size=8,
+        prompts=10,
+        freeze=EARLY,
+        rates=((BACKBONE, 0.2),),
+        bf16=True,
+        prompting=InteractiveOptions(box_share=0.35, rounds=2, interactive_share=0.15),
         whole=0.3,
         max_zoom=4.0,
         nothing=0.05,
