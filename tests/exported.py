@@ -183,13 +183,17 @@ def timm_fp32(export, timm_config) -> Exported:
 
 @pytest.fixture(scope="session")
 def timm_int8(export, timm_config) -> Exported:
-    """The same, quantized, in the CPU dialect."""
+    """The same, pruned and quantized, in the CPU dialect."""
+    from sam_edge.compress.prune import PruneOptions, prune_encoder
     from sam_edge.export import to_onnx
+    from sam_edge.models.sam import EdgeSam
 
+    pruned = EdgeSam(timm_config)
+    prune_encoder(pruned, PruneOptions(0.3, "random"))
     with pytest.MonkeyPatch.context() as patch:
         # as for TinyViT
         patch.setitem(to_onnx.SMALLEST_IOU, "int8", 0.85)
-        return export(timm_config, "int8")
+        return export(pruned.config, "int8")
 
 
 @pytest.fixture(scope="session")

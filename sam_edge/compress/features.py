@@ -11,6 +11,9 @@ from segment_anything.modeling.image_encoder import Block
 from timm.models.tiny_vit import MBConv, TinyVitBlock
 from torch import Tensor, nn
 
+from sam_edge.compress.timm_groups import feature_layers
+from sam_edge.models.timm_encoder import TimmEncoder
+
 Kind = Literal["bottleneck", "embedding"]
 
 BOTTLENECK_LAYERS = ("attn.q", "attn.k", "attn.v", "mlp.lin1")
@@ -34,6 +37,8 @@ def recorded(encoder: nn.Module, kind: Kind) -> Iterator[list[Tensor]]:
 
 
 def _sources(encoder: nn.Module, kind: Kind) -> list[nn.Module]:
+    if isinstance(encoder, TimmEncoder):
+        return [encoder.get_submodule(name) for name in feature_layers(encoder, kind)]
     blocks = [module for module in encoder.modules() if isinstance(module, Block | MBConv | TinyVitBlock)]
     if kind == "embedding":
         return blocks

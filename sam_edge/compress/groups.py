@@ -17,9 +17,9 @@ import torch_pruning as tp
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
-from sam_edge.compress.slices import ChannelGroup, Slice
+from sam_edge.compress.slices import ChannelGroup, Slice, traceable
+from sam_edge.compress.timm_groups import timm_groups
 from sam_edge.compress.tiny_vit_groups import tiny_vit_groups
-from sam_edge.errors import CompressionError
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.vit import SplitAttention
 
@@ -29,7 +29,7 @@ def find_groups(model: EdgeSam) -> list[ChannelGroup]:
     if model.config.arch == "tiny_vit":
         return tiny_vit_groups(model.config)
     if model.config.arch == "timm":
-        raise CompressionError("a backbone of timm's cannot be pruned yet: choose a smaller one as a student.")
+        return timm_groups(model.image_encoder)
     encoder = model.image_encoder
     graph = _trace(encoder)
     names = {module: name for name, module in encoder.named_modules()} | {encoder.pos_embed: "pos_embed"}
@@ -111,18 +111,13 @@ def _stand_in(encoder: ImageEncoderViT) -> Iterator[list[Tensor]]:
 
     blocks = list(encoder.blocks)
     windows = [block.window_size for block in blocks]
-    frozen = [parameter for parameter in encoder.parameters() if not parameter.requires_grad]
     for block in blocks:
         block.window_size = 0
         block.attn.forward = MethodType(forward, block.attn)
-    # the graph is read off the gradients' functions: there are none for frozen weights
-    for parameter in frozen:
-        parameter.requires_grad_(True)
     try:
-        yield products
+        with traceable(encoder):
+            yield products
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
         for block, window in zip(blocks, windows, strict=True):
             block.window_size = window
             del block.attn.forward

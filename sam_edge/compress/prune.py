@@ -11,6 +11,7 @@ from sam_edge.compress.slices import ALL_PARTS, ChannelGroup, Part, group_score,
 from sam_edge.compress.widths import PruneOptions, Score, choose
 from sam_edge.errors import CompressionError
 from sam_edge.models.sam import EdgeSam, build_encoder
+from sam_edge.models.timm_encoder import narrowed_widths
 from sam_edge.models.vit import split_attention
 from sam_edge.segment.config import BlockConfig, ModelConfig, StageConfig
 
@@ -64,10 +65,14 @@ def prune_encoder(
     groups = [group for group in find_groups(model) if group.part in parts]
     kept = choose(groups, _scores(model, groups, options, saliency), options)
     state = removed(model.image_encoder.state_dict(), groups, kept)
-    widths: dict[tuple[str, int], int] = {
-        (group.part, group.block): keep.shape[1] * group.heads for group, keep in zip(groups, kept, strict=True)
-    }
-    config = _narrowed(model.config, widths)
+    if model.config.backbone is not None:
+        widths = narrowed_widths(model.config, state)
+        config = model.config.replace(backbone=replace(model.config.backbone, widths=widths))
+    else:
+        config = _narrowed(
+            model.config,
+            {(group.part, group.block): keep.shape[1] * group.heads for group, keep in zip(groups, kept, strict=True)},
+        )
     device = next(model.parameters()).device
     encoder = build_encoder(config).to(device)
     encoder.load_state_dict(state)

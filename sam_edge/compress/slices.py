@@ -1,12 +1,13 @@
 """Structured pruning as data: the entries of an encoder's tensors that belong to each removable channel."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Part = Literal["embedding", "qk", "v", "mlp"]
 ALL_PARTS: tuple[Part, ...] = ("embedding", "qk", "v", "mlp")
@@ -32,7 +33,8 @@ class ChannelGroup:
 
     part: Part
     block: int
-    """Number of the block over the whole encoder; -1 for the embedding, which runs through all."""
+    """Number of the block over the whole encoder; -1 for the embedding that runs through all. Where every stage has an
+    embedding of its own, theirs are numbered too."""
     heads: int
     """Width that one channel more per set adds: the heads of q, k and v, 1 elsewhere."""
     sets: int
@@ -52,6 +54,19 @@ class ChannelGroup:
     def width(self) -> int:
         """The layer's width, all heads together."""
         return self.per_set * self.heads
+
+
+@contextmanager
+def traceable(encoder: nn.Module) -> Iterator[None]:
+    """While the context lasts, gradients are recorded for every weight: a dependency graph is read off them."""
+    frozen = [parameter for parameter in encoder.parameters() if not parameter.requires_grad]
+    try:
+        encoder.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def group_score(group: ChannelGroup, saliency: Mapping[str, Tensor]) -> Float[Tensor, "sets per_set"]:

@@ -157,7 +157,7 @@ class Slimming:
             return {}
 
         settings = {**asdict(options.prune), **asdict(options.importance)}
-        if parts == ("embedding",):
+        if parts == ("embedding",) and self.model.config.backbone is None:
             # one group: there is nothing to rank it against
             del settings["ranking"], settings["normalization"]
         self._stage(name, settings, work)

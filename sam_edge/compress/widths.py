@@ -114,8 +114,8 @@ def _step(group: ChannelGroup, options: PruneOptions) -> int:
 
 
 def _nothing_left(group: ChannelGroup, options: PruneOptions) -> CompressionError:
-    where = "the embedding" if group.block < 0 else f"block {group.block}"
+    what = "the embedding's" if group.block < 0 else f"{group.part} {group.block}'s"
     return CompressionError(
-        f"ratio {options.ratio} leaves nothing of {where}'s {group.width} {group.part} channels: "
+        f"ratio {options.ratio} leaves nothing of {what} {group.width} channels: "
         "lower --ratio or --round-to."
     )

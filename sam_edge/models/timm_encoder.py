@@ -4,7 +4,8 @@ As NanoSAM (ResNet), EdgeSAM (RepViT) and EfficientViT-SAM do it: maps of severa
 grid and added (Lin et al. 2017), a few convolutions refine the sum, and SAM's neck ends it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import timm
@@ -29,9 +30,11 @@ class TimmEncoder(nn.Module):
         super().__init__()
         assert config.backbone is not None
         self.img_size = config.image_size
+        self.strides = config.backbone.strides
         self.backbone, channels = build_backbone(config.backbone)
         self.pyramid = Pyramid(config.backbone, channels, config.patch_size)
         self.neck = build_neck(config.backbone.width, config)
+        _narrow(self, config.backbone)
 
     def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Image embedding of normalised, padded pixels."""
@@ -104,6 +107,53 @@ def build_backbone(backbone: BackboneConfig) -> tuple[nn.Module, list[int]]:
             "choose another backbone."
         ) from error
     return network, network.feature_info.channels()
+
+
+def is_narrowable(layer: nn.Module) -> bool:
+    """Whether a layer's channels can be removed: a plain or depthwise convolution's, a linear layer's, a batch norm's."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
+    return isinstance(layer, nn.Linear | nn.BatchNorm2d)
+
+
+def narrowed_widths(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """`BackboneConfig.widths` of an encoder's weights: those of every layer that is not as wide as timm makes it."""
+    assert config.backbone is not None
+    with torch.device("meta"):
+        whole = TimmEncoder(config.replace(backbone=replace(config.backbone, widths={})))
+    widths = {}
+    for name, layer in whole.named_modules():
+        if is_narrowable(layer):
+            sizes = tuple(state[f"{name}.weight"].shape[:2])
+            if sizes != tuple(whole.get_parameter(f"{name}.weight").shape[:2]):
+                widths[name] = sizes
+    return widths
+
+
+def _narrow(encoder: TimmEncoder, backbone: BackboneConfig) -> None:
+    """Give layers the widths that pruning left, in place.
+
+    Raises:
+        ModelError: no such layer, or more channels than it has.
+    """
+    layers = {name: layer for name, layer in encoder.named_modules() if is_narrowable(layer)}
+    for name, sizes in backbone.widths.items():
+        layer = layers.get(name)
+        now = () if layer is None else tuple(encoder.get_parameter(f"{name}.weight").shape[:2])
+        if layer is None or len(sizes) != len(now) or not all(0 < size <= n for size, n in zip(sizes, now, strict=True)):
+            raise ModelError(f"config.json has {name} narrowed to {sizes}, where {backbone.name} has {now or 'no layer'}.")
+        for kind, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            if value.ndim:
+                kept = value.detach()[tuple(slice(size) for size in sizes[: value.ndim])].clone()
+                setattr(layer, kind, nn.Parameter(kept) if isinstance(value, nn.Parameter) else kept)
+        if isinstance(layer, nn.Conv2d):
+            layer.out_channels = sizes[0]
+            layer.groups = 1 if layer.groups == 1 else sizes[0]
+            layer.in_channels = layer.groups * sizes[1]
+        elif isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = sizes
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.num_features = sizes[0]
 
 
 def no_such_network(name: str) -> ModelError:

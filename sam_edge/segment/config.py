@@ -98,6 +98,9 @@ class BackboneConfig:
     """Channels of the pyramid."""
     refinements: int = 1
     """Residual pairs of convolutions on the sum of the maps."""
+    widths: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """What pruning left of the encoder's layers, by name, where it is not what timm makes: channels out and in of
+    convolutions (in of each group) and linear layers, channels of batch norms."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if parts[-1] is not ... and len(parts) != len(value):
             raise ValueError(f"{where} must have {len(parts)} values, got {len(value)}")
         return tuple(_read(parts[0], part, f"{where}[{place}]") for place, part in enumerate(value))
+    if origin is dict and parts[-1] is not Any and isinstance(value, dict):
+        return {str(key): _read(parts[-1], part, f"{where}.{key}") for key, part in value.items()}
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return value
     if kind is int and type(value) is int and 0 <= value <= LARGEST:

@@ -19,6 +19,14 @@ def test_a_tiny_vits_convolutions_have_hidden_widths_and_no_attention(tiny_vit_c
     assert widths["v"] == [16, 24, 24, 32]
 
 
+def test_a_backbones_convolutions_are_shown_as_wide_as_pruning_left_them(timm_config: ModelConfig):
+    pruned = replace(timm_config.backbone, widths={"backbone.conv_stem": (8, 3)})
+    whole, narrow = (block_widths(config)["conv"] for config in (timm_config, timm_config.replace(backbone=pruned)))
+    assert (whole[0], narrow[0]) == (16, 8)
+    assert whole[1:] == narrow[1:]
+    assert widths_png(timm_config, {"a": timm_config.replace(backbone=pruned)}).startswith(b"\x89PNG")
+
+
 def test_the_plot_has_a_row_per_model(tiny_config):
     one, two = (widths_png(tiny_config, dict.fromkeys("ab"[:n], tiny_config)) for n in (1, 2))
     assert one.startswith(b"\x89PNG")

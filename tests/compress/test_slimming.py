@@ -21,6 +21,7 @@ from sam_edge.compress.widths import PruneOptions
 from sam_edge.data import open_images
 from sam_edge.errors import CompressionError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
+from sam_edge.models.cost import cost
 from sam_edge.scenes.synthetic import SyntheticScenes
 from sam_edge.training import loop
 
@@ -122,6 +123,23 @@ def test_half_of_the_epochs_go_to_each_half_and_all_to_the_only_one(tiny_slim, p
     tiny = slim(make_sam(tiny_vit_config), pictures, options(2)).records
     assert [r["stage"] for r in tiny] == ["1-bottleneck-pruned", "2-embedding-aligned"]
     assert tiny[1]["steps"] == 2 * per_epoch
+
+
+def test_a_backbone_of_timms_goes_through_the_same_stages(make_sam, timm_config, pictures, tmp_path):
+    model = make_sam(timm_config)
+    run = slim(model, pictures, options(4), tmp_path)
+    assert [record["stage"] for record in run.records] == STAGES
+    costs = [cost(model.config).encoder_parameters]
+    weights = []
+    for folder in sorted(tmp_path.iterdir()):
+        stage = load_checkpoint(folder)
+        costs.append(cost(stage.config).encoder_parameters)
+        weights.append(stage.state_dict())
+    assert costs[0] > costs[1] == costs[2] > costs[3] == costs[4]
+    assert not same(weights[0], weights[1])
+    assert not same(weights[2], weights[3])
+    # how the stages' widths are ranked is told of here: there are several
+    assert load_checkpoint(sorted(tmp_path.iterdir())[0]).config.lineage[-1]["settings"]["ranking"] == "global"
 
 
 def test_without_epochs_the_stages_only_prune(tiny_slim, pictures):
