@@ -112,7 +112,7 @@ STAGES = {
     ),
     "windows-3": _stage(
         4,
-        20000,
+        721,
         6e-4,
         window=256,
         batch_size=8,
@@ -127,6 +127,22 @@ STAGES = {
         whole=0.3,
         max_zoom=4.0,
         nothing=0.05,
+    ),
+    "small": _stage(
+        5,
+        2000,
+        6e-4,
+        window=64,
+        batch_size=16,
+        prompts=16,
+        freeze=("image_encoder.*",),
+        prompting=InteractiveOptions(box_share=0.6, rounds=1),
+        ellipses=0.5,
+        target_scale=4,
+        min_cells=2,
+        min_zoom=4.0,
+        max_zoom=16.0,
+        whole=0.0,
     ),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays; then all
