@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,6 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from sam_edge.bench.repeats import Scores, repeat
+from sam_edge.errors import BenchError
+from sam_edge.evaluate.paired import Difference, Totals, paired_difference
 from sam_edge.files import atomic_file
 
 
@@ -49,6 +51,12 @@ class Measured:
     """The same where the decoder computes in float."""
     file_bytes: int
     """Of `model.safetensors`."""
+    totals: dict[str, list[Totals]] = field(default_factory=dict)
+    """By `miou_point` and `miou_box` and by data set, what each picture scored."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The scores, without the pictures'."""
+        return {name: value for name, value in asdict(self).items() if name != "totals"}
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,15 @@ class QuantizationRow:
     runs: tuple[Measured, ...]
     """One for each calibration seed."""
 
-    def drop(self, parent: Measured, prompt: str) -> tuple[float, float]:
-        """Mean and standard deviation over seeds of the mIoU lost, in points (0.01)."""
-        found, spread = self.spread(f"miou_{prompt}")
-        return 100 * (getattr(parent, f"miou_{prompt}") - found), 100 * spread
+    def drop(self, parent: Measured, prompt: str) -> Difference:
+        """The mIoU lost, in shares, with its 95 % interval over pictures and seeds."""
+        measure = f"miou_{prompt}"
+        return paired_difference([parent.totals[measure]], [run.totals[measure] for run in self.runs])
+
+    def as_dict(self, parent: Measured) -> dict[str, Any]:
+        """For JSON: the setting, its runs and what they lost."""
+        lost = {prompt: asdict(self.drop(parent, prompt)) for prompt in ("point", "box")}
+        return {"setting": asdict(self.setting), "runs": [run.as_dict() for run in self.runs], "lost": lost}
 
     def spread(self, measure: str) -> tuple[float, float]:
         """Mean and standard deviation over seeds of what was measured, by its name."""
@@ -93,26 +106,35 @@ def compare_settings(
     `log` keeps what was measured under the `shared` settings, and that is not measured again.
 
     Raises:
-        BenchError: `log` holds results under other settings.
+        BenchError: `log` holds results under other settings, or from before pictures were kept apart.
     """
     arms = {setting.label: setting for setting in chosen}
     if on_run is not None:
         on_run(0, len(arms) * len(seeds), "float")
-    parent = repeat(["float"], [0], lambda *_: asdict(measure_parent()), log, shared)["float"][0]
+    parent = repeat(["float"], [0], lambda *_: _scores(measure_parent()), log, shared)["float"][0]
     found = repeat(
-        list(arms), seeds, lambda label, seed: asdict(measure(arms[label], seed)), log, shared, on_run=on_run
+        list(arms), seeds, lambda label, seed: _scores(measure(arms[label], seed)), log, shared, on_run=on_run
     )
     rows = [QuantizationRow(arms[label], tuple(_measured(run) for run in runs)) for label, runs in found.items()]
     return _measured(parent), rows
 
 
+def _scores(measured: Measured) -> Scores:
+    return Scores(measured.as_dict(), measured.totals)
+
+
 def _measured(scores: Scores) -> Measured:
-    return Measured(**{**scores, "file_bytes": int(scores["file_bytes"])})  # type: ignore[arg-type]
+    if not scores.totals:
+        raise BenchError("these scores were kept without those of each picture: choose another --out, or delete them.")
+    return Measured(**{**scores, "file_bytes": int(scores["file_bytes"]), "totals": scores.totals})  # type: ignore[arg-type]
 
 
 def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
-    """The rows for a terminal: points lost, mean and spread over seeds."""
-    caption = f"float: mIoU {parent.miou_point:.4f} by point, {parent.miou_box:.4f} by box; mean ± deviation over seeds"
+    """The rows for a terminal: points lost, with the interval over pictures and seeds, and mean and spread over seeds."""
+    caption = (
+        f"float: mIoU {parent.miou_point:.4f} by point, {parent.miou_box:.4f} by box; lost, and in brackets 95 % of it over "
+        "pictures and seeds; all else mean ± deviation over seeds"
+    )
     table = Table(title="mIoU points lost to quantization", caption=caption)
     for heading in ("bits", "metric", "twin", "rounding"):
         table.add_column(heading)
@@ -126,7 +148,7 @@ def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
             row.setting.metric,
             "on" if row.setting.twin else "off",
             row.setting.rounding,
-            *(f"{average:.2f} ± {spread:.2f}" for average, spread in lost),
+            *(f"{100 * each.mean:.2f} ({100 * each.low:.2f} to {100 * each.high:.2f})" for each in lost),
             *(
                 "{:.4f} ± {:.4f}".format(*row.spread(measure))
                 for measure in ("agreement", "loss", "agreement_float_decoder", "loss_float_decoder")
@@ -143,9 +165,9 @@ def write_csv(parent: Measured, rows: Sequence[QuantizationRow], path: str | Pat
         SamEdgeError: the disk refuses the write.
     """
     nothing = Setting(0, "float", False)
-    lines = [{**asdict(nothing), "run": 0, **asdict(parent)}]
+    lines = [{**asdict(nothing), "run": 0, **parent.as_dict()}]
     lines += [
-        {**asdict(row.setting), "run": index, **asdict(run)} for row in rows for index, run in enumerate(row.runs)
+        {**asdict(row.setting), "run": index, **run.as_dict()} for row in rows for index, run in enumerate(row.runs)
     ]
     with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")

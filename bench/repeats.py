@@ -1,6 +1,7 @@
-"""The arms of a comparison, each by several seeds: scores kept line by line, then mean and spread.
+"""The arms of a comparison, each by several seeds: scores kept line by line, then mean and spread, and differences.
 
-What runs an arm is handed in. Spread is the standard deviation over seeds (n - 1).
+What runs an arm is handed in. Spread is the standard deviation over seeds (n - 1). Of two arms that were measured on the
+same pictures the difference has an interval over pictures and seeds (`evaluate.paired`).
 """
 
 import hashlib
@@ -13,12 +14,23 @@ from time import perf_counter
 from typing import Any
 
 from sam_edge.errors import BenchError
+from sam_edge.evaluate.paired import Difference, Totals, paired_difference
 
 LOG = "scores.jsonl"
 """The log's name in a folder of results."""
 
-Scores = dict[str, float]
-"""Of one run: measure -> value."""
+
+class Scores(dict[str, float]):
+    """Of one run: measure -> value."""
+
+    def __init__(self, values: Mapping[str, float], totals: Mapping[str, Sequence[Totals]] | None = None) -> None:
+        """`totals`: by measure and data set, what each picture scored, where that is known."""
+        super().__init__(values)
+        # as JSON gives them back
+        self.totals = {
+            name: [[list(each) for each in of_set] for of_set in sets] for name, sets in (totals or {}).items()
+        }
+
 
 Results = Mapping[str, Sequence[Scores]]
 """Arm -> its scores, one per seed."""
@@ -49,7 +61,7 @@ def repeat(
     for entry in _read(log):
         if entry["settings"] != digest:
             raise BenchError(f"{log} holds results under other settings: choose another --out or delete it.")
-        done[entry["arm"], entry["seed"]] = entry["scores"]
+        done[entry["arm"], entry["seed"]] = Scores(entry["scores"], entry.get("totals"))
     total = len(arms) * len(seeds)
     for number, (seed, arm) in enumerate(((seed, arm) for seed in seeds for arm in arms), 1):
         if (arm, seed) in done:
@@ -59,7 +71,7 @@ def repeat(
             on_run(number - 1, total, name)
         started = perf_counter()
         scores = done[arm, seed] = run(arm, seed)
-        line = {"arm": arm, "seed": seed, "scores": scores, "settings": digest}
+        line = {"arm": arm, "seed": seed, "scores": scores, "totals": scores.totals, "settings": digest}
         seconds = round(perf_counter() - started, 1)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
@@ -86,12 +98,30 @@ def mean_and_spread(scores: Sequence[Scores], measure: str) -> tuple[float, floa
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def difference(mine: Sequence[Scores], other: Sequence[Scores], measure: str) -> Difference | None:
+    """How far the first is ahead, with its interval; None where it is not known what each picture scored."""
+    found = [[scores.totals.get(measure) for scores in arm] for arm in (mine, other)]
+    if any(totals is None for arm in found for totals in arm):
+        return None
+    return paired_difference(found[0], found[1])  # type: ignore[arg-type]
+
+
 def beats(better: Sequence[Scores], worse: Sequence[Scores], measure: str) -> bool:
-    """Whether the first is ahead by more than both spreads together; of a single seed nothing is known."""
+    """Whether the first is ahead beyond chance; of a single seed nothing is known.
+
+    That is by more than both spreads together, since drawing two or three seeds anew makes too little of them; and,
+    where it is known what each picture scored, with the whole interval of the difference.
+    """
     if min(len(better), len(worse)) < 2:
         return False
-    (ahead, its_spread), (behind, other_spread) = (mean_and_spread(scores, measure) for scores in (better, worse))
-    return ahead - behind > its_spread + other_spread
+    (mean, its_spread), (behind, other_spread) = (mean_and_spread(scores, measure) for scores in (better, worse))
+    ahead = difference(better, worse, measure)
+    return mean - behind > its_spread + other_spread and (ahead is None or ahead.low > 0)
+
+
+def points(ahead: Difference) -> str:
+    """A difference in points of a percent, with its interval."""
+    return f"{100 * ahead.mean:+.1f} ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
 
 
 def cells(scores: Sequence[Scores]) -> list[str]:

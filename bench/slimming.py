@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from sam_edge.bench.repeats import Results, Scores, beats, cells
+from sam_edge.bench.repeats import Results, Scores, beats, cells, difference, points
 from sam_edge.bench.repeats import as_dict as scores_as_dict
 from sam_edge.errors import BenchError
 
@@ -162,24 +162,28 @@ def variants(tables: Mapping[str, Table]) -> dict[str, Variant]:
 
 
 def as_markdown(tables: Mapping[str, Table], results: Results, unpruned: Scores, protocol: str) -> str:
-    """The tables, ours beside the paper's, all in percent, with what each row lost of the unpruned model."""
+    """The tables, ours beside the paper's, all in percent, with what each row has less than the unpruned model."""
     first = next(iter(unpruned))
-    parts = [f"{protocol} mIoU in percent, mean ± standard deviation over seeds; lost of {first}.\n"]
+    parts = [
+        f"{protocol} mIoU in percent, mean ± standard deviation over seeds; to unpruned: the difference of {first}, with "
+        "what holds 95 % of it over pictures and seeds.\n"
+    ]
     for table in tables.values():
         parts.append(f"## {table.title}\n")
-        parts.append(f"| | {' | '.join(unpruned)} | lost | paper |\n|{'---|' * (len(unpruned) + 3)}")
+        parts.append(f"| | {' | '.join(unpruned)} | to unpruned | paper |\n|{'---|' * (len(unpruned) + 3)}")
         parts.append(f"| unpruned | {' | '.join(f'{100 * value:.1f}' for value in unpruned.values())} | | |")
         for row in table.rows:
             scores = results[row.variant.name]
             paper = "" if row.paper != row.paper else f"{row.paper:.2f}"
-            lost = 100 * (unpruned[first] - sum(score[first] for score in scores) / len(scores))
-            parts.append(f"| {row.label} | {' | '.join(cells(scores))} | {lost:.1f} | {paper} |")
+            ahead = difference(scores, [unpruned], first)
+            to_unpruned = "" if ahead is None else points(ahead)
+            parts.append(f"| {row.label} | {' | '.join(cells(scores))} | {to_unpruned} | {paper} |")
         parts += ["", *(_order(table, results, measure) for measure in ("point", "box")), ""]
     return "\n".join(parts)
 
 
 def _order(table: Table, results: Results, measure: str) -> str:
-    """Pairs of rows that differ by more than both spreads, as the paper orders them and against it."""
+    """Pairs of rows that differ beyond chance, as the paper orders them and against it."""
     known = [row for row in table.rows if row.paper == row.paper]
     along, against = [], []
     for index, a in enumerate(known):
@@ -196,7 +200,7 @@ def _order(table: Table, results: Results, measure: str) -> str:
         f"{which}: {', '.join(pairs) or 'nothing'}"
         for which, pairs in (("as in the paper", along), ("against it", against))
     ]
-    return f"- {measure}, beyond both spreads together, {'; '.join(said)}."
+    return f"- {measure}, beyond chance, {'; '.join(said)}."
 
 
 def as_dict(tables: Mapping[str, Table], results: Results) -> dict[str, list[dict[str, Any]]]:

@@ -79,8 +79,6 @@ def quantization(
     device: OnDevice = "auto",
 ) -> None:
     """Compare bits, metrics and twin scales: mIoU lost, agreement and task loss against the float model, over seeds."""
-    from dataclasses import asdict
-
     from sam_edge.bench.hardware import hardware, slug
     from sam_edge.bench.quantization import rich_table, settings, write_csv
     from sam_edge.bench.repeats import LOG
@@ -119,8 +117,8 @@ def quantization(
             "device": device,
         },
         "hardware": machine,
-        "float": asdict(parent),
-        "rows": [asdict(row) for row in rows],
+        "float": parent.as_dict(),
+        "rows": [row.as_dict(parent) for row in rows],
     }
     if out is not None:
         with atomic_file(out / "bench.json") as part:

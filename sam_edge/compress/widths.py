@@ -116,6 +116,5 @@ def _step(group: ChannelGroup, options: PruneOptions) -> int:
 def _nothing_left(group: ChannelGroup, options: PruneOptions) -> CompressionError:
     what = "the embedding's" if group.block < 0 else f"{group.part} {group.block}'s"
     return CompressionError(
-        f"ratio {options.ratio} leaves nothing of {what} {group.width} channels: "
-        "lower --ratio or --round-to."
+        f"ratio {options.ratio} leaves nothing of {what} {group.width} channels: lower --ratio or --round-to."
     )

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import Annotation, LabelledImage
 from sam_edge.errors import DataError
+from sam_edge.evaluate.paired import Totals
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 
@@ -51,10 +52,12 @@ class MiouResult:
     images: int
     skipped: int
     """Images that could not be read."""
+    totals: Totals = ()
+    """By image, the sum of its masks' IoU and how many there are: what pairs two models' results."""
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, of the data set as a whole."""
+        return {name: value for name, value in asdict(self).items() if name != "totals"}
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def _summary(how: Asked, by_image: list[list[_Row]], skipped: int) -> MiouResult
         masks=len(rows),
         images=len(by_image),
         skipped=skipped,
+        totals=tuple((float(sum(row.iou for row in image)), len(image)) for image in by_image),
     )
 
 

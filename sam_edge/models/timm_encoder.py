@@ -140,8 +140,14 @@ def _narrow(encoder: TimmEncoder, backbone: BackboneConfig) -> None:
     for name, sizes in backbone.widths.items():
         layer = layers.get(name)
         now = () if layer is None else tuple(encoder.get_parameter(f"{name}.weight").shape[:2])
-        if layer is None or len(sizes) != len(now) or not all(0 < size <= n for size, n in zip(sizes, now, strict=True)):
-            raise ModelError(f"config.json has {name} narrowed to {sizes}, where {backbone.name} has {now or 'no layer'}.")
+        if (
+            layer is None
+            or len(sizes) != len(now)
+            or not all(0 < size <= n for size, n in zip(sizes, now, strict=True))
+        ):
+            raise ModelError(
+                f"config.json has {name} narrowed to {sizes}, where {backbone.name} has {now or 'no layer'}."
+            )
         for kind, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
             if value.ndim:
                 kept = value.detach()[tuple(slice(size) for size in sizes[: value.ndim])].clone()

@@ -29,16 +29,19 @@ def held_out(data: Joined, limit: int | None) -> dict[str, Dataset[LabelledImage
 
 
 def scores_of(model: EdgeSam, measured: Mapping[str, Dataset[LabelledImage]]) -> Scores:
-    """Mean IoU by one point and by box: the mean over the data sets, and of each."""
+    """Mean IoU by one point and by box: the mean over the data sets, and of each; and what each picture scored."""
     runtime = TorchRuntime(model, str(model.device))
     asked = Asked("point"), Asked("box")
-    found = {
-        (label, result.prompt): result.miou
-        for label, pictures in measured.items()
-        for result in evaluate_prompts(runtime, pictures, asked)
-    }
-    means = {how.prompt: fmean(found[label, how.prompt] for label in measured) for how in asked}
-    return means | {f"{label} {prompt}": value for (label, prompt), value in found.items()}
+    found = {label: evaluate_prompts(runtime, pictures, asked) for label, pictures in measured.items()}
+    values, totals = {}, {}
+    for how, results in zip(asked, zip(*found.values(), strict=True), strict=True):
+        values[how.prompt] = fmean(result.miou for result in results)
+        totals[how.prompt] = [result.totals for result in results]
+    for label, results in found.items():
+        for result in results:
+            values[f"{label} {result.prompt}"] = result.miou
+            totals[f"{label} {result.prompt}"] = [result.totals]
+    return Scores(values, totals)
 
 
 def write(out: Path, text: str, content: Mapping[str, object]) -> None:

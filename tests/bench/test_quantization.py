@@ -1,19 +1,34 @@
 """sam_edge.bench.quantization: every setting with every seed, points lost against the float parent."""
 
 import csv
+import json
+from dataclasses import astuple
 
 import pytest
 from rich.console import Console
 
 from sam_edge.bench.quantization import Measured, Setting, compare_settings, rich_table, settings, write_csv
+from sam_edge.errors import BenchError
 
-PARENT = Measured(0.70, 0.80, 1.0, 1.0, 0.0, 0.0, 1000)
+PICTURES = (0.3, 0.5, 0.7)
+
+
+def totals(point: float, box: float) -> dict[str, list[list[list[float]]]]:
+    """Of one data set of three pictures with a mask each, around these means."""
+    return {
+        name: [[[value + shift - 0.5, 1] for shift in PICTURES]]
+        for name, value in (("miou_point", point), ("miou_box", box))
+    }
+
+
+PARENT = Measured(0.70, 0.80, 1.0, 1.0, 0.0, 0.0, 1000, totals(0.70, 0.80))
 
 
 def measure(setting: Setting, seed: int) -> Measured:
     """Loses a point per missing bit, and a tenth per seed."""
     lost = 0.01 * (8 - setting.bits) + 0.001 * seed
-    return Measured(0.70 - lost, 0.80 - 2 * lost, 0.9, 0.95, 0.02 + lost, 0.01, 250)
+    point, box = 0.70 - lost, 0.80 - 2 * lost
+    return Measured(point, box, 0.9, 0.95, 0.02 + lost, 0.01, 250, totals(point, box))
 
 
 def test_min_max_has_no_twin_scales_and_is_listed_once():
@@ -38,15 +53,30 @@ def compared(folder, chosen, seeds, measure=measure, on_run=None):
     return compare_settings(lambda: PARENT, chosen, seeds, measure, folder / "scores.jsonl", {"model": "m"}, on_run)
 
 
-def test_drops_are_points_with_their_spread_over_seeds(tmp_path):
+def test_drops_have_an_interval_over_pictures_and_seeds(tmp_path):
     calls: list[tuple[int, int, str]] = []
     mse = Setting(6, "mse", True)
     parent, rows = compared(tmp_path / "three", [mse], range(3), on_run=lambda *call: calls.append(call))
     assert parent == PARENT
-    assert rows[0].drop(PARENT, "point") == pytest.approx((2.1, 0.1))
-    assert rows[0].drop(PARENT, "box") == pytest.approx((4.2, 0.2))
+    point, box = (rows[0].drop(PARENT, prompt) for prompt in ("point", "box"))
+    # every picture loses the same, so that only seeds make an interval
+    assert astuple(point) == pytest.approx((0.021, 0.020, 0.022), abs=2e-4)
+    assert astuple(box) == pytest.approx((0.042, 0.040, 0.044), abs=4e-4)
+    assert rows[0].as_dict(PARENT)["lost"]["box"]["mean"] == box.mean
+    assert "totals" not in rows[0].as_dict(PARENT)["runs"][0]
     assert calls == [(0, 3, "float"), *((seed, 3, f"W6A6 mse twin, seed {seed}") for seed in range(3))]
-    assert compared(tmp_path / "one", [mse], [0])[1][0].drop(PARENT, "point")[1] == 0
+    alone = compared(tmp_path / "one", [mse], [0])[1][0].drop(PARENT, "point")
+    assert alone.low == pytest.approx(alone.high)
+
+
+def test_scores_from_before_pictures_were_kept_are_refused(tmp_path):
+    compared(tmp_path, [Setting(6, "mse", True)], [0])
+    log = tmp_path / "scores.jsonl"
+    log.write_text(
+        "".join(json.dumps(json.loads(line) | {"totals": {}}) + "\n" for line in log.read_text().splitlines())
+    )
+    with pytest.raises(BenchError, match="those of each picture"):
+        compared(tmp_path, [Setting(6, "mse", True)], [0])
 
 
 def test_a_table_cut_short_goes_on_from_the_runs_it_has(tmp_path):
@@ -72,7 +102,7 @@ def test_the_table_and_the_csv_say_what_was_measured(tmp_path):
     console.print(rich_table(PARENT, rows))
     text = console.export_text()
     assert "W6A6" in text
-    assert "2.05 ± 0.07" in text
+    assert "2.05 (2.00 to 2.10)" in text
     assert "0.250 x" in text
     assert "0.9500 ± 0.0000" in text
     assert "0.0405 ± 0.0007" in text

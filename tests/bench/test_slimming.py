@@ -5,8 +5,14 @@ import math
 
 import pytest
 
+from sam_edge.bench.repeats import Scores
 from sam_edge.bench.slimming import TABLES, Variant, as_dict, as_markdown, choose, variants
 from sam_edge.errors import BenchError
+
+
+def pictured(point):
+    """Of one picture."""
+    return {measure: [[(point, 1)]] for measure in ("point", "box")}
 
 
 def results(names, **points):
@@ -14,11 +20,14 @@ def results(names, **points):
     found = {}
     for row in (row for name in names for row in TABLES[name].rows):
         middle = points.get(row.label, found.get(row.variant.name, [{"point": 0.51}])[0]["point"] - 0.01)
-        found[row.variant.name] = [{"point": middle + shift, "box": middle + shift} for shift in (0.01, -0.01)]
+        found[row.variant.name] = [
+            Scores({"point": middle + shift, "box": middle + shift}, pictured(middle + shift))
+            for shift in (0.01, -0.01)
+        ]
     return found
 
 
-UNPRUNED = {"point": 0.6, "box": 0.7}
+UNPRUNED = Scores({"point": 0.6, "box": 0.7}, {"point": [[(0.6, 1)]]})
 
 
 def test_a_variant_that_two_tables_share_is_one():
@@ -44,11 +53,11 @@ def test_rows_are_chosen_by_part_of_their_label_and_by_ratio():
 def test_the_table_shows_ours_beside_the_papers_and_what_was_lost():
     text = as_markdown(choose(["5"], [], []), results(["5"]), UNPRUNED, "nano.")
     assert "| unpruned | 60.0 | 70.0 | | |" in text
-    assert "| global, Gaussian | 50.0 ± 1.4 | 50.0 ± 1.4 | 10.0 | 64.48 |" in text
-    assert "- point, beyond both spreads together, as in the paper: nothing; against it: nothing." in text
+    assert "| global, Gaussian | 50.0 ± 1.4 | 50.0 ± 1.4 | -10.0 (-11.0 to -9.0) | 64.48 |" in text
+    assert "- point, beyond chance, as in the paper: nothing; against it: nothing." in text
 
 
-def test_an_order_is_named_only_beyond_both_spreads():
+def test_an_order_is_named_only_beyond_chance():
     def said(**points):
         return as_markdown(choose(["3"], [], []), results(["3"], **points), UNPRUNED, "nano.")
 

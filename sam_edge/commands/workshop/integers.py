@@ -100,20 +100,23 @@ def quantization_table(
 
         whole = answers(runtime(), pictures)
         scores = [evaluate_prompts(runtime(), dataset, [Asked("point"), Asked("box")]) for dataset in datasets]
-        point, box = (mean(found.miou for found in by_set) for by_set in zip(*scores, strict=True))
+        point, box = zip(*scores, strict=True)
         with tempfile.TemporaryDirectory() as scratch:
             saved = save_checkpoint(model, Path(scratch) / "model", half=model.config.quantization is not None)
             size = (saved / WEIGHTS).stat().st_size
         with as_exported(model, OnnxOptions("int8", twin=True, products="all")):
             exported = answers(runtime(), pictures)
         return Measured(
-            miou_point=point,
-            miou_box=box,
+            miou_point=mean(found.miou for found in point),
+            miou_box=mean(found.miou for found in box),
             agreement=compare(wanted, whole).mask_iou,
             agreement_float_decoder=compare(wanted, exported).mask_iou,
             loss=divergence(wanted, whole),
             loss_float_decoder=divergence(wanted, exported),
             file_bytes=size,
+            totals={
+                f"miou_{kind}": [found.totals for found in by_set] for kind, by_set in (("point", point), ("box", box))
+            },
         )
 
     def measure(setting: Setting, seed: int) -> Measured:

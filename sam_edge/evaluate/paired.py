@@ -1,0 +1,79 @@
+"""How far one model is ahead of another on the same pictures, and how sure that is.
+
+Masks of one picture fail together, and a hard picture is hard for both models. So differences are taken on the same
+masks, and whole pictures are drawn anew (the bootstrap of Efron, 1979): the interval holds what other pictures of the
+same kind would have shown. Where an arm has several runs, by seed, those are drawn anew too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+DRAWS = 2000
+"""Sets of pictures drawn."""
+
+Totals = Sequence[tuple[float, int]]
+"""Of one data set, by picture: the sum of its masks' scores, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two arms' scores, the first's less the second's, with the interval that holds `share` of what was drawn."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval is on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(
+    mine: Sequence[Sequence[Totals]],
+    other: Sequence[Sequence[Totals]],
+    *,
+    share: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Difference:
+    """The difference of the means over masks, averaged over data sets and runs.
+
+    Args:
+        mine, other: by run, by data set, the totals of the same pictures.
+
+    Raises:
+        ValueError: other pictures, or other masks of them.
+    """
+    counts = [np.array([masks for _, masks in totals], float) for totals in mine[0]]
+    for run in (*mine, *other):
+        if [[masks for _, masks in totals] for totals in run] != [list(map(int, masks)) for masks in counts]:
+            raise ValueError("the two were not measured on the same masks.")
+    rng = np.random.default_rng(seed)
+    # how often each picture is drawn; the first row is every picture once, which gives the difference itself
+    drawn = [np.vstack([np.ones(len(n)), rng.multinomial(len(n), np.full(len(n), 1 / len(n)), draws)]) for n in counts]
+    ahead = _means(mine, drawn, counts, rng) - _means(other, drawn, counts, rng)
+    low, high = np.quantile(ahead[1:], [(1 - share) / 2, (1 + share) / 2])
+    return Difference(float(ahead[0]), float(low), float(high))
+
+
+def _means(
+    runs: Sequence[Sequence[Totals]],
+    drawn: Sequence[Float[np.ndarray, "draws _"]],
+    counts: Sequence[Float[np.ndarray, "_"]],
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "draws"]:
+    """An arm's score by each draw of pictures, averaged over a draw of its runs."""
+    by_run = np.mean(
+        [
+            [times @ np.array([total for total, _ in totals]) / (times @ n) for totals in of_set]
+            for times, n, of_set in zip(drawn, counts, zip(*runs, strict=True), strict=True)
+        ],
+        axis=0,
+    )
+    chosen = rng.integers(len(runs), size=by_run.T.shape)
+    chosen[0] = np.arange(len(runs))
+    return np.take_along_axis(by_run.T, chosen, axis=1).mean(1)

@@ -1,0 +1,69 @@
+"""sam_edge.evaluate.paired: the difference is that of the means, and the interval knows what varies."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sam_edge.evaluate.paired import paired_difference
+
+
+def totals(scores):
+    """What pictures with these masks' scores sum to."""
+    return [(float(np.sum(image)), len(image)) for image in scores]
+
+
+def pictures(rng, count, spread=0.2):
+    """Scores of one to nine masks in each picture."""
+    return [rng.normal(0.5, spread) + rng.normal(0, 0.1, rng.integers(1, 10)) for _ in range(count)]
+
+
+@given(st.integers(0, 2**30), st.integers(1, 12), st.integers(1, 3))
+@settings(max_examples=30)
+def test_the_mean_is_that_of_the_masks_averaged_over_data_sets_and_runs(seed, count, runs):
+    rng = np.random.default_rng(seed)
+    sets = [pictures(rng, count), pictures(rng, 3)]
+    mine = [[[image + run for image in one] for one in sets] for run in range(runs)]
+    found = paired_difference([[totals(one) for one in run] for run in mine], [[totals(one) for one in sets]], draws=50)
+    wanted = np.mean([np.mean([np.mean(np.concatenate(one)) for one in run]) for run in mine])
+    wanted -= np.mean([np.mean(np.concatenate(one)) for one in sets])
+    assert found.mean == pytest.approx(wanted)
+
+
+def test_pairs_find_what_bare_means_lose():
+    """A hundredth everywhere: hidden by what pictures differ by, and sure where they are the same ones."""
+    rng = np.random.default_rng(1)
+    other = pictures(rng, 60)
+    mine = [image + 0.01 for image in other]
+    same = paired_difference([[totals(mine)]], [[totals(other)]])
+    assert same.is_clear
+    assert same.low == pytest.approx(same.high) == pytest.approx(0.01)
+    noisy = [image + 0.01 + rng.normal(0, 0.2) for image in other]
+    assert not paired_difference([[totals(noisy)]], [[totals(other)]]).is_clear
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    held = 0
+    for trial in range(200):
+        other = pictures(rng, 40)
+        mine = [image + rng.normal(0.03, 0.1) for image in other]
+        found = paired_difference([[totals(mine)]], [[totals(other)]], draws=300, seed=trial)
+        held += found.low <= 0.03 <= found.high
+    assert 0.88 <= held / 200 <= 0.98
+
+
+def test_runs_that_differ_widen_the_interval():
+    rng = np.random.default_rng(3)
+    other = pictures(rng, 50)
+    steady = [[totals([image + 0.02 for image in other])] for _ in range(3)]
+    shaky = [[totals([image + 0.02 + shift for image in other])] for shift in (-0.2, 0.0, 0.2)]
+    narrow, wide = (paired_difference(arm, [[totals(other)]]) for arm in (steady, shaky))
+    assert narrow.is_clear
+    assert not wide.is_clear
+    assert wide.mean == pytest.approx(narrow.mean)
+
+
+def test_other_masks_are_refused():
+    with pytest.raises(ValueError, match="same masks"):
+        paired_difference([[[(1.0, 2)]]], [[[(1.0, 3)]]])
