@@ -130,7 +130,7 @@ STAGES = {
     ),
     "small": _stage(
         5,
-        2000,
+        334,
         6e-4,
         window=64,
         batch_size=16,
@@ -143,6 +143,24 @@ STAGES = {
         min_zoom=4.0,
         max_zoom=16.0,
         whole=0.0,
+    ),
+    "pictures-2": _stage(
+        6,
+        260,
+        5e-4,
+        batch_size=3,
+        freeze=EARLY,
+        rates=((BACKBONE, 0.2),),
+        schedule="cosine",
+        bf16=True,
+        prompting=InteractiveOptions(box_share=0.5, rounds=2, interactive_share=0.12),
+        ellipses=0.06,
+        largest_ellipse=32.0,
+        target_scale=2,
+        min_cells=3,
+        whole=0.5,
+        max_zoom=2.5,
+        nothing=0.1,
     ),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays; then all

@@ -76,7 +76,7 @@ def test_where_pictures_are_known_their_differences_decide():
 
     def arm(ahead):
         return [
-            Scores({"box": 0.0}, {"box": [[(value + ahead + 0.001 * seed, 1) for value in pictures]]})
+            Scores({"box": 0.45 + ahead}, {"box": [[(value + ahead + 0.001 * seed, 1) for value in pictures]]})
             for seed in range(2)
         ]
 
