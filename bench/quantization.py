@@ -130,10 +130,10 @@ def _measured(scores: Scores) -> Measured:
 
 
 def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
-    """The rows for a terminal: points lost, with the interval over pictures and seeds, and mean and spread over seeds."""
+    """The rows for a terminal: points lost with their interval, all else as mean and spread over seeds."""
     caption = (
-        f"float: mIoU {parent.miou_point:.4f} by point, {parent.miou_box:.4f} by box; lost, and in brackets 95 % of it over "
-        "pictures and seeds; all else mean ± deviation over seeds"
+        f"float: mIoU {parent.miou_point:.4f} by point, {parent.miou_box:.4f} by box; in brackets what holds 95 % of a "
+        "loss over pictures and seeds; all else mean ± deviation over seeds"
     )
     table = Table(title="mIoU points lost to quantization", caption=caption)
     for heading in ("bits", "metric", "twin", "rounding"):

@@ -1,7 +1,7 @@
 """The arms of a comparison, each by several seeds: scores kept line by line, then mean and spread, and differences.
 
-What runs an arm is handed in. Spread is the standard deviation over seeds (n - 1). Of two arms that were measured on the
-same pictures the difference has an interval over pictures and seeds (`evaluate.paired`).
+What runs an arm is handed in. Spread is the standard deviation over seeds (n - 1). Of two arms that were measured on
+the same pictures the difference has an interval over pictures and seeds (`evaluate.paired`).
 """
 
 import hashlib

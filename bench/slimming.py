@@ -165,8 +165,8 @@ def as_markdown(tables: Mapping[str, Table], results: Results, unpruned: Scores,
     """The tables, ours beside the paper's, all in percent, with what each row has less than the unpruned model."""
     first = next(iter(unpruned))
     parts = [
-        f"{protocol} mIoU in percent, mean ± standard deviation over seeds; to unpruned: the difference of {first}, with "
-        "what holds 95 % of it over pictures and seeds.\n"
+        f"{protocol} mIoU in percent, mean ± standard deviation over seeds; to unpruned: the difference of {first}, "
+        "with what holds 95 % of it over pictures and seeds.\n"
     ]
     for table in tables.values():
         parts.append(f"## {table.title}\n")

@@ -40,7 +40,7 @@ def timm_groups(encoder: TimmEncoder) -> list[ChannelGroup]:
     found = _coupled(encoder)
     wide = {part: [each for each in all_of if len(each[0].index) >= NARROWEST] for part, all_of in found.items()}
     if not all(wide.values()):
-        raise CompressionError("this backbone has no channels that can be removed: choose a smaller one as a student.")
+        raise CompressionError("this backbone has no channels that can be removed: choose a smaller student instead.")
     return [
         ChannelGroup(part, number, 1, 1, CONVOLUTION_ROUND_TO, slices)
         for part in found
@@ -144,5 +144,5 @@ def _trace(encoder: TimmEncoder) -> tp.DependencyGraph:
             return tp.DependencyGraph().build_dependency(maps, example_inputs=example, verbose=False)
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, AssertionError) as error:
             raise CompressionError(
-                f"torch-pruning cannot follow this backbone ({type(error).__name__}): choose a smaller one as a student."
+                f"torch-pruning cannot follow this backbone ({type(error).__name__}): choose a smaller student instead."
             ) from error

@@ -110,7 +110,7 @@ def build_backbone(backbone: BackboneConfig) -> tuple[nn.Module, list[int]]:
 
 
 def is_narrowable(layer: nn.Module) -> bool:
-    """Whether a layer's channels can be removed: a plain or depthwise convolution's, a linear layer's, a batch norm's."""
+    """Whether channels can be removed: of plain and depthwise convolutions, linear layers and batch norms."""
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
     return isinstance(layer, nn.Linear | nn.BatchNorm2d)

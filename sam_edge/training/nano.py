@@ -146,7 +146,7 @@ STAGES = {
     ),
     "pictures-2": _stage(
         6,
-        260,
+        150,
         5e-4,
         batch_size=3,
         freeze=EARLY,
