@@ -12,8 +12,8 @@ from rich.table import Table
 
 from sam_edge.bench.repeats import Scores, repeat
 from sam_edge.errors import BenchError
-from sam_edge.evaluate.paired import Difference, Totals, paired_difference
 from sam_edge.files import atomic_file
+from sam_edge.paired import Difference, Totals, paired_difference
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The arms of a comparison, each by several seeds: scores kept line by line, then mean and spread, and differences.
 
 What runs an arm is handed in. Spread is the standard deviation over seeds (n - 1). Of two arms that were measured on
-the same pictures the difference has an interval over pictures and seeds (`evaluate.paired`).
+the same pictures the difference has an interval over pictures and seeds (`sam_edge.paired`).
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from sam_edge.errors import BenchError
-from sam_edge.evaluate.paired import Difference, Totals, paired_difference
+from sam_edge.paired import Difference, Totals, paired_difference
 
 LOG = "scores.jsonl"
 """The log's name in a folder of results."""

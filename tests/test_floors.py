@@ -16,6 +16,7 @@ DEVICE = {
     "halves": 0,
     "option_docs": 0,
     "verbs": 0,
+    "paired": 0,
     "segment": 0,
     "data": 0,
     "kernels": 0,

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import Annotation, LabelledImage
 from sam_edge.errors import DataError
-from sam_edge.evaluate.paired import Totals
+from sam_edge.paired import Totals
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 

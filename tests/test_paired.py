@@ -1,11 +1,11 @@
-"""sam_edge.evaluate.paired: the difference is that of the means, and the interval knows what varies."""
+"""sam_edge.paired: the difference is that of the means, and the interval knows what varies."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_edge.evaluate.paired import paired_difference
+from sam_edge.paired import paired_difference
 
 
 def totals(scores):
