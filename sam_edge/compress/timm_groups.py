@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import torch_pruning as tp
@@ -29,6 +30,8 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 NARROWEST = 2 * CONVOLUTION_ROUND_TO
 """Fewest channels of a group: of less, rounding leaves no choice."""
 STATISTICS = ("running_mean", "running_var")
+_FEATURES: WeakKeyDictionary[TimmEncoder, dict[str, list[str]]] = WeakKeyDictionary()
+"""What `feature_layers` found: training asks in every step, and to trace takes as long as a step on a GPU."""
 
 
 def timm_groups(encoder: TimmEncoder) -> list[ChannelGroup]:
@@ -50,12 +53,15 @@ def timm_groups(encoder: TimmEncoder) -> list[ChannelGroup]:
 
 def feature_layers(encoder: TimmEncoder, kind: Literal["bottleneck", "embedding"]) -> list[str]:
     """Names of the layers that give the bottlenecks, or of the blocks around them: the same however narrow they are."""
-    inside = _coupled(encoder)["mlp"]
-    if kind == "bottleneck":
-        return [layer_of(slices[0]) for slices in inside]
-    blocks = dict.fromkeys(owner(slices) for slices in inside)
-    # a gate inside a block gives no embedding
-    return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
+    if encoder not in _FEATURES:
+        inside = _coupled(encoder)["mlp"]
+        blocks = dict.fromkeys(owner(slices) for slices in inside)
+        _FEATURES[encoder] = {
+            "bottleneck": [layer_of(slices[0]) for slices in inside],
+            # a gate inside a block gives no embedding
+            "embedding": [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)],
+        }
+    return _FEATURES[encoder][kind]
 
 
 def owner(slices: Iterable[Slice]) -> str:

@@ -127,7 +127,7 @@ def test_half_of_the_epochs_go_to_each_half_and_all_to_the_only_one(tiny_slim, p
 
 def test_a_backbone_of_timms_goes_through_the_same_stages(make_sam, timm_config, pictures, tmp_path):
     model = make_sam(timm_config)
-    run = slim(model, pictures, options(4), tmp_path)
+    run = slim(model, pictures, options(2), tmp_path)
     assert [record["stage"] for record in run.records] == STAGES
     costs = [cost(model.config).encoder_parameters]
     weights = []
