@@ -143,7 +143,7 @@ def _narrow(encoder: TimmEncoder, backbone: BackboneConfig) -> None:
         if (
             layer is None
             or len(sizes) != len(now)
-            or not all(0 < size <= n for size, n in zip(sizes, now, strict=True))
+            or not all(isinstance(size, int) and 0 < size <= n for size, n in zip(sizes, now, strict=True))
         ):
             raise ModelError(
                 f"config.json has {name} narrowed to {sizes}, where {backbone.name} has {now or 'no layer'}."

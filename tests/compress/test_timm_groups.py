@@ -1,5 +1,6 @@
 """Channel groups of timm's backbones, and pruning by them: what is coupled goes together, and the rest stays."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,12 @@ from sam_edge.compress.groups import find_groups
 from sam_edge.compress.prune import prune_encoder
 from sam_edge.compress.timm_groups import layer_of, owner
 from sam_edge.compress.widths import PruneOptions
-from sam_edge.errors import CompressionError, ModelError
+from sam_edge.errors import CheckpointError, CompressionError, ModelError
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.models.cost import cost
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.timm_encoder import fold_batch_norms
-from sam_edge.segment.config import BackboneConfig
+from sam_edge.segment.config import BackboneConfig, ModelConfig
 
 MOBILE, GATED, RESNET = "tf_mobilenetv3_small_minimal_100", "tf_mobilenetv3_small_075", "resnet10t"
 GROUPED = "regnetx_002"
@@ -159,9 +160,14 @@ def test_widths_that_do_not_fit_are_refused(timm_config):
         ({"backbone.nothing": (3, 3)}, "no layer"),
         ({"backbone.conv_stem": (99, 3)}, r"\(16, 3\)"),
         ({"backbone.conv_stem": (8,)}, r"\(16, 3\)"),
+        ({"backbone.conv_stem": ("8", 3)}, r"\(16, 3\)"),
     ]:
         with pytest.raises(ModelError, match=reason):
             EdgeSam(timm_config.replace(backbone=replace(timm_config.backbone, widths=widths)))
+    broken = json.loads(timm_config.to_json())
+    broken["backbone"]["widths"] = [8, 3]
+    with pytest.raises(CheckpointError, match="does not describe a model"):
+        ModelConfig.from_dict(broken)
 
 
 def test_a_backbone_without_a_removable_channel_is_refused(timm_config, make_sam):
