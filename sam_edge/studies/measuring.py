@@ -13,6 +13,7 @@ from sam_edge.evaluate.miou import Asked, evaluate_prompts
 from sam_edge.files import atomic_file
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import TorchRuntime
+from sam_edge.paired import Totals
 
 
 def drawn(numbers: Sequence[int], limit: int | None) -> list[int]:
@@ -33,7 +34,8 @@ def scores_of(model: EdgeSam, measured: Mapping[str, Dataset[LabelledImage]]) ->
     runtime = TorchRuntime(model, str(model.device))
     asked = Asked("point"), Asked("box")
     found = {label: evaluate_prompts(runtime, pictures, asked) for label, pictures in measured.items()}
-    values, totals = {}, {}
+    values: dict[str, float] = {}
+    totals: dict[str, list[Totals]] = {}
     for how, results in zip(asked, zip(*found.values(), strict=True), strict=True):
         values[how.prompt] = fmean(result.miou for result in results)
         totals[how.prompt] = [result.totals for result in results]
