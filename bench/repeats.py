@@ -92,7 +92,7 @@ def _read(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole]
 
 
-def mean_and_spread(scores: Sequence[Scores], measure: str) -> tuple[float, float]:
+def mean_and_spread(scores: Sequence[Mapping[str, float]], measure: str) -> tuple[float, float]:
     """Mean and standard deviation over seeds; the spread of a single one is 0."""
     values = [score[measure] for score in scores]
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -134,8 +134,9 @@ def _slices(group: tp.Group, names: dict[Any, str]) -> Iterator[Slice]:
 
 
 def _of_refinements(encoder: TimmEncoder) -> Iterator[tuple[Slice, ...]]:
-    for number, block in enumerate(encoder.pyramid.blocks):
-        stem, channels = f"pyramid.blocks.{number}.", torch.arange(block.conv1.out_channels)[:, None]
+    for number in range(len(encoder.pyramid.blocks)):
+        stem = f"pyramid.blocks.{number}."
+        channels = torch.arange(len(encoder.get_parameter(f"{stem}conv1.weight")))[:, None]
         outputs = (Slice(f"{stem}conv1.{kind}", 0, channels) for kind in ("weight", "bias"))
         yield (*outputs, Slice(f"{stem}conv2.weight", 1, channels))
 

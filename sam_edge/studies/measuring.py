@@ -36,9 +36,9 @@ def scores_of(model: EdgeSam, measured: Mapping[str, Dataset[LabelledImage]]) ->
     found = {label: evaluate_prompts(runtime, pictures, asked) for label, pictures in measured.items()}
     values: dict[str, float] = {}
     totals: dict[str, list[Totals]] = {}
-    for how, results in zip(asked, zip(*found.values(), strict=True), strict=True):
-        values[how.prompt] = fmean(result.miou for result in results)
-        totals[how.prompt] = [result.totals for result in results]
+    for how, of_sets in zip(asked, zip(*found.values(), strict=True), strict=True):
+        values[how.prompt] = fmean(result.miou for result in of_sets)
+        totals[how.prompt] = [result.totals for result in of_sets]
     for label, results in found.items():
         for result in results:
             values[f"{label} {result.prompt}"] = result.miou
