@@ -312,7 +312,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if parts[-1] is not ... and len(parts) != len(value):
             raise ValueError(f"{where} must have {len(parts)} values, got {len(value)}")
         return tuple(_read(parts[0], part, f"{where}[{place}]") for place, part in enumerate(value))
-    if origin is dict and parts[-1] is not Any and isinstance(value, dict):
+    if origin is dict and get_origin(parts[-1]) is tuple and isinstance(value, dict):
         return {str(key): _read(parts[-1], part, f"{where}.{key}") for key, part in value.items()}
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return value

@@ -166,7 +166,7 @@ def test_widths_that_do_not_fit_are_refused(timm_config):
             EdgeSam(timm_config.replace(backbone=replace(timm_config.backbone, widths=widths)))
     broken = json.loads(timm_config.to_json())
     broken["backbone"]["widths"] = [8, 3]
-    with pytest.raises(CheckpointError, match="backbone.widths must be dict"):
+    with pytest.raises(CheckpointError, match=r"backbone\.widths must be dict"):
         ModelConfig.from_dict(broken)
 
 
