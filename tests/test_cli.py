@@ -258,7 +258,7 @@ def test_the_table_of_quantization_counts_its_seeds_and_names_its_machine(sam_ed
         assert json.loads((tmp_path / str(seed) / "bench.json").read_text()) == outs[seed]
         assert len(list((tmp_path / str(seed)).glob("*.csv"))) == 1
     assert [row["setting"]["bits"] for row in outs[0]["rows"]] == [8, 4]
-    assert outs[0]["hardware"]["cpu"] == outs[5]["hardware"]["cpu"]
+    assert outs[0]["provenance"]["hardware"]["cpu"] == outs[5]["provenance"]["hardware"]["cpu"]
     assert outs[0]["float"] == outs[5]["float"]
     # other seed, other calibration pictures, other scales
     assert outs[0]["rows"] != outs[5]["rows"]

@@ -152,6 +152,7 @@ def bench_quantize(
     from dataclasses import asdict
 
     from sam_edge.bench.hardware import hardware, slug
+    from sam_edge.bench.provenance import provenance, used_sha256
     from sam_edge.bench.quantization import rich_table, settings, write_csv
     from sam_edge.bench.repeats import LOG
     from sam_edge.commands.workshop.integers import quantization_table
@@ -188,7 +189,7 @@ def bench_quantize(
             "seed": seed,
             "device": device,
         },
-        "hardware": machine,
+        "provenance": provenance({model: used_sha256(model)}, hardware=machine),
         "float": asdict(parent),
         "rows": [asdict(row) for row in rows],
     }
@@ -215,8 +216,8 @@ def bench_integers(
     seed: Seed = 0,
 ) -> None:
     """Race the integer encoder against float, bfloat16, and ONNX Runtime's own quantization, in turn."""
-    from sam_edge.bench.hardware import hardware
     from sam_edge.bench.integers import as_dict, race_table, ratios
+    from sam_edge.bench.provenance import provenance, used_sha256
     from sam_edge.commands.workshop.integers import encoder_race
     from sam_edge.files import atomic_file
 
@@ -231,7 +232,7 @@ def bench_integers(
             on_progress=on_progress,
         )
     result = {"settings": {"model": model, "quantized": integers, "turns": turns, "seed": seed}, **as_dict(found)}
-    result["hardware"] = hardware()
+    result["provenance"] = provenance({spec: used_sha256(spec) for spec in (model, integers)})
     if out is not None:
         with atomic_file(out) as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
