@@ -24,7 +24,7 @@ from rich.table import Table
 
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.memory import Taken, run_alone
-from sam_edge.bench.provenance import model_sha256, provenance
+from sam_edge.bench.provenance import made_of, model_sha256, provenance
 from sam_edge.errors import BenchError, SamEdgeError
 from sam_edge.files import atomic_file
 from sam_edge.runtimes.folder import ExportedFolder, names_exported_folder, shipped_graphs
@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         rows = measure(given, Path(scratch))
     machine = {**hardware(), "features": features(), "threads": given.threads}
     if given.json or given.out:
-        models = {row.model: model_sha256(row.model) for row in rows if row.model}
+        # what was made of a known model changes with it
+        names = {name for row in rows if row.model for name in (row.model, made_of(row.model)) if name}
+        models = {name: model_sha256(name) for name in sorted(names)}
         found = {"provenance": provenance(models, hardware=machine), "rows": [asdict(row) for row in rows]}
         text = json.dumps(found, indent=1) + "\n"
         if given.out:

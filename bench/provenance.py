@@ -87,6 +87,11 @@ def model_sha256(spec: str | Path) -> str | None:
     return hashlib.sha256("".join(f"{file.name} {sha256_of(file)}\n" for file in files).encode()).hexdigest()
 
 
+def made_of(model: str) -> str | None:
+    """The known model whose name begins another's, as `nano-float`'s does."""
+    return max((name for name in KNOWN if model.startswith(f"{name}-")), key=len, default=None)
+
+
 def used_sha256(spec: str | Path) -> str | None:
     """`model_sha256` of what `spec` means here: where torch is absent, a known name's graphs."""
     graphs = None if workshop_is_here() else shipped_graphs(spec)
