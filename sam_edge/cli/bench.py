@@ -75,6 +75,7 @@ def bench(
     from sam_edge.bench.table import comparisons, content, details, read_rows, rich_table, write_csv, write_json
     from sam_edge.commands.device.bench import bench as bench_
     from sam_edge.data.image import read_image
+    from sam_edge.errors import BenchError
     from sam_edge.files import atomic_folder, check_target
 
     if out is not None:
@@ -82,6 +83,8 @@ def bench(
     earlier = None if compare is None else read_rows(compare)
     picture = None if image is None else read_image(image)
     if everything:
+        if batch or threads or reference or earlier is not None:
+            raise BenchError("--batch, --threads, --reference and --compare are of calls, not of --everything's race.")
         _race(
             model,
             [name.value for name in runtime or ()],

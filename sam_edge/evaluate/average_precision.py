@@ -87,7 +87,8 @@ class BoxesToSegment:
         with contextlib.redirect_stdout(io.StringIO()):
             self.labels = COCO(str(instances))
         found = self._of_labels() if detections is None else self._detected(detections)
-        self.boxes: dict[int, list[Box]] = {}
+        # where a detector found nothing it missed what is labelled
+        self.boxes: dict[int, list[Box]] = {} if detections is None else {image: [] for image in self.labels.imgs}
         for image, box in found:
             self.boxes.setdefault(image, []).append(box)
         if not self.boxes.keys() <= self.labels.imgs.keys():
@@ -178,6 +179,9 @@ def evaluate_average_precision(
     def measure(numbers: list[int]) -> Iterator[tuple[int, str, list[dict[str, Any]]]]:
         for number in numbers:
             image = images[number]
+            if not asked.boxes[image]:
+                yield number, hashlib.sha256(str(image).encode()).hexdigest(), []
+                continue
             pixels = asked.read(image)
             digest = hashlib.sha256(pixels.tobytes() + repr(asked.boxes[image]).encode()).hexdigest()
             yield number, digest, asked.segment(predictor, image, pixels, prompts_per_batch, multimask)

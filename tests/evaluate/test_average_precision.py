@@ -198,6 +198,19 @@ def test_a_picture_of_which_nothing_was_found_counts_against(many):
     assert summarise(asked.labels, exact, list(range(1, 31))).ap < 0.8
 
 
+def test_a_detector_that_found_nothing_in_a_picture_missed_what_is_labelled(instances, tmp_path):
+    box = BOXES[2][0]
+    file = tmp_path / "coco_instances_results.json"
+    file.write_text(json.dumps([{"image_id": 2, "category_id": 1 + box[0] % 2, "bbox": list(box), "score": 0.9}]))
+    runtime = DrawingRuntime()
+    found = evaluate_average_precision(runtime, BoxesToSegment(instances, file), multimask=False)
+    assert (found.images, found.masks) == (2, 1)
+    # one of the three labels: of the only category here, which has them all
+    assert found.ap50 == pytest.approx(np.mean([recall <= 1 / 3 for recall in np.linspace(0, 1, 101)]))
+    # nothing to ask, nothing to read
+    assert runtime.encoded == 1
+
+
 def test_what_lvis_did_not_look_for_counts_neither_way(many):
     """As LVIS defines it: the same as COCO's AP with the detections taken away that must not count."""
     asked = many(federated=True)
