@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     nodes = profiled(folder, given.runs, rates, given.threads, kernels=not given.no_kernels)
     machine = {**hardware(), "features": features(), "threads": given.threads}
     known_as = given.model if names_exported_folder(given.model) else folder.name
-    found = {
+    found: dict[str, Any] = {
         "provenance": provenance({known_as: model_sha256(known_as)}, hardware=machine),
         "rates": asdict(rates),
         "operators": by_operator(nodes),

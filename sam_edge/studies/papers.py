@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_edge.models.cost import cost
+from sam_edge.segment.cost import Cost
 from sam_edge.segment.known import KNOWN
 
 Get = Callable[[str], Mapping[str, Any] | None]
@@ -46,15 +47,20 @@ def render(name: str, get: Get, current: Current) -> str:
 
 
 @cache
+def _cost(name: str) -> Cost:
+    return cost(KNOWN[name].config)
+
+
 def _sizes(name: str) -> tuple[str, str]:
     """Parameters and encoder MACs as the papers count, from the architecture."""
-    counted = cost(KNOWN[name].config)
+    counted = _cost(name)
     return f"{counted.parameters / 1e6:.1f}M", f"{counted.encoder_macs / 1e9:.0f}G"
 
 
 def _slimsam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
     """Sizes of each architecture, and nano's mean IoU by one point on each data set."""
-    rows = [(name, "counted here", *_sizes(name), "", "", "", "", "") for name in ("vit_b", "slimsam-50", "slimsam-77")]
+    known = ("vit_b", "slimsam-50", "slimsam-77")
+    rows: list[tuple[str, ...]] = [(name, "counted here", *_sizes(name)) for name in known]
     found = get("accuracy") or {"measured": []}
     for one in found["measured"]:
         miou = f"{100 * one['point']['miou']:.2f}%" if current("accuracy", "nano") else ""
@@ -72,7 +78,7 @@ def _tinysam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
         for key in ("ap", "ap_small", "ap_medium", "ap_large")
     ]
     boxes = "labels' boxes" if found["detections"] is None else "detector's boxes"
-    flops = f"{2 * cost(KNOWN['nano'].config).encoder_macs_with_attention / 1e9:.0f}"
+    flops = f"{2 * _cost('nano').encoder_macs_with_attention / 1e9:.0f}"
     return [("nano", f"{found['images']} pictures, {boxes}", flops, *numbers)]
 
 

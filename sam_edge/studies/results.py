@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -180,8 +181,8 @@ def accuracy(results: Results) -> str:
         counts = f"{one['box']['images']} / {one['box']['masks']}"
         rows.append((Path(one["data"]).name, counts, *(_number(score if now else None, ".3f") for score in scores)))
     clicks = max((len(one["clicks"]) for one in found["measured"]), default=1)
-    head = ("val split of", "pictures / masks", "box", "ellipse in the box", "1 point", "most confident of three")
-    head += ("best of three", *(f"{count} points" for count in range(2, clicks + 1)))
+    head = ["val split of", "pictures / masks", "box", "ellipse in the box", "1 point", "most confident of three"]
+    head += ["best of three", *(f"{count} points" for count in range(2, clicks + 1))]
     return "\n\n".join([table(head, rows), machine(results, "accuracy")])
 
 
@@ -189,12 +190,16 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return EMPTY if value is None else f"{value:{form}}{unit}"
 
 
+def _paper(name: str, results: Results) -> str:
+    return papers.render(name, results.get, results.current)
+
+
 RENDERERS: dict[str, Callable[[Results], str]] = {
     "device": device,
     "lineage": lineage,
     "lineage-bars": bars,
     "accuracy": accuracy,
-    **{name: lambda results, name=name: papers.render(name, results.get, results.current) for name in papers.TABLES},
+    **{name: partial(_paper, name) for name in papers.TABLES},
 }
 """Blocks by name."""
 

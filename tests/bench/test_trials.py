@@ -10,10 +10,10 @@ from sam_edge.bench.latency import Ratio
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     """On samples whose distribution is known, with a machine's changes of speed common to both of a round."""
     rng = np.random.default_rng(0)
-    speeds = rng.lognormal(0, 0.3, (200, 60))
+    speeds = rng.lognormal(0, 0.3, (80, 60))
     first, second = (speeds * rng.lognormal(0, 0.05, speeds.shape) for _ in range(2))
     ratios = [Ratio.of(*pair) for pair in zip(second, first, strict=True)]
-    assert 0.9 <= np.mean([ratio.low <= 1 <= ratio.high for ratio in ratios]) <= 0.99
+    assert 0.88 <= np.mean([ratio.low <= 1 <= ratio.high for ratio in ratios]) < 1
     slower = [Ratio.of(1.05 * b, a) for a, b in zip(first, second, strict=True)]
     assert np.mean([ratio.low > 1 for ratio in slower]) > 0.9
 

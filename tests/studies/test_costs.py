@@ -7,6 +7,7 @@ from sam_edge.segment.known import KNOWN
 from sam_edge.studies.costs import layer_costs, main
 
 
+@pytest.mark.slow
 def test_layers_add_up_to_the_encoder() -> None:
     config = KNOWN["nano-t"].config
     whole, counted = cost(config), layer_costs(config)

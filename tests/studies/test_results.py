@@ -136,6 +136,24 @@ def test_the_lineage_is_shown_by_medians_and_its_bars() -> None:
     assert "| nano int8 onnxruntime over nano yardstick | 0.200 | 0.500 | yes |" in results.bars(Made())
 
 
+def test_accuracy_is_shown_by_data_set_of_the_nano_that_is_here() -> None:
+    def scores(miou: float) -> dict[str, float]:
+        return {"miou": miou, "miou_ellipse": 0.6, "miou_best_of_three": 0.5, "images": 3, "masks": 7}
+
+    one = {"data": "../data/coco128", "box": scores(0.7), "point": scores(0.3), "point_multimask": scores(0.4)}
+
+    def shown(sha256: str | None) -> str:
+        class Made(Results):
+            def get(self, name):
+                told = {"models": {"nano": sha256}, "hardware": {}, "command": "", "date": "", "commit": None}
+                return {"provenance": told, "model": "nano", "measured": [{**one, "clicks": [0.3, 0.45]}]}
+
+        return results.accuracy(Made())
+
+    assert "| coco128 | 3 / 7 | 0.700 | 0.600 | 0.300 | 0.400 | 0.500 | 0.450 |" in shown(model_sha256("nano"))
+    assert "| coco128 | 3 / 7 |  |  |  |  |  |  |" in shown("0" * 64)
+
+
 def test_a_command_s_answer_is_kept_with_where_it_comes_from(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = checkout / "answer.py"
     script.write_text(
