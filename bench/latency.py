@@ -56,6 +56,8 @@ MEASUREMENTS = (
 
 RESAMPLES = 2000
 """Times that rounds are drawn anew for an interval."""
+DRAWN_AT_ONCE = 2**20
+"""Values of them that are in memory together: a minute holds many short runs."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,23 @@ class Ratio:
     def of(cls, samples: Sequence[float], others: Sequence[float], seed: int = 0) -> "Ratio":
         """Of samples taken in the same rounds."""
         ratios = np.asarray(samples) / np.asarray(others)
-        drawn = np.random.default_rng(seed).integers(len(ratios), size=(RESAMPLES, len(ratios)))
-        low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
+        low, high = np.percentile(_medians_drawn_anew(ratios, np.random.default_rng(seed)), (2.5, 97.5))
         return cls(float(np.median(ratios)), float(low), float(high))
 
     @classmethod
     def of_apart(cls, samples: Sequence[float], others: Sequence[float], seed: int = 0) -> "Ratio":
         """Of medians of samples that were taken at different times, each drawn anew by itself."""
         rng = np.random.default_rng(seed)
-        new, old = (
-            np.median(np.asarray(part)[rng.integers(len(part), size=(RESAMPLES, len(part)))], axis=1)
-            for part in (samples, others)
-        )
+        new, old = (_medians_drawn_anew(np.asarray(part), rng) for part in (samples, others))
         low, high = np.percentile(new / old, (2.5, 97.5))
         return cls(float(np.median(samples) / np.median(others)), float(low), float(high))
+
+
+def _medians_drawn_anew(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The median of each of `RESAMPLES` draws of as many values, with replacement."""
+    rows = max(DRAWN_AT_ONCE // len(values), 1)
+    parts = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
+    return np.concat([np.median(values[rng.integers(len(values), size=(part, len(values)))], axis=1) for part in parts])
 
 
 @dataclass(frozen=True)

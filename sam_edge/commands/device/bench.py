@@ -72,7 +72,9 @@ def bench(
             candidates.append(Candidate(runtime_calls(runtime, picture, batches), synchroniser(runtime), before))
         opened.append(runtime)
     foreign = [(spec, name) for spec in specs for name in others or ()]
-    candidates += [Candidate((others or {})[name](spec, picture)) for spec, name in foreign]
+    # a sweep leaves torch at its last number of threads
+    plain = _torch_threads(cpu_threads()) if threads and foreign else None
+    candidates += [Candidate((others or {})[name](spec, picture), before=plain) for spec, name in foreign]
     total = (warmup + runs) * sum(len(candidate.calls) for candidate in candidates)
     on_run = counting(total, "timing", on_progress)
     latencies = bench_candidates(candidates, warmup=warmup, runs=runs, min_seconds=min_seconds, on_run=on_run)
@@ -80,6 +82,8 @@ def bench(
     with counters() as meters:
         for (spec, _, count), runtime, candidate, latency in zip(wanted, opened, candidates, latencies, strict=False):
             counted = cost_of(runtime)
+            if candidate.before is not None:
+                candidate.before()
             alone = _alone(spec, runtime.name, picture, device, count) if memory else None
             rows.append(
                 BenchRow(
