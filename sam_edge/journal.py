@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_edge.errors import SamEdgeError
+from sam_edge.files import parse_json
 
 
 class Journal:
@@ -91,7 +92,7 @@ def whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             for text in file:
                 end += len(text)
                 try:
-                    line = json.loads(text)
+                    line = parse_json(text)
                 except ValueError:
                     line = None
                 if not text.endswith(b"\n") or not isinstance(line, dict):

@@ -34,7 +34,7 @@ from sam_edge.errors import BackendUnavailableError, DataError, RecipeError, Sam
 from sam_edge.evaluate.miou import iou
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
-from sam_edge.files import atomic_file, sha256_of
+from sam_edge.files import atomic_file, put_right, sha256_of
 from sam_edge.models.registry import load_model
 from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.recipe import Recipe, read_recipe
@@ -83,6 +83,9 @@ class Ledger:
             if saved["key"] == key and saved["made"] == _fingerprint(made):
                 self.say(f"{name}: unchanged, skipped")
                 return saved["result"]
+        for written in (record, made):
+            if written is not None:
+                put_right(written)
         self.say(f"{name} ...")
         started = perf_counter()
         result = {**work(), "step_seconds": perf_counter() - started}

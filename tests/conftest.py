@@ -6,6 +6,7 @@ Where torch is not installed, tests that import it or the workshop are left out,
 import ast
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from time import process_time
@@ -128,6 +129,15 @@ def tiny_vit_config() -> ModelConfig:
             StageConfig(32, 1, 4, 7, 1),
         ),
         decoder=DecoderConfig(dim=32, mlp=48, mask_channels=8, iou_hidden=24),
+    )
+
+
+@pytest.fixture(scope="session")
+def mobile_sam_config(tiny_vit_config: ModelConfig) -> ModelConfig:
+    """The same with MobileSAM's windows, by which its weights tell its size."""
+    stages = zip(tiny_vit_config.stages, (0, 7, 14, 7), strict=True)
+    return tiny_vit_config.replace(
+        image_size=1024, stages=tuple(replace(stage, window=window) for stage, window in stages)
     )
 
 

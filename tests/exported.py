@@ -1,10 +1,15 @@
-"""Exported folders of tiny models, each written once and used by many tests of sam_edge.export and sam_edge.runtimes.
+"""Exported folders of tiny models, each written once in a run and used by many tests.
 
 What makes models is imported when the first is wanted: without torch there is none, and these tests are skipped.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +59,19 @@ class Exported:
         ]
 
 
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Of the workers of one run, one at a time; the others wait for what it writes."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 Export = Callable[..., Exported]
 _WRITTEN: dict[tuple[str, ...], Exported] = {}
-"""What this process has exported: folders of tests have their own fixtures of one name, and one export serves all."""
+"""What this process has opened: folders of tests have their own fixtures of one name, and one export serves them
+all, as it does the other workers of the run."""
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +94,7 @@ def export(request, photo, tmp_path_factory) -> Export:
     make_sam = request.getfixturevalue("make_sam")
     from sam_edge.export import to_onnx, translate
     from sam_edge.export.graphs import halve_positions
+    from sam_edge.export.parity import Parity
     from sam_edge.models.quantized import QuantizedLayer, set_dialect, set_integers
     from sam_edge.models.torch_runtime import TorchRuntime
     from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
@@ -94,10 +110,16 @@ def export(request, photo, tmp_path_factory) -> Export:
         if key in _WRITTEN:
             return _WRITTEN[key]
         options = to_onnx.OnnxOptions(precision, dialect, decoder=decoder)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(translate, "LARGEST_FOLDED", LARGEST_FOLDED)
-            out = tmp_path_factory.mktemp("export") / "model"
-            path, parity = to_onnx.export_onnx(build(config, options), out, [photo], options)
+        base = tmp_path_factory.getbasetemp()
+        root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+        path = root / hashlib.sha256("".join(key).encode()).hexdigest()[:16]
+        proof = path.with_suffix(".json")
+        with alone(path.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
+            if not proof.exists():
+                patch.setattr(translate, "LARGEST_FOLDED", LARGEST_FOLDED)
+                _, parity = to_onnx.export_onnx(build(config, options), path, [photo], options)
+                proof.write_text(json.dumps(asdict(parity)))
+        parity = Parity(**json.loads(proof.read_text()))
         # never what the exporter had in its hands
         model = build(config, options)
         if precision == "int8":

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sam_edge.cli.options import DEFAULT_IMAGES, MODEL_HELP, Json, OnDevice, RuntimeName, Seed
+from sam_edge.cli.options import DEFAULT_IMAGES, MODEL_HELP, Json, OnDevice, RuntimeName, Seed, claim
 from sam_edge.cli.output import print_json, progress, stdout
 from sam_edge.option_docs import doc
 
@@ -62,7 +62,9 @@ def bench(
     memory: Annotated[
         bool, typer.Option(help="Measure the start and the peak memory, of host and device, of a fresh process.")
     ] = True,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for bench.json and a CSV.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for bench.json and a CSV.", callback=claim)
+    ] = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: OnDevice = "auto",

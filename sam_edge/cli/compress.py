@@ -25,6 +25,7 @@ from sam_edge.cli.options import (
     Seed,
     StoredPrecision,
     Strict,
+    claim,
 )
 from sam_edge.cli.output import is_first_process, progress, report
 from sam_edge.option_docs import doc
@@ -108,6 +109,7 @@ def compress(
     from sam_edge.compress.importance import ImportanceOptions
     from sam_edge.compress.slimming import SlimOptions
     from sam_edge.compress.widths import PruneOptions
+    from sam_edge.data.unreadable import left_out
 
     if method == "tinysam":
         from sam_edge.commands.workshop.distil import DistilSources, distil
@@ -151,7 +153,7 @@ def compress(
                     f"; on held-out pictures mIoU by point {best['miou_point']:.3f}, by box {best['miou_box']:.3f}, "
                     f"agreement with the teacher {best['agreement']:.3f}"
                 )
-            report(as_json, result, text)
+            report(as_json, result, text + left_out(result["unreadable"]))
         return
     options = SlimOptions(
         schedule,
@@ -180,14 +182,17 @@ def compress(
         f"{out}: {count(parent['parameters'])} -> {count(result['parameters'])} parameters, "
         f"{count(parent['encoder_macs'])} -> {count(result['encoder_macs'])} encoder MACs; embedding error "
         f"{result['embedding_error']:.3f} of the teacher's variance, masks agree with the teacher's to IoU "
-        f"{result['mask_agreement']:.3f}",
+        f"{result['mask_agreement']:.3f}" + left_out(result["unreadable"]),
     )
 
 
 def embed(
     model: Annotated[str, typer.Argument(metavar="TEACHER", help=MODEL_HELP)],
     images: Images,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of embeddings; continued where it lies.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder of embeddings; continued where it lies.", callback=claim),
+    ],
     views: Annotated[int, typer.Option(help=_EMBED("views"))] = 1,
     max_zoom: Annotated[float, typer.Option(help=_EMBED("max_zoom"))] = 2.0,
     precision: Annotated[StoredPrecision, typer.Option(help=_EMBED("precision"))] = "int8",
@@ -208,6 +213,7 @@ def embed(
     from sam_edge.bench.units import size
     from sam_edge.commands.workshop.distil import embed as embed_
     from sam_edge.compress.embeddings import EmbedOptions
+    from sam_edge.data.unreadable import left_out
 
     options = EmbedOptions(views, max_zoom, precision, mask_points, max_masks, shard_views, seed)
     with progress("embed") as on_progress:
@@ -227,4 +233,4 @@ def embed(
             f", complete: {size(result['stored_bytes'])}, {result['masks']} masks, "
             f"squared error {result['squared_error']:.1e} of the embeddings' variance"
         )
-    report(as_json, result, text)
+    report(as_json, result, text + left_out(result["unreadable"]))

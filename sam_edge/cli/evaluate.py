@@ -5,7 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from sam_edge.cli.options import AsRuntime, EvalSplit, Json, Model, OnDevice, Out, Prompt, RuntimeName, Seed, Strict
+from sam_edge.cli.options import (
+    AsRuntime,
+    EvalSplit,
+    ImagesRoot,
+    Json,
+    Model,
+    OnDevice,
+    Out,
+    Prompt,
+    RuntimeName,
+    Seed,
+    Strict,
+)
 from sam_edge.cli.output import is_first_process, progress, report
 
 
@@ -65,6 +77,7 @@ def evaluate(
     split: EvalSplit = "val",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many pictures, drawn by the seed.")] = None,
     runtime: AsRuntime = RuntimeName.auto,
+    images_root: ImagesRoot = None,
     strict: Strict = False,
     as_json: Json = False,
     seed: Seed = 0,
@@ -82,12 +95,18 @@ def evaluate(
         raise DataError("--detections are boxes that an AP is taken of: give --ap, too.")
     common: dict[str, Any] = {"results": results, "shard": shard, "limit": limit}
     common |= {"runtime": runtime.value, "device": device}
-    drawn: dict[str, Any] = {"split": split, "seed": seed, "strict": strict}
+    drawn: dict[str, Any] = {"split": split, "seed": seed, "strict": strict, "images_root": images_root}
     with progress("eval") as on_progress:
         common["on_progress"] = on_progress
         if ap:
             found = commands.evaluate_ap(
-                model, Path(data), detections=detections, multimask=multimask, seed=seed, **common
+                model,
+                Path(data),
+                detections=detections,
+                multimask=multimask,
+                seed=seed,
+                images_root=images_root,
+                **common,
             )
         elif parent is not None:
             found = commands.evaluate_against(model, parent, data, strict=strict, **common)

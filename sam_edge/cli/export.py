@@ -23,6 +23,7 @@ from sam_edge.cli.options import (
     Products,
     Seed,
     WeightLayout,
+    claim,
 )
 from sam_edge.cli.output import progress, report
 from sam_edge.option_docs import doc
@@ -76,13 +77,15 @@ def export_onnx(
 def export_trt(
     model: Model,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of engines to write; whole or not at all.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of engines to write; whole or not at all.", callback=claim),
     ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Write, beside engines or in their stead, what a device builds its own of, as a Jetson has to.",
+            callback=claim,
         ),
     ] = None,
     flavor: Annotated[Flavor, typer.Option(help=_TRT("flavor"))] = "rtx",
@@ -129,7 +132,9 @@ def convert(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="PATH", help="What to write: a .pth, a .safetensors for that layout, a folder for transformers."
+            metavar="PATH",
+            help="What to write: a .pth, a .safetensors for that layout, a folder for transformers.",
+            callback=claim,
         ),
     ],
     base: Annotated[

@@ -110,6 +110,15 @@ class Metric(StrEnum):
     minmax = "minmax"
 
 
+def claim(context: typer.Context, out: Path | None) -> Path | None:
+    """The folder of `--out`, which this command holds alone until it ends."""
+    if out is not None and not context.resilient_parsing:
+        from sam_edge.files import claimed
+
+        context.with_resource(claimed(out))
+    return out
+
+
 MODEL_HELP = (
     "A known name (see `sam-edge models`), a checkpoint file (.pth, .pt, .safetensors), a checkpoint folder, "
     "an exported folder, random:NAME for a known architecture with random weights, or timm:NAME[=FILE] for a SAM to be "
@@ -121,11 +130,17 @@ DEFAULT_IMAGES = "synthetic:64"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Images = Annotated[str, typer.Option("--images", metavar="DIR", help=IMAGES_HELP)]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; appears whole or not at all.")]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder to write; appears whole or not at all.", callback=claim)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random in this command.")]
 OnDevice = Annotated[Device, typer.Option("--device", help="Where the model runs; auto takes a GPU if there is one.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable picture instead of skipping it.")]
+ImagesRoot = Annotated[
+    Path | None,
+    typer.Option("--images-root", metavar="DIR", help="Folder of a COCO json's pictures, where they are not near it."),
+]
 AsRuntime = Annotated[
     RuntimeName,
     typer.Option("--runtime", help="auto: torch for checkpoints, ONNX Runtime for exported folders."),

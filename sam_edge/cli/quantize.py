@@ -23,6 +23,7 @@ from sam_edge.cli.options import (
     RuntimeName,
     Seed,
     Strict,
+    claim,
 )
 from sam_edge.cli.output import print_json, progress, report, stdout
 from sam_edge.option_docs import doc
@@ -141,7 +142,9 @@ def bench_quantize(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder for bench.json and a CSV of one line per run; begun tables go on from there."
+            metavar="DIR",
+            help="Folder for bench.json and a CSV of one line per run; begun tables go on from there.",
+            callback=claim,
         ),
     ] = None,
     as_json: Json = False,
@@ -211,7 +214,9 @@ def bench_integers(
         list[IntegerRuntime] | None, typer.Option(help="Runtime to race in, repeat for more; both by default.")
     ] = None,
     turns: Annotated[int, typer.Option(help="Turns that every contender takes.")] = 3,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of times and ratios.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON file of times and ratios.", callback=claim)
+    ] = None,
     as_json: Json = False,
     seed: Seed = 0,
 ) -> None:

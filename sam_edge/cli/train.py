@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sam_edge.cli.options import MODEL_HELP, Course, Json, OnDevice, Optimizer, Out, Seed, SplitName, Strict
+from sam_edge.cli.options import MODEL_HELP, Course, ImagesRoot, Json, OnDevice, Optimizer, Out, Seed, SplitName, Strict
 from sam_edge.cli.output import progress, report
 from sam_edge.option_docs import doc
 
@@ -87,6 +87,7 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(help=_LOOP("checkpoint_seconds"))] = 120.0,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
     workers: Annotated[int, typer.Option(help=_TRAIN("workers"))] = 2,
+    images_root: ImagesRoot = None,
     strict: Strict = False,
     as_json: Json = False,
     seed: Seed = 0,
@@ -99,6 +100,7 @@ def train(
     """
     from sam_edge.commands.workshop.train import train_model
     from sam_edge.compress.full_stage import LossWeights
+    from sam_edge.data.unreadable import left_out
     from sam_edge.training.features import FeatureOptions
     from sam_edge.training.interactive import InteractiveOptions
     from sam_edge.training.loop import LoopOptions
@@ -161,6 +163,7 @@ def train(
             half=half,
             device=device,
             strict=strict,
+            images_root=images_root,
             on_progress=on_progress,
         )
     if result is None:
@@ -171,7 +174,7 @@ def train(
     if result["best_score"] is not None:
         best = max((entry for entry in result["history"] if "score" in entry), key=lambda entry: entry["score"])
         text += f"; best at step {best['step']:.0f}: box mIoU {best['box']:.3f}, point {best['point']:.3f}"
-    report(as_json, result, text)
+    report(as_json, result, text + left_out(result["unreadable"]))
 
 
 def _pattern_and_factor(text: str) -> tuple[str, float]:

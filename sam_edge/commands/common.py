@@ -30,25 +30,37 @@ def counting(total: int, text: str, on_progress: OnProgress | None) -> Callable[
 def sample_pictures(images: str, count: int, seed: int, *, strict: bool = False) -> list[Picture]:
     """`count` pictures drawn by `seed` from the train split of `images`, or from all where there is no such split.
 
+    In the place of one that cannot be read another is drawn; without `strict`, with which it is an error.
+
     Raises:
-        DataError: fewer than one asked for, or no picture there.
+        DataError: fewer than one asked for, or no picture there that can be read.
     """
-    pictures = open_images(images, strict)
-    return [image for _, image in pictures.subset(_drawn(pictures.names, count, seed))]
+    return _sample(images, count, seed, strict)[1]
 
 
 def sample_others(images: str, count: int, seed: int, taken: int, *, strict: bool = False) -> list[Picture]:
     """The same of those that `sample_pictures(images, taken, seed)` leaves, or of all where it leaves none."""
-    pictures = open_images(images, strict)
-    return [image for _, image in pictures.subset(_drawn(pictures.names, count, seed + 1, taken, seed))]
+    return _sample(images, count, seed + 1, strict, _sample(images, taken, seed, strict)[0])[1]
 
 
-def _drawn(names: Sequence[str], count: int, seed: int, taken: int = 0, taken_seed: int = 0) -> list[int]:
-    """Indices drawn by `seed`, but for `taken` that another seed draws."""
+def _sample(
+    images: str, count: int, seed: int, strict: bool, taken: Sequence[int] = ()
+) -> tuple[list[int], list[Picture]]:
+    """Indices drawn by `seed`, without `taken` where others are left, and the pictures of those that can be read."""
     if count < 1:
         raise DataError(f"at least one picture must be asked for, got {count}.")
-    indices = [index for index, name in enumerate(names) if not is_val(name)] or list(range(len(names)))
-    if taken:
-        others = set(_drawn(names, taken, taken_seed))
-        indices = [index for index in indices if index not in others] or indices
-    return random.Random(seed).sample(indices, min(count, len(indices)))
+    pictures = open_images(images, strict)
+    indices = [i for i, name in enumerate(pictures.names) if not is_val(name)] or list(range(len(pictures)))
+    indices = [index for index in indices if index not in set(taken)] or indices
+    generator = random.Random(seed)
+    drawn = generator.sample(indices, min(count, len(indices)))
+    found = list(pictures.subset(drawn))
+    while len(found) < count and len(drawn) < len(indices):
+        # some are broken: as many others, until there are none
+        rest = [index for index in indices if index not in set(drawn)]
+        more = generator.sample(rest, min(count - len(found), len(rest)))
+        found += pictures.subset(more)
+        drawn += more
+    if not found:
+        raise DataError(f"none of the {len(drawn)} pictures of {images} can be read.")
+    return drawn, [image for _, image in found]

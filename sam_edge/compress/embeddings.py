@@ -10,7 +10,6 @@ that is there already is left alone: a killed run continues, and machines that s
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,8 +125,6 @@ def embed_pictures(
             unreadable += note["unreadable"]
         if on_shard is not None:
             on_shard(done + 1, len(mine))
-    if unreadable:
-        warnings.warn(f"{len(unreadable)} unreadable files are left out, the first: {unreadable[0]}", stacklevel=2)
     return EmbedResult(shards, written, unreadable)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from sam_edge.data.sample import LabelledDataset
+from sam_edge.data.dataset import Dataset
+from sam_edge.data.sample import LabelledImage
 from sam_edge.errors import DataError
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
@@ -18,7 +19,7 @@ PROMPTS = 16
 class LabelledLoss:
     """`loss(model, name, seed)`: focal, dice and IoU loss on the whole picture of that name."""
 
-    def __init__(self, dataset: LabelledDataset) -> None:
+    def __init__(self, dataset: Dataset[LabelledImage]) -> None:
         self._dataset = dataset
         self._index = {name: index for index, name in enumerate(dataset.names)}
 

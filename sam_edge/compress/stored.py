@@ -1,6 +1,5 @@
 """Reading a folder of embeddings that `embed_pictures` has written."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from sam_edge.compress.embeddings import INDEX, SCHEMA, EmbedOptions, shard_files
 from sam_edge.compress.packing import unpack
 from sam_edge.errors import CompressionError
-from sam_edge.files import sha256_of
+from sam_edge.files import parse_json, sha256_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class StoredEmbeddings:
         """
         self.folder = folder
         try:
-            self.index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self.index: dict[str, Any] = parse_json((folder / INDEX).read_text(encoding="utf-8"))
             if self.index["schema"] != SCHEMA:
                 raise CompressionError(f"{folder} was written by another version of sam-edge: embed again.")
             self.options = EmbedOptions(**self.index["options"])
@@ -91,7 +90,7 @@ class StoredEmbeddings:
 
     def _note(self, shard: int) -> dict[str, Any]:
         try:
-            return json.loads(shard_files(self.folder, shard)[1].read_text(encoding="utf-8"))
+            return parse_json(shard_files(self.folder, shard)[1].read_text(encoding="utf-8"))
         except OSError as error:
             raise CompressionError(
                 f"{self.folder} is not finished, shard {shard} of {self.shards} is missing: "

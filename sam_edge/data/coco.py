@@ -1,6 +1,5 @@
 """COCO instance annotations (and LVIS, which shares the layout): one JSON file for a folder of images."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from sam_edge.data.rle import scaled, to_rle
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage, read_annotations
 from sam_edge.data.split import Split, select
 from sam_edge.errors import DataError
+from sam_edge.files import parse_json
 
 
 class CocoInstances(LabelledDataset):
@@ -62,7 +62,7 @@ def _entries_by_image(
     """File name -> its instances as they stand in the JSON file, and -> the height and width they were drawn on."""
     try:
         # some programs write a byte-order mark
-        content = json.loads(annotation_json.read_text(encoding="utf-8-sig"))
+        content = parse_json(annotation_json.read_text(encoding="utf-8-sig"))
         sizes = {
             file_name(image): (int(image["height"]), int(image["width"]))
             for image in content["images"]
@@ -103,4 +103,6 @@ def _find_images(annotation_json: Path, name: str) -> Path:
         if (folder / name).is_file():
             return folder
     looked = ", ".join(str(folder) for folder in candidates)
-    raise DataError(f"{annotation_json}: image {name} not found in {looked}; give the folder of the images.")
+    raise DataError(
+        f"{annotation_json}: image {name} not found in {looked}; give the folder of the images (--images-root)."
+    )

@@ -57,6 +57,9 @@ def decode_image(
     """Like `read_image`, for an open file too; `where` is what errors call it, `before` sees it before its pixels."""
     try:
         with Image.open(file) as image:
+            if image.format == "EPS":
+                # Pillow would have Ghostscript run it
+                raise DataError("PostScript is a program, no picture; convert it to PNG.")
             before(image)
             image.load()
             return _to_rgb(_upright(image))

@@ -19,19 +19,25 @@ DEFAULT_SCENES = 1000
 """Scenes that `synthetic` stands for when it names no count."""
 
 
-def open_labelled(spec: str | Path, split: Split = "all", strict: bool = False) -> LabelledDataset:
+def open_labelled(
+    spec: str | Path, split: Split = "all", strict: bool = False, images_root: Path | None = None
+) -> LabelledDataset:
     """Images with masks, by what `spec` is.
 
     A folder of image and JSON pairs opens as SA-1B; a `.json` file, or a folder with `instances*.json` or
     `annotations/instances*.json`, as COCO; a `.tar`, or a folder with `*.tar`, as shards of SA-1B; `synthetic`,
-    `synthetic:COUNT` and `synthetic:COUNT:SEED` are generated scenes. Raises DataError for anything else.
+    `synthetic:COUNT` and `synthetic:COUNT:SEED` are generated scenes. `images_root` is the folder of a COCO file's
+    pictures where they do not lie near it. Raises DataError for anything else.
     """
+    if images_root is not None:
+        return CocoInstances(_coco_file(spec), images_root, split, strict)
     scenes = _synthetic(spec, split)
     if scenes is not None:
         return scenes
     path = Path(spec)
-    if path.is_file() and path.suffix.lower() == ".json":
-        return CocoInstances(path, split=split, strict=strict)
+    file = _find_coco(path)
+    if file is not None:
+        return CocoInstances(file, split=split, strict=strict)
     if path.is_file() and path.suffix.lower() == ".tar":
         return TarShards(path, split, strict)
     if not path.is_dir():
@@ -39,20 +45,39 @@ def open_labelled(spec: str | Path, split: Split = "all", strict: bool = False) 
             f"{spec}: no such data; allowed are a folder of image and JSON pairs (SA-1B), a COCO instances "
             ".json or its folder, a .tar of such pairs or a folder of them, and synthetic[:COUNT[:SEED]]."
         )
-    found = sorted(path.glob("instances*.json")) + sorted(path.glob("annotations/instances*.json"))
-    if len(found) > 1:
-        # Guessing train or val for the user would quietly measure on the wrong one.
-        raise DataError(f"{spec}: holds {', '.join(file.name for file in found)}; name the one to use.")
-    if found:
-        return CocoInstances(found[0], split=split, strict=strict)
     return TarShards(path, split, strict) if any(path.glob("*.tar")) else Sa1bFolder(path, split, strict)
 
 
+def _find_coco(path: Path) -> Path | None:
+    """The COCO file that a path is or holds."""
+    if path.is_file():
+        return path if path.suffix.lower() == ".json" else None
+    found = sorted(path.glob("instances*.json")) + sorted(path.glob("annotations/instances*.json"))
+    if len(found) > 1:
+        # Guessing train or val for the user would quietly measure on the wrong one.
+        raise DataError(f"{path}: holds {', '.join(file.name for file in found)}; name the one to use.")
+    return found[0] if found else None
+
+
+def _coco_file(spec: str | Path) -> Path:
+    """Raises DataError for what is no COCO file and holds none."""
+    file = _find_coco(Path(spec))
+    if file is None:
+        raise DataError(f"{spec}: a folder of images belongs to COCO instances json alone; leave it out.")
+    return file
+
+
 def open_some(
-    spec: str | Path, split: Split = "all", strict: bool = False, *, limit: int | None, seed: int
+    spec: str | Path,
+    split: Split = "all",
+    strict: bool = False,
+    *,
+    limit: int | None,
+    seed: int,
+    images_root: Path | None = None,
 ) -> Dataset[LabelledImage]:
     """Like `open_labelled`, but only `limit` of the pictures, drawn by the seed; None takes all."""
-    dataset = open_labelled(spec, split, strict)
+    dataset = open_labelled(spec, split, strict, images_root)
     return dataset if limit is None else dataset.sample(limit, np.random.default_rng(seed))
 
 

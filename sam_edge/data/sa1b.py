@@ -1,6 +1,5 @@
 """The layout of SA-1B (Segment Anything, 2023): NAME.jpg beside NAME.json."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from sam_edge.data.rle import to_rle
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage, read_annotations
 from sam_edge.data.split import Split, select
 from sam_edge.errors import DataError
+from sam_edge.files import parse_json
 
 
 class Sa1bFolder(LabelledDataset):
@@ -53,7 +53,7 @@ def parse_sa1b(
         DataError: no JSON, or a key that it lacks; see `read_annotations`.
     """
     try:
-        entries = json.loads(text)["annotations"]
+        entries = parse_json(text)["annotations"]
         return read_annotations(entries, lambda entry: _annotation(entry, height, width), where, strict=strict)
     except KeyError as error:
         raise DataError(f"{where}: lacks the key {error}; expected SA-1B annotations.") from error

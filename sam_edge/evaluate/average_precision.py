@@ -8,7 +8,7 @@ end; and a picture has its 300 detections of highest score, whatever their categ
 import contextlib
 import hashlib
 import io
-import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +21,10 @@ from pycocotools.cocoeval import COCOeval
 
 from sam_edge.data.coco import CocoInstances, file_name
 from sam_edge.data.image import read_image
-from sam_edge.data.rle import encode_mask
-from sam_edge.errors import DataError
+from sam_edge.data.rle import encode_mask, to_rle
+from sam_edge.errors import DataError, SamEdgeError
 from sam_edge.evaluate.walk import Kept, walk
+from sam_edge.files import parse_json
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 
@@ -74,18 +75,25 @@ class BoxesToSegment:
     """The pictures of a COCO file and the boxes to be asked for in each."""
 
     def __init__(
-        self, instances: Path, detections: Path | None = None, *, limit: int | None = None, seed: int = 0
+        self,
+        instances: Path,
+        detections: Path | None = None,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        images_root: Path | None = None,
     ) -> None:
         """`detections` is a list of COCO results with boxes (`coco_instances_results.json` of detectron2); `limit`
-        draws so many of the pictures.
+        draws so many of the pictures, which lie in `images_root`, or near the file.
 
         Raises:
             DataError: a file that is not what it should be, or detections of other pictures.
         """
         # finds the pictures, and says what is wrong with the file
-        self.root = CocoInstances(instances).images_root
-        with contextlib.redirect_stdout(io.StringIO()):
+        self.root = CocoInstances(instances, images_root).images_root
+        with _told_by(instances), contextlib.redirect_stdout(io.StringIO()):
             self.labels = COCO(str(instances))
+            _check(self.labels)
         found = self._of_labels() if detections is None else self._detected(detections)
         # where a detector found nothing it missed what is labelled
         self.boxes: dict[int, list[Box]] = {} if detections is None else {image: [] for image in self.labels.imgs}
@@ -104,7 +112,7 @@ class BoxesToSegment:
 
     def _detected(self, file: Path) -> Iterator[tuple[int, Box]]:
         try:
-            for entry in json.loads(file.read_text(encoding="utf-8")):
+            for entry in parse_json(file.read_text(encoding="utf-8")):
                 x, y, width, height = map(float, entry["bbox"])
                 yield entry["image_id"], Box((x, y, width, height), entry["category_id"], float(entry["score"]))
         except OSError as error:
@@ -188,8 +196,32 @@ def evaluate_average_precision(
 
     walked = walk([str(image) for image in images], measure, kept, on_image)
     done = [int(name) for name in walked.found]
-    found = summarise(asked.labels, [result for results in walked.found.values() for result in results], done)
+    with _told_by("the labels"):
+        found = summarise(asked.labels, [result for results in walked.found.values() for result in results], done)
     return replace(found, data_sha256=walked.data_sha256, left=walked.left)
+
+
+@contextlib.contextmanager
+def _told_by(what: Path | str) -> Iterator[None]:
+    """What pycocotools, which checks nothing, finds wrong with labels, as one line."""
+    try:
+        yield
+    except SamEdgeError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what}: not COCO instances that pycocotools can evaluate ({error!r:.120}).") from error
+
+
+def _check(labels: COCO) -> None:
+    """Raises DataError for a label that pycocotools would end the process over."""
+    for number, entry in labels.anns.items():
+        image = labels.imgs[entry["image_id"]]
+        if not all(math.isfinite(float(side)) for side in (*entry["bbox"], entry["area"])) or len(entry["bbox"]) != 4:
+            raise DataError(f"annotation {number}: bbox must be four numbers and area one.")
+        try:
+            to_rle(entry["segmentation"], int(image["height"]), int(image["width"]))
+        except DataError as error:
+            raise DataError(f"annotation {number}: {error} AP counts every label: mend this one.") from error
 
 
 def summarise(labels: COCO, results: list[dict[str, Any]], images: Sequence[int]) -> AveragePrecision:

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sam_edge.errors import CheckpointError
-from sam_edge.files import atomic_folder
+from sam_edge.errors import CheckpointError, SamEdgeError
+from sam_edge.files import atomic_folder, parse_json
 from sam_edge.models.packing import from_bytes, pack, to_bytes, unpack
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.config import ModelConfig
@@ -34,6 +33,8 @@ HARMLESS: list[Any] = [
 """What programs keep beside weights: options, and numbers of NumPy. Making them runs nothing of a file's."""
 CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "ema")
 """What training programs keep weights under, beside their optimizer's state."""
+MANY = 1 << 20
+"""Weights by which a config and its file may differ before it is built."""
 NEVER_HALVED = ("weight_scale", "positional_encoding_gaussian_matrix")
 """Small tensors that stay float32: scales of integers, and frequencies whose phases halves cannot hold."""
 POSITIONS, EXPONENTS = "image_encoder.pos_embed", "image_encoder.pos_embed_exponents"
@@ -43,7 +44,8 @@ POSITIONS, EXPONENTS = "image_encoder.pos_embed", "image_encoder.pos_embed_expon
 def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -> Path:
     """Write a checkpoint folder, whole or not at all; `half` stores floats as fp16.
 
-    Of a quantized model integers of fewer than 8 bits are packed, and with `half` positions are bytes.
+    The weights' file holds the config too: parted from its folder it is the same model. Of a quantized model integers
+    of fewer than 8 bits are packed, and with `half` positions are bytes.
 
     Raises:
         SamEdgeError: the folder cannot be written, or holds something else.
@@ -51,7 +53,7 @@ def save_checkpoint(model: EdgeSam, folder: str | Path, *, half: bool = False) -
     tensors = state_to_store(model, half=half)
     with atomic_folder(folder) as work:
         (work / CONFIG).write_text(model.config.to_json())
-        save_tensors(tensors, work / WEIGHTS)
+        save_tensors(tensors, work / WEIGHTS, {METADATA: model.config.to_json()})
     return Path(folder)
 
 
@@ -118,13 +120,13 @@ def load_checkpoint(folder: str | Path) -> EdgeSam:
 
 
 def load_single(file: str | Path) -> EdgeSam | None:
-    """The model that a `.safetensors` file is, by the config in its metadata; None where there is none.
+    """The model that a safetensors file is, by the config in its metadata; None where there is none.
 
     Raises:
         CheckpointError: a broken file or config, or weights that do not fit it.
     """
     file = Path(file)
-    if file.suffix != ".safetensors":
+    if file.suffix != ".safetensors" and not _begins_as_safetensors(file):
         return None
     try:
         with safe_open(file, "pt") as opened:
@@ -134,19 +136,26 @@ def load_single(file: str | Path) -> EdgeSam | None:
     if text is None:
         return None
     try:
-        config = ModelConfig.from_dict(json.loads(text))
+        config = ModelConfig.from_dict(parse_json(text))
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{file}: its metadata is no model's config: {error}.") from error
     return _built(config, read_state_dict(file), file)
 
 
 def _built(config: ModelConfig, state: dict[str, Tensor], source: Path) -> EdgeSam:
-    model = EdgeSam(config)
-    if config.quantization is not None:
-        from sam_edge.models.quantized import insert_quantized_layers, prepare_for_quantization
+    _check_size(config, state, source)
+    try:
+        model = EdgeSam(config)
+        if config.quantization is not None:
+            from sam_edge.models.quantized import insert_quantized_layers, prepare_for_quantization
 
-        prepare_for_quantization(model)
-        insert_quantized_layers(model, config.quantization)
+            prepare_for_quantization(model)
+            insert_quantized_layers(model, config.quantization)
+    except SamEdgeError:
+        raise
+    except Exception as error:
+        # wide on purpose: what a config may say wrongly, the modules that are built of it say in as many ways
+        raise CheckpointError(f"{source}: its config describes no model ({_first_line(error)}).") from error
     shapes = model.state_dict()
     for name, bits in _packed(config).items():
         state[name] = _unpacked(state.get(name), bits, shapes[name].shape, f"{source}: {name}")
@@ -154,6 +163,22 @@ def _built(config: ModelConfig, state: dict[str, Tensor], source: Path) -> EdgeS
         state[POSITIONS] = _positions(state.get(POSITIONS), state.pop(EXPONENTS), f"{source}: {POSITIONS}")
     load_weights(model, state, source)
     return model
+
+
+def _check_size(config: ModelConfig, state: dict[str, Tensor], source: Path) -> None:
+    """Raises CheckpointError for a config of far more weights than there are, before memory is filled with them."""
+    if config.arch == "timm":
+        # which measures its network to build it
+        return
+    try:
+        with torch.device("meta"):
+            described = sum(value.numel() for value in EdgeSam(config).state_dict().values())
+    except Exception as error:
+        raise CheckpointError(f"{source}: its config describes no model ({_first_line(error)}).") from error
+    # of packed integers several go into a byte
+    held = sum(value.numel() * max(value.element_size(), 2) for value in state.values())
+    if described > 2 * held + MANY:
+        raise CheckpointError(f"{source}: its config describes {described} weights, and the file holds {held} bytes.")
 
 
 def _unpacked(packed: Tensor | None, bits: int, shape: torch.Size, what: str) -> Tensor:
@@ -247,7 +272,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
                 "that made it, save `model.state_dict()` to a .pth or .safetensors file instead."
             ) from error
         raise CheckpointError(f"{path} is not a checkpoint, or was cut short.") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:
+        # wide on purpose: what is no pickle makes its reader raise almost anything
         raise CheckpointError(f"{path} is not a checkpoint, or was cut short: {_first_line(error)}.") from error
     for key in CONTAINERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):

@@ -2,12 +2,14 @@
 
 Our names are segment-anything's (`image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`), with `q`, `k` and
 `v` apart in a `slim_vit` and timm's names inside a `tiny_vit`. What weights do not say is taken as their
-authors have it: 8 heads in the decoder, SAM's pixel statistics, and, for TinyViT, 1024 pixels.
+authors have it: 8 heads in the decoder, SAM's pixel statistics, and the sizes of `TINY_VIT_SIZES`.
 """
 
 import math
 import re
+from dataclasses import replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from sam_edge.errors import CheckpointError
@@ -28,8 +30,9 @@ LAYOUTS = (
 )
 """What `recognise` knows, in words."""
 
-TINY_VIT_IMAGE_SIZE = 1024
-"""TinyViT's weights fit every image size; MobileSAM and TinySAM were trained at this one, in pixels."""
+TINY_VIT_SIZES = {7: 1024, 8: 256, 12: 384, 16: 512}
+"""Pixels of a TinyViT by the window of its last stage, as its tables of biases have it, where the one before has twice
+that. Its authors make windows of the grids that an image leaves; MobileSAM and TinySAM keep those of 224 at 1024."""
 
 _WRAPPERS = {"module", "_orig_mod"}
 """What DataParallel and torch.compile put into names; the SlimSAM authors save `image_encoder.module.*`.
@@ -95,7 +98,8 @@ def recognise(state: State) -> tuple[State, ModelConfig]:
     """
     native = native_names(state)
     try:
-        return native, _config(native, state).replace(**pixel_statistics(state))
+        config = _config(native, state).replace(**pixel_statistics(state))
+        return _with_tables_of_the_grid(native, config), config
     except KeyError as error:
         if not any(name.startswith(DECODER_PARTS) for name in native):
             raise CheckpointError(
@@ -156,16 +160,40 @@ def _vit_config(state: State, arch: Arch) -> ModelConfig:
     patch = state["image_encoder.patch_embed.proj.weight"].shape[-1]
     grid = state["image_encoder.pos_embed"].shape[1]
     depth = _count(state, r"^image_encoder\.blocks\.(\d+)\.")
+    blocks = [_block_config(state, index) for index in range(depth)]
+    whole = _side_of_global_tables({block.window for block in blocks}, grid)
     return ModelConfig(
         arch=arch,
         image_size=grid * patch,
         patch_size=patch,
-        blocks=tuple(_block_config(state, index, grid) for index in range(depth)),
+        blocks=tuple(replace(block, window=0) if block.window == whole else block for block in blocks),
         decoder=_decoder_config(state),
     )
 
 
-def _block_config(state: State, index: int, grid: int) -> BlockConfig:
+def _side_of_global_tables(sides: set[int], grid: int) -> int:
+    """Of the token grids that tables of relative positions are for, the one of blocks that attend globally.
+
+    segment-anything brings a global block's table to the grid as it runs, so that a network made smaller may keep the
+    large one in its file: larger than the grid, and than the window that its other blocks share. A window alone that is
+    larger than the grid is a window, which it pads the grid to.
+    """
+    return max(sides) if grid not in sides and len(sides) > 1 and max(sides) > grid else grid
+
+
+def _with_tables_of_the_grid(state: State, config: ModelConfig) -> State:
+    """Global blocks' tables as segment-anything interpolates them (`get_rel_pos`)."""
+    rows, fitted = 2 * config.grid - 1, dict(state)
+    for index, block in enumerate(config.blocks):
+        for axis in "hw" if not block.window and block.rel_pos else "":
+            name = f"image_encoder.blocks.{index}.attn.rel_pos_{axis}"
+            if len(state[name]) != rows:
+                fitted[name] = F.interpolate(state[name].float().T[None], rows, mode="linear")[0].T.contiguous()
+    return fitted
+
+
+def _block_config(state: State, index: int) -> BlockConfig:
+    """A block, with the grid that its tables are for as its window."""
     stem = f"image_encoder.blocks.{index}."
     embed = state[f"{stem}norm1.weight"].shape[0]
     mlp = state[f"{stem}mlp.lin1.weight"].shape[0]
@@ -178,8 +206,7 @@ def _block_config(state: State, index: int, grid: int) -> BlockConfig:
             "give the checkpoint folder, which has a config.json, instead of the file."
         )
     rows, head_width = state[f"{stem}attn.rel_pos_h"].shape
-    window = (rows + 1) // 2
-    return BlockConfig(embed, qk, v, mlp, heads=qk // head_width, window=0 if window == grid else window)
+    return BlockConfig(embed, qk, v, mlp, heads=qk // head_width, window=(rows + 1) // 2)
 
 
 def _tiny_vit_config(state: State) -> ModelConfig:
@@ -188,11 +215,23 @@ def _tiny_vit_config(state: State) -> ModelConfig:
     patch = 4 * math.prod(stage.stride for stage in stages)
     return ModelConfig(
         arch="tiny_vit",
-        image_size=TINY_VIT_IMAGE_SIZE,
+        image_size=_tiny_vit_size(stages),
         patch_size=patch,
         stages=stages,
         decoder=_decoder_config(state),
     )
+
+
+def _tiny_vit_size(stages: tuple[StageConfig, ...]) -> int:
+    """Image side in pixels, which leaves no trace in shapes but for the windows that were chosen for it."""
+    *_, before, last = (stage.window for stage in stages)
+    if before != 2 * last or last not in TINY_VIT_SIZES:
+        raise CheckpointError(
+            f"a TinyViT with windows of {[stage.window for stage in stages[1:]]} tokens is none of its authors' or of "
+            "MobileSAM's, so the weights do not tell its image size: give the checkpoint folder, which has a "
+            "config.json, instead of the file."
+        )
+    return TINY_VIT_SIZES[last]
 
 
 def _stage_config(state: State, index: int, count: int) -> StageConfig:

@@ -1,12 +1,12 @@
 """`load_model` opens whatever a user may mean by MODEL."""
 
 import difflib
-import json
 from pathlib import Path
 
 import torch
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ModelError
+from sam_edge.files import parse_json
 from sam_edge.models.checkpoint import (
     CONFIG,
     is_checkpoint_folder,
@@ -17,7 +17,7 @@ from sam_edge.models.checkpoint import (
 )
 from sam_edge.models.keys import recognise
 from sam_edge.models.sam import EdgeSam, initialise
-from sam_edge.segment.config import BackboneConfig, ModelConfig
+from sam_edge.segment.config import BackboneConfig, DecoderConfig, ModelConfig
 from sam_edge.segment.known import KNOWN, PACKAGED, WEIGHTS, KnownModel, shipped_folder
 
 RANDOM, TIMM = "random:", "timm:"
@@ -153,17 +153,30 @@ def _open_folder(folder: Path) -> EdgeSam:
     if not is_checkpoint_folder(folder):
         raise CheckpointError(f"{folder} is no checkpoint folder: one holds {CONFIG} and {WEIGHTS}.")
     if _is_hugging_face(folder):
-        return _open_file(folder / WEIGHTS)
+        return _recognised(folder / WEIGHTS)
     return load_checkpoint(folder)
 
 
 def _open_file(path: Path) -> EdgeSam:
-    if path.name == WEIGHTS and is_checkpoint_folder(path.parent) and not _is_hugging_face(path.parent):
+    if path.name == WEIGHTS and is_checkpoint_folder(path.parent):
         # its config.json knows what shapes do not: heads, thresholds, quantization
-        return load_checkpoint(path.parent)
+        return _open_folder(path.parent)
     whole = load_single(path)
     if whole is not None:
         return whole
+    model = _recognised(path)
+    # whoever saves SAM's own modules saves SAM's own decoder; sam-edge's .safetensors have held their config since
+    if path.suffix == ".safetensors" and model.config.decoder.dim != DecoderConfig.dim:
+        raise CheckpointError(
+            f"{path} holds weights without their config.json, of a decoder that is not SAM's (its width is "
+            f"{model.config.decoder.dim}): its heads, and what it draws of prompts, are not in them. "
+            "Give the checkpoint folder."
+        )
+    return model
+
+
+def _recognised(path: Path) -> EdgeSam:
+    """The model that a file's names and shapes imply."""
     state, config = recognise(read_state_dict(path))
     model = EdgeSam(config)
     load_weights(model, state, path)
@@ -173,6 +186,6 @@ def _open_file(path: Path) -> EdgeSam:
 def _is_hugging_face(folder: Path) -> bool:
     """True for a download of a `SamModel`, which has the same two file names as our folders."""
     try:
-        return json.loads((folder / CONFIG).read_text()).get("model_type") == "sam"
+        return parse_json((folder / CONFIG).read_text()).get("model_type") == "sam"
     except (OSError, ValueError, AttributeError):
         return False

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ExportError
-from sam_edge.files import sha256_of
-from sam_edge.runtimes.folder import ExportedFolder
+from sam_edge.files import parse_json, sha256_of
+from sam_edge.runtimes.folder import ExportedFolder, own_file
 
 Flavor = Literal["rtx", "standard"]
 Shapes = dict[str, dict[str, list[int]]]
@@ -162,10 +162,13 @@ def read_engines(folder: str | Path) -> list[Engine]:
     if not path.is_file():
         return []
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         if values["schema"] != SCHEMA:
             raise ValueError(f"schema {values['schema']!r} is not {SCHEMA}")
-        return [Engine(**entry) for entry in values["engines"]]
+        found = [Engine(**entry) for entry in values["engines"]]
+        for engine in found:
+            own_file(engine.file)
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not describe engines: {error}.") from error
 

@@ -1,13 +1,12 @@
 """Exported folders: what `model.json` says, checked against the graphs beside it."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sam_edge.errors import CheckpointError, ExportError
-from sam_edge.files import sha256_of
+from sam_edge.files import parse_json, sha256_of
 from sam_edge.runtimes.clipping import clips_products, without_sign
 from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.cost import Cost
@@ -43,8 +42,8 @@ class ExportedFolder:
         """
         path = Path(path)
         try:
-            values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            files = [(path / graph["file"], graph["sha256"]) for graph in values["graphs"].values()]
+            values = parse_json((path / MANIFEST).read_text(encoding="utf-8"))
+            files = [(path / own_file(graph["file"]), graph["sha256"]) for graph in values["graphs"].values()]
             config = ModelConfig.from_dict(values["config"])
             left = (values.get("integer_form") or {}).get("float_products", ())
             products = [name for name, entry in (config.quantization or {}).items() if "heads" in entry]
@@ -91,6 +90,13 @@ class ExportedFolder:
                 f"{self.path} has no {missing[0]}.onnx, which everything mode needs: it was exported by an earlier "
                 "version, export again."
             )
+
+
+def own_file(name: str) -> str:
+    """The name of a file that a manifest says lies beside it. Raises ValueError for a path that leaves its folder."""
+    if Path(name).name != name or name in ("", ".."):
+        raise ValueError(f"{name!r} is no file beside it")
+    return name
 
 
 def graph_sha256(file: Path) -> str:

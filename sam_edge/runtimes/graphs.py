@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
+from sam_edge.errors import ExportError, SamEdgeError
 from sam_edge.kernels.gpu import DeviceArray
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.segment.config import ModelConfig
@@ -51,6 +52,22 @@ class GraphRuntime(ABC):
     def _run(self, graph: str, inputs: Values) -> Values:
         """The outputs of one graph, by name."""
 
+    def _called(self, graph: str, inputs: Values) -> Values:
+        """`_run`, whose libraries say what is wrong with a graph in errors of all kinds.
+
+        Raises:
+            ExportError: a graph that cannot be opened, or called with this.
+        """
+        try:
+            return self._run(graph, inputs)
+        except SamEdgeError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ExportError(
+                f"the {graph} of {self.folder.path} does not run in {self.name} ({reason}): export it again."
+            ) from error
+
     def _host(self, value: Any) -> np.ndarray:
         """A value as a NumPy array."""
         return np.asarray(value)
@@ -58,7 +75,7 @@ class GraphRuntime(ABC):
     def encode(self, pixels: Float32[np.ndarray, "b 3 s s"] | DeviceArray) -> Any:
         """Image embeddings."""
         given = pixels if isinstance(pixels, DeviceArray) else np.asarray(pixels, np.float32)
-        return self._run("encoder", {"pixels": given})["embeddings"]
+        return self._called("encoder", {"pixels": given})["embeddings"]
 
     def host(self, embeddings: Any) -> Float32[np.ndarray, "b c g g"]:
         """Embeddings as an array, to compare them with another runtime's."""
@@ -71,7 +88,7 @@ class GraphRuntime(ABC):
         found = []
         for first in range(0, prompts.labels.shape[1], self.sets_at_once):
             inputs = decoder_inputs(self.config, prompts.part(slice(first, first + self.sets_at_once)))
-            given = self._run("decoder", {"embeddings": embeddings, **inputs})
+            given = self._called("decoder", {"embeddings": embeddings, **inputs})
             found.append((self._host(given["logits"]), self._host(given["iou"])))
         if not found:
             batch, side = prompts.labels.shape[0], self.config.mask_size
@@ -86,7 +103,7 @@ class GraphRuntime(ABC):
             ExportError: a folder that was exported before it had these graphs.
         """
         self.folder.require_split()
-        return {"embeddings": embeddings, **self._run("prepare", {"embeddings": embeddings})}
+        return {"embeddings": embeddings, **self._called("prepare", {"embeddings": embeddings})}
 
     def predict(self, state: Values, prompts: Prompts) -> Prediction:
         """Predicted IoU of N prompt sets; what the parts do not answer (`in_parts`) goes through the whole decoder."""
@@ -102,7 +119,7 @@ class GraphRuntime(ABC):
                 "point_coords": np.ascontiguousarray(coords[:, sets]),
                 "point_labels": np.ascontiguousarray(labels[:, sets]),
             }
-            bands.append(self._run("predict", {**image, **given}))
+            bands.append(self._called("predict", {**image, **given}))
         found = [self._host(band["iou"]) for band in bands]
         return Prediction(np.concat(found) if found else np.zeros((0, 4), np.float32), (state, bands))
 
@@ -129,7 +146,7 @@ class GraphRuntime(ABC):
             for first in range(0, len(found), 4 * len(members)):
                 here = found[first : first + 4 * len(members)]
                 places, wanted = np.searchsorted(members, sets[here]), np.asarray(masks)[here].astype(np.int64)
-                yield here, self._run("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"]
+                yield here, self._called("upscale", {**image, **parts, "places": places, "masks": wanted})["logits"]
 
     def _groups(
         self, bands: Sequence[Values], wanted: Int[np.ndarray, "n"]

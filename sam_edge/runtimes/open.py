@@ -1,11 +1,11 @@
 """Opening a MODEL on a runtime: exported folders here, checkpoints with the workshop's help."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from sam_edge.errors import BackendUnavailableError, ExportError, ModelError
+from sam_edge.files import parse_json
 from sam_edge.halves import workshop, workshop_is_here
 from sam_edge.runtimes.cuda import cuda_devices, machine_target
 from sam_edge.runtimes.folder import names_exported_folder, shipped_graphs
@@ -85,7 +85,7 @@ def _holds_integers(spec: str | Path) -> bool:
     if str(spec) in KNOWN or not config.is_file():
         return False
     try:
-        return bool(json.loads(config.read_text(encoding="utf-8")).get("quantization"))
+        return bool(parse_json(config.read_text(encoding="utf-8")).get("quantization"))
     except (OSError, ValueError, AttributeError):
         # whoever opens it says what is wrong
         return False

@@ -5,14 +5,20 @@ Widths are channels, sizes are pixels, windows are tokens per side (0 means glob
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sam_edge.errors import CheckpointError, ModelError
+from sam_edge.files import date, parse_json
 
 SCHEMA = 1
+LARGEST = 65536
+"""Largest of a model's counts and sizes: more than any has, and few enough to be refused before memory runs out."""
+DEEPEST = 256
+"""Most layers of a kind."""
 Arch = Literal["vit", "slim_vit", "tiny_vit", "timm"]
 Coverage = Literal["logit", "contrast"]
 COVERAGES: tuple[Coverage, ...] = ("logit", "contrast")
@@ -168,6 +174,7 @@ class ModelConfig:
     """Version of this layout."""
 
     def __post_init__(self) -> None:
+        self._check_sizes()
         if self.image_size % self.patch_size:
             raise ModelError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}.")
         described = {"tiny_vit": "stages", "timm": "backbone"}.get(self.arch, "blocks")
@@ -184,6 +191,37 @@ class ModelConfig:
                 raise ModelError(f"block {index}: {block.heads} heads must divide qk {block.qk} and v {block.v}.")
             if self.arch == "vit" and not (block.uniform and block.embed == self.blocks[0].embed):
                 raise ModelError(f"block {index}: arch 'vit' needs embed = qk = v; use 'slim_vit'.")
+
+    def _check_sizes(self) -> None:
+        """Raises ModelError for a count or size that nothing can be built of."""
+        decoder, backbone = self.decoder, self.backbone
+        sizes = {"image_size": self.image_size, "patch_size": self.patch_size, "decoder.depth": decoder.depth}
+        sizes |= {f"decoder.{name}": getattr(decoder, name) for name in ("dim", "heads", "mlp", "iou_hidden")}
+        sizes["decoder.mask_channels"] = decoder.mask_channels
+        depths = {"blocks": len(self.blocks), "decoder.depth": decoder.depth}
+        for index, block in enumerate(self.blocks):
+            sizes |= {f"blocks[{index}].{name}": getattr(block, name) for name in ("embed", "qk", "v", "mlp", "heads")}
+        for index, stage in enumerate(self.stages):
+            widths = (*stage.qk_widths, *stage.v_widths, *stage.mlp_widths)
+            sizes |= {f"stages[{index}].{name}": getattr(stage, name) for name in ("embed", "depth", "stride")}
+            sizes[f"stages[{index}]'s narrowest width"] = min(widths, default=1)
+            depths[f"stages[{index}].depth"] = stage.depth
+        if backbone is not None:
+            sizes |= {"backbone.width": backbone.width, "backbone's first stride": min(backbone.strides, default=0)}
+            depths["backbone.refinements"] = backbone.refinements
+        for name, size in sizes.items():
+            if size < 1:
+                raise ModelError(f"{name} must be at least 1, got {size}.")
+        for name, depth in depths.items():
+            if depth > DEEPEST:
+                raise ModelError(f"{name} must be at most {DEEPEST}, got {depth}.")
+        if decoder.dim % (2 * decoder.heads) or decoder.dim % 8 or decoder.mask_channels % 4:
+            raise ModelError(
+                f"the decoder's dim must be divided by 8 and by twice its heads, its mask_channels by 4, got "
+                f"{decoder.dim}, {decoder.heads} and {decoder.mask_channels}."
+            )
+        if min(self.pixel_std) <= 0:
+            raise ModelError(f"pixel_std must be positive, got {self.pixel_std}.")
 
     def _check_strides(self, backbone: BackboneConfig) -> None:
         strides = backbone.strides
@@ -211,8 +249,7 @@ class ModelConfig:
 
     def with_step(self, step: dict[str, Any]) -> "ModelConfig":
         """A copy whose lineage ends with `step`, dated now (UTC)."""
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        return self.replace(lineage=(*self.lineage, {**step, "date": date}))
+        return self.replace(lineage=(*self.lineage, {**step, "date": date()}))
 
     def to_json(self) -> str:
         """The text of `config.json`."""
@@ -231,18 +268,10 @@ class ModelConfig:
                 f"config schema {values.get('schema')!r} is not {SCHEMA}: written by another version of sam-edge."
             )
         try:
-            values["blocks"] = tuple(BlockConfig(**block) for block in values.get("blocks", ()))
-            values["stages"] = tuple(StageConfig(**_tuples(stage)) for stage in values.get("stages", ()))
-            if values.get("backbone") is not None:
-                values["backbone"] = BackboneConfig(**_tuples(values["backbone"]))
-            values["decoder"] = DecoderConfig(**values.get("decoder", {}))
-            values["thresholds"] = Thresholds(**values.get("thresholds", {}))
-            for key in ("pixel_mean", "pixel_std", "lineage"):
-                if key in values:
-                    values[key] = tuple(values[key])
-            return cls(**values)
-        except TypeError as error:
+            found: ModelConfig = _read(cls, values, "")
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"config.json does not describe a model: {error}.") from error
+        return found
 
     @classmethod
     def read(cls, path: Path) -> "ModelConfig":
@@ -252,19 +281,44 @@ class ModelConfig:
             CheckpointError: missing, not JSON, or not a model's config.
         """
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_text())
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path} is not a model's config.json: {error}.") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} is not a model's config.json: it holds no object.")
         return cls.from_dict(values)
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as tuples."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """A value of JSON as what a field is annotated with: a dataclass of such fields, tuples for lists.
+
+    Raises ValueError or TypeError, with the place, for another kind of value, or a number that no model has.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    # is_dataclass would have `kind` taken for an instance
+    make = kind
+    if origin in (Union, UnionType):
+        return None if value is None else _read(parts[0], value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        kinds = get_type_hints(kind)
+        inner = {name: _read(kinds.get(name, Any), part, f"{where}.{name}".strip(".")) for name, part in value.items()}
+        return make(**inner)
+    if origin is tuple and isinstance(value, list):
+        if parts[-1] is not ... and len(parts) != len(value):
+            raise ValueError(f"{where} must have {len(parts)} values, got {len(value)}")
+        return tuple(_read(parts[0], part, f"{where}[{place}]") for place, part in enumerate(value))
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return value
+    if kind is int and type(value) is int and 0 <= value <= LARGEST:
+        return value
+    if origin is Literal and isinstance(value, str) and value in parts:
+        return value
+    if kind is Any or (kind in (str, bool) and type(value) is kind) or (origin is dict and isinstance(value, dict)):
+        return value
+    wanted = " or ".join(map(repr, parts)) if origin is Literal else getattr(kind, "__name__", str(kind))
+    raise ValueError(f"{where or 'it'} must be {wanted}{f' up to {LARGEST}' if kind is int else ''}, got {value!r:.60}")
 
 
 def uniform_blocks(

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sam_edge.data.sample import LabelledDataset, LabelledImage
+from sam_edge.data.unreadable import Unreadable
 from sam_edge.errors import DataError, SamEdgeError
 from sam_edge.training.processes import rank, world
 from sam_edge.training.views import View, ViewOptions, random_view
@@ -36,12 +37,15 @@ class Source:
 class ViewStream(Dataset[View]):
     """Map-style: index -> view, drawn from the sources by weight."""
 
-    def __init__(self, sources: Sequence[Source], options: ViewOptions, seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[Source], options: ViewOptions, seed: int, unreadable: Unreadable | None = None
+    ) -> None:
         if not sources:
             raise DataError("training needs at least one labelled data set: give --data.")
         self.sources = list(sources)
         self.options = options
         self.seed = seed
+        self.unreadable = unreadable
         weights = np.array([source.weight for source in sources], float)
         if not weights.sum() > 0:
             raise DataError("every --data has weight 0: nothing would ever be drawn.")
@@ -75,7 +79,7 @@ class ViewStream(Dataset[View]):
         if sample is not None:
             self._cache.move_to_end((source, number))
             return sample
-        sample = dataset[number]
+        sample = dataset[number] if self.unreadable is None else self.unreadable.read(dataset, number)
         self._cache[source, number] = sample
         self._cached_bytes += sample.image.nbytes
         while self._cached_bytes > CACHE_BYTES:

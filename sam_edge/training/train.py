@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sam_edge.data.shards import TarShards
+from sam_edge.data.unreadable import Unreadable
 from sam_edge.errors import TrainingError
 from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.sam import EdgeSam
@@ -101,6 +102,7 @@ def train(
     options: TrainOptions,
     *,
     method: InteractiveSegmentation | None = None,
+    unreadable: Unreadable | None = None,
     state_file: Path | None = None,
     validate: Validate | None = None,
     on_step: Callable[[Progress, dict[str, float]], None] | None = None,
@@ -109,6 +111,7 @@ def train(
 
     Args:
         method: a subclass's, where more than the labels is learned; its `settings` go into the lineage.
+        unreadable: where broken pictures and annotations are noted; they are passed over.
 
     Raises:
         TrainingError: the loss diverged, or `state_file` belongs to another run.
@@ -135,7 +138,7 @@ def train(
         copy_paste=options.copy_paste,
         padding=model.config.pixel_mean,
     )
-    stream = ViewStream(sources, views, options.seed)
+    stream = ViewStream(sources, views, options.seed, unreadable)
 
     def batches(first: int, last: int) -> Iterable[ViewBatch]:
         return step_batches(stream, options.batch_size, first, last, workers=options.workers, collate=stack_views)

@@ -93,6 +93,13 @@ def test_files_that_are_no_image_are_refused_by_name(tmp_path, content):
         read_image(tmp_path / "no.jpg")
 
 
+def test_a_program_of_postscript_is_not_run_as_a_picture(tmp_path):
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(outside) (w) file\nshowpage\n"
+    (tmp_path / "photo.jpg").write_bytes(text)
+    with pytest.raises(DataError, match=r"photo\.jpg: PostScript is a program"):
+        read_image(tmp_path / "photo.jpg")
+
+
 def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"gone\.jpg"):
         read_image(tmp_path / "gone.jpg")

@@ -84,3 +84,23 @@ def test_real_folders_open_whole_with_points_inside_their_masks(shared_data, fol
         x, y = annotation.point_xy
         assert annotation.mask()[int(y), int(x)]
         assert annotation.area > 0
+
+
+def test_a_coco_file_s_pictures_may_lie_anywhere(tmp_path, picture):
+    (tmp_path / "far" / "photos").mkdir(parents=True)
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(picture).save(tmp_path / "far" / "photos" / "a.png")
+    labels = tmp_path / "labels" / "instances.json"
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[5, 5, 30, 5, 30, 30, 5, 30]]}
+    images = [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}]
+    labels.write_text(json.dumps({"images": images, "annotations": [entry], "categories": []}))
+    with pytest.raises(DataError, match="--images-root"):
+        open_labelled(labels)
+    for spec in (labels, labels.parent):
+        (sample,) = open_labelled(spec, images_root=tmp_path / "far" / "photos")
+        assert (sample.image == picture).all()
+    with pytest.raises(DataError, match="no such folder"):
+        open_labelled(labels, images_root=tmp_path / "gone")
+    for other in ("synthetic:3", tmp_path / "far"):
+        with pytest.raises(DataError, match="belongs to COCO instances json alone"):
+            open_labelled(other, images_root=tmp_path / "far" / "photos")

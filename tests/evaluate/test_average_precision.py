@@ -106,6 +106,24 @@ def test_a_limit_draws_pictures(instances):
     assert {2} in drawn
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"segmentation": [[1, 1, 9, 2**63, 9, 9]]}, "annotation 1: a polygon is not"),
+        ({"segmentation": {"size": [SIZE, SIZE], "counts": "0" * 99}}, "annotation 1: "),
+        ({"bbox": [1, 1, 4]}, "annotation 1: bbox must be four numbers"),
+        ({"bbox": [1, float("nan"), 4, 4]}, "annotation 1: bbox must be four numbers"),
+        ({"area": "large"}, "not COCO instances that pycocotools can evaluate"),
+    ],
+)
+def test_a_label_that_pycocotools_would_end_the_process_over_is_named(instances, entry, message):
+    content = json.loads(instances.read_text())
+    content["annotations"][0] |= entry
+    instances.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        BoxesToSegment(instances)
+
+
 def test_what_does_not_belong_together_is_refused(instances, tmp_path):
     file = tmp_path / "detections.json"
     file.write_text(json.dumps([{"image_id": 7, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 1}]))

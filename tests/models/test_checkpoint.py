@@ -234,6 +234,24 @@ def test_a_folder_without_its_config_is_no_checkpoint(folder):
         load_checkpoint(folder)
 
 
+def test_a_config_of_far_more_weights_is_refused_before_they_are_made(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for block in config["blocks"]:
+        block |= {"embed": 32768, "qk": 32768, "v": 32768, "mlp": 65536}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"its config describes \d{10,} weights, and the file holds \d+ bytes"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("entry", [{}, {"bits": None}, 3, {"bits": 8, "axis": 0, "scale": "x", "zero_point": 0}])
+def test_a_quantization_that_describes_no_layer_is_one_line(folder, entry):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"] = {"image_encoder.neck.0": entry}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="its config describes no model"):
+        load_checkpoint(folder)
+
+
 def test_a_config_for_other_weights_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     config["blocks"][0]["mlp"] = 44

@@ -25,10 +25,10 @@ OUT = {
 
 
 @pytest.fixture
-def models(tiny_config, tiny_vit_config, make_sam):
+def models(tiny_config, mobile_sam_config, make_sam):
     """By layout, a model that it has names for."""
     uneven = tuple(replace(block, qk=24, v=16) for block in tiny_config.blocks)
-    tiny_vit = make_sam(tiny_vit_config.replace(image_size=1024))
+    tiny_vit = make_sam(mobile_sam_config)
     return {
         "segment-anything": make_sam(tiny_config),
         "transformers": make_sam(tiny_config),

@@ -1,6 +1,7 @@
 """sam_edge.models.keys: other people's state dicts."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from sam_edge.models.checkpoint import load_weights
 from sam_edge.models.keys import recognise
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.vit import split_fused_keys
-from sam_edge.segment.config import BlockConfig
+from sam_edge.segment.config import BlockConfig, uniform_blocks
 from sam_edge.segment.known import KNOWN
 from sam_edge.segment.prompts import Prompts
 
@@ -46,6 +47,22 @@ def test_official_names_round_trip_at_reduced_sizes(tiny_sam, prefix):
     model = reloaded({prefix + name: value for name, value in tiny_sam.state_dict().items()})
     assert model.config == tiny_sam.config
     assert_same_weights(model, tiny_sam)
+
+
+def test_a_window_larger_than_the_grid_is_padded_and_a_table_larger_than_it_interpolated(tiny_config, make_sam, pixels):
+    """As segment-anything's own encoder runs them, of one file."""
+    for window, table in ((14, 8), (3, 64), (14, 64)):
+        blocks = uniform_blocks(2, 32, 2, (1,), window=window, mlp=40)
+        theirs = make_sam(tiny_config.replace(blocks=blocks))
+        for axis in "hw":
+            name = f"rel_pos_{axis}"
+            generator = torch.Generator().manual_seed(ord(axis))
+            values = torch.nn.Parameter(torch.randn(2 * table - 1, 16, generator=generator))
+            setattr(theirs.image_encoder.blocks[1].attn, name, values)
+        ours = reloaded(theirs.state_dict())
+        assert [block.window for block in ours.config.blocks] == [window, 0]
+        with torch.no_grad():
+            torch.testing.assert_close(ours.encode(pixels), theirs.encode(pixels), rtol=0, atol=1e-5)
 
 
 def test_a_tensor_of_the_wrong_shape_is_named(tiny_sam):
@@ -147,8 +164,8 @@ def mobile_sam_names(state):
     return renamed
 
 
-def test_mobile_sam_s_names_round_trip(tiny_vit_config, make_sam):
-    sam = make_sam(tiny_vit_config)
+def test_mobile_sam_s_names_round_trip(mobile_sam_config, make_sam):
+    sam = make_sam(mobile_sam_config)
     state = mobile_sam_names(sam.state_dict())
     for sample in (
         "patch_embed.seq.0.c.weight",
@@ -164,9 +181,9 @@ def test_mobile_sam_s_names_round_trip(tiny_vit_config, make_sam):
     assert "image_encoder.layers.3.downsample.conv1.c.weight" not in state
     state["image_encoder.norm_head.weight"] = torch.zeros(32)
     state["image_encoder.head.weight"] = torch.zeros(1000, 32)
-    state["image_encoder.layers.1.blocks.0.attn.attention_bias_idxs"] = torch.zeros(9, 9, dtype=torch.long)
+    state["image_encoder.layers.1.blocks.0.attn.attention_bias_idxs"] = torch.zeros(49, 49, dtype=torch.long)
     model = reloaded(state)
-    assert model.config == tiny_vit_config.replace(image_size=1024)
+    assert model.config == mobile_sam_config
     assert_same_weights(model, sam)
 
 
@@ -175,6 +192,24 @@ def test_mobile_sam_s_config_is_the_known_one():
         state = EdgeSam(KNOWN["vit_t"].config).state_dict()
     assert recognise(mobile_sam_names(state))[1] == KNOWN["vit_t"].config
     assert recognise(state)[1] == KNOWN["vit_t"].config
+
+
+def test_a_tiny_vit_s_image_size_is_told_by_its_windows(tiny_vit_config, make_sam):
+    first, *later = tiny_vit_config.stages
+    for window, size in ((7, 1024), (8, 256), (12, 384), (16, 512)):
+        stages = (
+            first,
+            *(replace(s, window=side) for s, side in zip(later, (window, 2 * window, window), strict=True)),
+        )
+        sam = make_sam(tiny_vit_config.replace(image_size=size, stages=stages))
+        assert reloaded(mobile_sam_names(sam.state_dict())).config == sam.config
+
+
+def test_a_tiny_vit_of_unknown_windows_is_asked_for_its_config(tiny_vit_config, make_sam):
+    stages = (*tiny_vit_config.stages[:-1], replace(tiny_vit_config.stages[-1], window=5))
+    state = make_sam(tiny_vit_config.replace(stages=stages)).state_dict()
+    with pytest.raises(CheckpointError, match=r"windows of \[3, 3, 5\] tokens.*give the checkpoint folder"):
+        recognise(state)
 
 
 # Hugging Face

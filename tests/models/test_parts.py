@@ -28,9 +28,9 @@ def base(tiny_config, make_sam):
 
 
 @pytest.fixture
-def encoders(tiny_config, tiny_vit_config, make_sam):
+def encoders(tiny_config, mobile_sam_config, make_sam):
     """By kind, a SAM and its encoder as people save one: bare, of DataParallel, of MobileSAM's names, of SlimSAM's."""
-    vit, tiny_vit = make_sam(tiny_config), make_sam(tiny_vit_config.replace(image_size=1024))
+    vit, tiny_vit = make_sam(tiny_config), make_sam(mobile_sam_config)
     blocks = tuple(replace(block, qk=24, v=16) for block in tiny_config.blocks)
     slim = make_sam(tiny_config.replace(arch="slim_vit", blocks=blocks))
     mobile = mobile_sam_names(part(tiny_vit, "image_encoder"))

@@ -86,6 +86,12 @@ def test_an_engine_of_other_graphs_is_refused(folder: ExportedFolder) -> None:
         choose_engines(folder, "sm89")
 
 
+def test_engines_lie_beside_their_list_alone(folder: ExportedFolder) -> None:
+    write_engines(folder.path, [replace(engine, file=f"../{engine.file}") for engine in read_engines(folder.path)])
+    with pytest.raises(CheckpointError, match="is no file beside it"):
+        read_engines(folder.path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "engines": []}', '{"schema": 1, "engines": [{}]}'])
 def test_a_broken_list_of_engines_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / ENGINES).write_text(text)

@@ -40,6 +40,15 @@ def test_a_broken_manifest_is_refused(copied, content):
         ExportedFolder.read(copied)
 
 
+@pytest.mark.parametrize("name", ["../graphs/encoder.onnx", "/etc/passwd", "..", ".", "", "a/b.onnx"])
+def test_a_manifest_names_files_beside_it_alone(copied, name):
+    values = json.loads((copied / "model.json").read_text())
+    values["graphs"]["encoder"]["file"] = name
+    (copied / "model.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="is no file beside it"):
+        ExportedFolder.read(copied)
+
+
 def test_a_manifest_whose_graphs_lack_their_file_is_refused(copied):
     values = json.loads((copied / "model.json").read_text())
     del values["graphs"]["encoder"]["sha256"]

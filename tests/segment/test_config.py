@@ -96,6 +96,37 @@ def test_other_layouts_are_refused(tiny_config, change, message):
         ModelConfig.from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("image_size",), "big", r"image_size must be int .*got 'big'"),
+        (("image_size",), True, "image_size must be int"),
+        (("image_size",), -8, "image_size must be int up to 65536, got -8"),
+        (("image_size",), 10**9, "image_size must be int up to 65536"),
+        (("patch_size",), 0, "patch_size must be at least 1, got 0"),
+        (("arch",), "mamba", "arch must be 'vit' or"),
+        (("blocks",), 7, "blocks must be tuple"),
+        (("blocks", 0, "heads"), 0, r"blocks\[0\].heads must be at least 1"),
+        (("blocks", 1, "rel_pos"), 1, r"blocks\[1\].rel_pos must be bool"),
+        (("pixel_mean",), [1.0, 2.0], "pixel_mean must have 3 values, got 2"),
+        (("pixel_std",), [1.0, 0.0, 1.0], "pixel_std must be positive"),
+        (("pixel_std", 0), float("nan"), r"pixel_std\[0\] must be float"),
+        (("decoder", "depth"), 60000, "decoder.depth must be at most 256"),
+        (("decoder", "dim"), 30, "divided by 8"),
+        (("decoder", "draws_boxes"), 0.5, "decoder.draws_boxes must be bool"),
+        (("thresholds", "tau"), "x" * 999, r"thresholds.tau must be float, got 'x{1,59}\.$"),
+        (("quantization",), [], "quantization must be dict"),
+    ],
+)
+def test_an_entry_of_another_kind_or_size_is_named(tiny_config, place, value, message):
+    values = holder = json.loads(tiny_config.to_json())
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    with pytest.raises((CheckpointError, ModelError), match=message):
+        ModelConfig.from_dict(values)
+
+
 def test_missing_fields_take_their_defaults(tiny_config):
     values = json.loads(tiny_config.to_json())
     del values["decoder"], values["thresholds"]
@@ -104,7 +135,7 @@ def test_missing_fields_take_their_defaults(tiny_config):
     assert config.thresholds == Thresholds()
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b'"text"', b"5", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b'"text"', b"5", b"\xff\xfe", b"[" * 100_000])
 def test_a_file_that_is_no_config_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json") as caught:

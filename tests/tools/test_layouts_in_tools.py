@@ -162,7 +162,8 @@ def test_the_tool_s_own_code_finds_the_predictor_s_masks(
     for number, photo in enumerate(photos):
         seen, (height, width) = found[f"seen_{number}"], found[f"used_{number}"].tolist()
         if seen.ndim == 4:
-            predictor._embed(seen, Frame(photo.shape[:2], (height, width), runtime.config.image_size))
+            frame = Frame(photo.shape[:2], (height, width), runtime.config.image_size)
+            predictor._keep(runtime.encode(seen), frame)
             height, width = photo.shape[:2]
         else:
             predictor.set_image(seen)

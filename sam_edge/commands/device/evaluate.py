@@ -48,10 +48,11 @@ def evaluate(
     runtime: str = "auto",
     device: str = "auto",
     strict: bool = False,
+    images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Mean IoU of a MODEL on labelled data, by `prompt` or after each of `clicks`; `limit` draws so many pictures."""
-    opened, dataset, common = _opened(spec, data, split, limit, seed, runtime, device, strict)
+    opened, dataset, common = _opened(spec, data, split, limit, seed, runtime, device, strict, images_root)
     asked: dict[str, Any] = {"clicks": clicks} if clicks is not None else {"prompt": prompt}
     kept = kept_at(results, shard, {**common, **asked, "multimask": multimask})
     on_image = counting(len(kept.share.of(dataset.names)), f"{prompt} mIoU", on_progress)
@@ -74,11 +75,12 @@ def evaluate_ap(
     seed: int = 0,
     runtime: str = "auto",
     device: str = "auto",
+    images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """COCO's or LVIS's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or
     `limit`."""
-    asked = BoxesToSegment(instances, detections, limit=limit, seed=seed)
+    asked = BoxesToSegment(instances, detections, limit=limit, seed=seed, images_root=images_root)
     opened = open_for_many(spec, runtime, device)
     common = {
         "model": spec,
@@ -107,10 +109,11 @@ def evaluate_everything(
     runtime: str = "auto",
     device: str = "auto",
     strict: bool = False,
+    images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Everything-mode mIoU and AR@1000 of both strategies, or of the grid alone where the model has no tau."""
-    opened, dataset, common = _opened(spec, data, split, limit, seed, runtime, device, strict)
+    opened, dataset, common = _opened(spec, data, split, limit, seed, runtime, device, strict, images_root)
     strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
     common |= {"points_per_side": points_per_side}
     kept = kept_at(results, shard, {**common, "strategies": strategies})
@@ -155,11 +158,19 @@ def evaluate_against(
 
 
 def _opened(
-    spec: str, data: str, split: Split, limit: int | None, seed: int, runtime: str, device: str, strict: bool
+    spec: str,
+    data: str,
+    split: Split,
+    limit: int | None,
+    seed: int,
+    runtime: str,
+    device: str,
+    strict: bool,
+    images_root: Path | None,
 ) -> tuple[Runtime, Dataset[LabelledImage], dict[str, Any]]:
     """A MODEL, the pictures, and what a result says of both."""
     opened = open_for_many(spec, runtime, device)
-    dataset = open_some(data, split, strict, limit=limit, seed=seed)
+    dataset = open_some(data, split, strict, limit=limit, seed=seed, images_root=images_root)
     common = {
         "model": spec,
         "model_sha256": used_sha256(spec),

@@ -28,9 +28,10 @@ from sam_edge.commands.device.segment import (
 from sam_edge.data.folder import list_images
 from sam_edge.data.mask_files import MaskedPicture, MaskFormat, write_mask_files
 from sam_edge.errors import DataError, PromptError
-from sam_edge.files import atomic_file, atomic_folder, check_target
+from sam_edge.files import atomic_file, atomic_folder, check_target, sha256_of
 from sam_edge.journal import Journal, whole_lines
 from sam_edge.runtimes.open import open_runtime
+from sam_edge.segment.known import KNOWN
 
 LOG, RESULT, PICTURES = "masks.jsonl", "masks.json", "pictures"
 
@@ -95,7 +96,7 @@ def prelabel(
     check_target(out)
     opened = open_runtime(spec, runtime, device)
     asked = {"model": spec, "prompts": asdict(prompts), "everything": asdict(everything), "fast_read": fast_read}
-    key = hashlib.sha256(json.dumps([asked, _identity(opened), str(root)], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([asked, _identity(opened, spec), str(root)], sort_keys=True).encode()).hexdigest()
     log = Journal(out / LOG, {"key": key, **asked, "root": str(root)}, "file_name", "--out")
     segmenter = Segmenter(opened, prompts, everything, fast_read)
     skipped: dict[str, str] = {}
@@ -130,12 +131,16 @@ def prelabel(
     }
 
 
-def _identity(opened: Any) -> Any:
+def _identity(opened: Any, spec: str) -> Any:
     """What tells a model from another of the same name."""
     folder = getattr(opened, "folder", None)
     if folder is not None:
         return [graph["sha256"] for graph in folder.graphs.values()]
-    return [step.get("date") for step in opened.config.lineage]
+    path = Path(spec).expanduser()
+    # a known name's weights come with the version, or from where they do not change
+    return (
+        sha256_of(path) if spec not in KNOWN and path.exists() else [step.get("date") for step in opened.config.lineage]
+    )
 
 
 def _folder(out: Path, name: str) -> Path:

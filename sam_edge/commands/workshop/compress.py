@@ -14,6 +14,7 @@ from sam_edge.compress.slimming import Slimming, SlimOptions
 from sam_edge.data import open_images, open_labelled
 from sam_edge.data.sample import LabelledDataset
 from sam_edge.data.split import is_val
+from sam_edge.data.unreadable import Noted, unreadable_files
 from sam_edge.errors import DataError
 from sam_edge.evaluate.miou import evaluate_miou
 from sam_edge.files import check_target
@@ -44,9 +45,9 @@ def compress(
     """
     check_target(out.absolute())
     device = resolve_device(device)
-    with joined_processes(device):
+    with joined_processes(device), unreadable_files(strict) as unreadable:
         model = load_model(spec, device)
-        pictures = open_images(images, strict)
+        pictures = Noted(open_images(images, strict), unreadable)
         labelled = _with_labels(images, strict)
         parent, before = weights_sha256(model), cost(model.config)
         slimming = Slimming(
@@ -54,7 +55,7 @@ def compress(
             pictures,
             options,
             out.absolute().with_name(f"{out.name}.stages"),
-            label_loss=None if labelled is None else LabelledLoss(labelled),
+            label_loss=None if labelled is None else LabelledLoss(Noted(labelled, unreadable)),
             validate=None if labelled is None else _validation_miou(labelled),
             on_progress=on_progress,
         )
@@ -75,6 +76,7 @@ def compress(
             "stages": slimming.records,
             "steps": sum(record.get("steps", 0) for record in slimming.records),
             "seconds": sum(record.get("seconds", 0.0) for record in slimming.records),
+            "unreadable": unreadable.found,
         }
 
 

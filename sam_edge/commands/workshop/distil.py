@@ -11,11 +11,12 @@ from sam_edge.compress.embeddings import EmbedOptions, embed_pictures, process_s
 from sam_edge.compress.stored import StoredEmbeddings
 from sam_edge.compress.student import build_student
 from sam_edge.compress.tinysam import TinySamOptions, distil_full_stage, distil_plan
-from sam_edge.data import open_images, open_labelled
+from sam_edge.data import Dataset, open_images, open_labelled
 from sam_edge.data.open import PicturesOnly
 from sam_edge.data.sample import LabelledDataset
+from sam_edge.data.unreadable import Noted, unreadable_files
 from sam_edge.errors import CompressionError, DataError
-from sam_edge.files import check_target
+from sam_edge.files import check_target, sweep
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
 from sam_edge.models.cost import cost
 from sam_edge.models.registry import load_model
@@ -59,9 +60,13 @@ def embed(
         if on_progress is not None:
             on_progress(done, total, "shards")
 
-    done = embed_pictures(
-        teacher, pictures, out, options, batch_size=batch_size, rank=rank_, world=world_, on_shard=on_shard
-    )
+    if world_ == 1:
+        sweep(out)
+    with unreadable_files(strict) as unreadable:
+        noted = Noted(pictures, unreadable)
+        done = embed_pictures(
+            teacher, noted, out, options, batch_size=batch_size, rank=rank_, world=world_, on_shard=on_shard
+        )
     result = {"out": str(out), "pictures": len(pictures), "views": options.views, **asdict(done)}
     try:
         store = StoredEmbeddings(out, verify=False)
@@ -94,14 +99,15 @@ def distil(
     """
     check_target(out)
     device = resolve_device(device)
-    with joined_processes(device):
+    with joined_processes(device), unreadable_files(strict) as unreadable:
         teacher = load_model(spec, device)
         labelled = _labelled(images, sources.labels, strict)
-        pictures: Pictures | LabelledDataset = _pictures(images, strict) if labelled is None else labelled
+        own = _pictures(images, strict)
+        pictures: Dataset[Any] = Noted(own if labelled is None else labelled, unreadable)
         student = build_student(teacher, options.student, options.seed)
         beside = out.absolute()
         folder = sources.embeddings or beside.with_name(f".{beside.name}.embeddings")
-        store = _store(teacher, images, folder, sources, own_masks=labelled is None, strict=strict)
+        store = _store(teacher, Noted(own, unreadable), folder, sources, own_masks=labelled is None)
         state_file = beside.with_name(f".{beside.name}.state.safetensors")
         steps = distil_plan(pictures.names, store.options.views, options).steps
 
@@ -135,6 +141,7 @@ def distil(
             "steps": progress.step,
             "seconds": progress.seconds,
             "data_wait_seconds": progress.data_wait_seconds,
+            "unreadable": unreadable.found,
         }
 
 
@@ -163,12 +170,12 @@ def _labelled(images: str, labels: Labels, strict: bool) -> LabelledDataset | No
 
 
 def _store(
-    teacher: Any, images: str, folder: Path, sources: DistilSources, *, own_masks: bool, strict: bool
+    teacher: Any, pictures: Pictures, folder: Path, sources: DistilSources, *, own_masks: bool
 ) -> StoredEmbeddings:
     """The given store, or one written now."""
     if sources.embeddings is None:
         options = sources.embed if own_masks else replace(sources.embed, mask_points=0)
-        embed_pictures(teacher, _pictures(images, strict), folder, options, rank=rank(), world=world())
+        embed_pictures(teacher, pictures, folder, options, rank=rank(), world=world())
         wait_for_all()
     store = StoredEmbeddings(folder)
     if store.index["teacher_sha256"] != weights_sha256(teacher):

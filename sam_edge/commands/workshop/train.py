@@ -1,7 +1,6 @@
 """What `sam-edge train` does: a MODEL or a config and labelled data in, a checkpoint folder and results out."""
 
 import copy
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from sam_edge.commands.common import OnProgress
 from sam_edge.compress.full_stage import LossWeights
 from sam_edge.compress.taught import TaughtSegmentation
 from sam_edge.data import Dataset, LabelledImage, Split, open_labelled
+from sam_edge.data.unreadable import unreadable_files
 from sam_edge.errors import CheckpointError, DataError, TrainingError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
-from sam_edge.files import check_target
+from sam_edge.files import check_target, parse_json
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.models.cost import cost
 from sam_edge.models.registry import RANDOM, load_model
@@ -47,6 +47,7 @@ def train_model(
     half: bool = False,
     device: str = "auto",
     strict: bool = False,
+    images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any] | None:
     """Train and write a checkpoint folder; a killed run continues from the state beside `out`.
@@ -58,6 +59,7 @@ def train_model(
         data: labelled data as `open_labelled` takes it, each with `=WEIGHT` behind it where it is not 1.
         split: what is trained on; only `train` leaves pictures to validate on.
         validation_images: pictures of each source's val split to validate on.
+        images_root: the folder of a COCO file's pictures, where they are not near it.
         teacher: a MODEL whose embedding, tokens and masks are learned beside the labels, by the weights `teaching`.
         half: store the weights in float16.
 
@@ -68,11 +70,11 @@ def train_model(
     """
     device = resolve_device(device)
     check_target(out)
-    with joined_processes(device):
+    with joined_processes(device), unreadable_files(strict) as unreadable:
         model = _start(spec, config, options.seed).to(device)
-        sources = [_source(text, split, strict) for text in data]
+        sources = [_source(text, split, strict, images_root) for text in data]
         validated = split == "train" and validation_images > 0 and options.loop.validate_every > 0
-        held_out = _held_out(data, validation_images, options.seed) if validated else []
+        held_out = _held_out(data, validation_images, options.seed, strict, images_root) if validated else []
         state_file = out.absolute().with_name(f".{out.name}.state.safetensors")
         seen: dict[str, float] = {}
 
@@ -84,7 +86,14 @@ def train_model(
         validate = _validation(held_out) if held_out else None
         method = None if teacher is None else _taught(model, options, load_model(teacher, device), teaching)
         progress = train(
-            model, sources, options, method=method, state_file=state_file, validate=validate, on_step=on_step
+            model,
+            sources,
+            options,
+            method=method,
+            unreadable=unreadable,
+            state_file=state_file,
+            validate=validate,
+            on_step=on_step,
         )
         if rank() != 0:
             return None
@@ -100,6 +109,7 @@ def train_model(
             "loss": progress.history[-1]["loss"],
             "best_score": progress.best_score,
             "history": progress.history,
+            "unreadable": unreadable.found,
         }
 
 
@@ -133,7 +143,7 @@ def read_config(path: Path) -> ModelConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else parse_json(text)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -162,17 +172,19 @@ def parse_data(text: str) -> tuple[str, float]:
     return spec, weight
 
 
-def _source(text: str, split: Split, strict: bool) -> Source:
+def _source(text: str, split: Split, strict: bool, images_root: Path | None) -> Source:
     spec, weight = parse_data(text)
-    return Source(open_labelled(spec, split, strict), weight)
+    return Source(open_labelled(spec, split, strict, images_root), weight)
 
 
-def _held_out(data: Sequence[str], count: int, seed: int) -> list[Dataset[LabelledImage]]:
+def _held_out(
+    data: Sequence[str], count: int, seed: int, strict: bool, images_root: Path | None
+) -> list[Dataset[LabelledImage]]:
     """Up to `count` pictures of each source's val split; a source too small to have one is left out."""
     found = []
     for text in data:
         try:
-            dataset = open_labelled(parse_data(text)[0], "val")
+            dataset = open_labelled(parse_data(text)[0], "val", strict, images_root)
             pictures = dataset.sample(count, np.random.default_rng(seed))
         except DataError:
             continue

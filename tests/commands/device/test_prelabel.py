@@ -100,6 +100,18 @@ def test_other_prompts_do_not_go_on_from_these(runtime: DrawingRuntime, photos: 
     assert sha256_of(tmp_path / "out") == kept
 
 
+def test_another_model_in_the_place_of_the_one_that_began_does_not_go_on(
+    runtime: DrawingRuntime, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").write_bytes(b"some weights")
+    run([photos], tmp_path / "out")
+    run([photos], tmp_path / "out")
+    Path("model").write_bytes(b"other weights")
+    with pytest.raises(SamEdgeError, match="another model"):
+        run([photos], tmp_path / "out")
+
+
 def test_pictures_on_request_have_a_folder_each(runtime: DrawingRuntime, photos: Path, tmp_path: Path) -> None:
     run([photos], tmp_path / "out")
     # asked for afterwards, they are made
