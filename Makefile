@@ -12,7 +12,7 @@ DEVICE_STAMP := $(DEVICE)/.installed-$(STATE)
 PHOTOS := $(firstword $(wildcard ../shared/data/coco128))
 DEMO_DATA := $(if $(PHOTOS),--images $(PHOTOS) --data $(PHOTOS),)
 
-.PHONY: demo test test-device test-slow test-sanitizers ship web results check format links clean
+.PHONY: demo test test-device test-slow test-sanitizers docs ship web results check format links clean
 
 demo: $(STAMP)
 	$(BIN)/sam-edge run --out demo $(DEMO_DATA)
@@ -36,6 +36,10 @@ test-sanitizers: $(STAMP)
 	g++ -std=c++17 -O1 -g $(SANITIZERS) -fPIC -shared -pthread kernels/csrc/*.cpp -o $(SANITIZED)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONMALLOC=malloc SAM_EDGE_KERNELS=$(SANITIZED) SAM_EDGE_EMULATION=sanitized $(BIN)/python -m pytest -q tests/kernels
+
+# the site, from docs/, the options, the docstrings and the imports; a dead link ends it
+docs: $(STAMP)
+	$(BIN)/python docs/build.py
 
 check: $(STAMP) links
 	$(BIN)/ruff check .
@@ -79,4 +83,4 @@ $(STAMP) $(DEVICE_STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEVICE) demo build dist *.egg-info kernels/*.so sam_edge/export sam_edge/kernels sam_edge/bench
+	rm -rf $(VENV) $(DEVICE) demo build dist site docs/generated *.egg-info kernels/*.so sam_edge/export sam_edge/kernels sam_edge/bench

@@ -1,4 +1,4 @@
-"""`python -m sam_edge.bench.cuda_kernels --out DIR`: the CUDA kernels' times beside what memory allows.
+"""`sam-edge study cuda-kernels --out DIR`: the CUDA kernels' times beside what memory allows.
 
 Times are the device's own, between two of its events, of launches alone: their operands are there already, and what
 they compile to is loaded. The bytes are those that a kernel cannot do without (`work` of each), and their share is of
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     Raises:
         BackendUnavailableError: no CUDA device, or no compiler for its kernels.
     """
-    parser = argparse.ArgumentParser(prog="python -m sam_edge.bench.cuda_kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sam-edge study cuda-kernels", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="folder of the CSV")
     given = parser.parse_args(arguments)
     gpu, machine = Gpu(), hardware()

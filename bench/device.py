@@ -1,4 +1,4 @@
-"""`python -m sam_edge.bench.device`: what sam-edge takes on a device, each in a fresh process.
+"""`sam-edge study device`: what sam-edge takes on a device, each in a fresh process.
 
 Installed size is of a virtual environment made for it; everything else is of `sam-edge segment` run by its Python, from
 the start of the process to the files written. Peak memory is resident, of the one process; processor time is of all its
@@ -55,7 +55,7 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m sam_edge.bench.device", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sam-edge study device", description=__doc__)
     parser.add_argument(
         "models", nargs="*", default=["nano"], help="exported folders; nano's shipped graphs by default"
     )

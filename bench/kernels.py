@@ -1,4 +1,4 @@
-"""`python -m sam_edge.bench.kernels FOLDER...`: attention's kernel over its peers and over the machine's limit.
+"""`sam-edge study kernels FOLDER...`: attention's kernel over its peers and over the machine's limit.
 
 The peers are the nodes that an exported encoder has for the same attention, in ONNX Runtime. The limit is what the
 multiplications take at the rate of NumPy's matrix product, or the bytes at that of a copy, whichever is more; the
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     Raises:
         BenchError: no kernels here, or a model that is no exported folder with notes.
     """
-    parser = argparse.ArgumentParser(prog="python -m sam_edge.bench.kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sam-edge study kernels", description=__doc__)
     parser.add_argument("models", nargs="*", default=["nano"], help="exported folders, or known names that ship as one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=7)

@@ -1,6 +1,6 @@
 """Where integers pay: each kind of layer in ONNX Runtime as `export-onnx` writes it, against the same in float.
 
-`python -m sam_edge.bench.layers` measures this processor and writes its rows into the table that `export-onnx --layers`
+`sam-edge study layers` measures this processor and writes its rows into the table that `export-onnx --layers`
 reads. A layer is timed with float on either side, as its neighbours in a SAM are: rounding the input counts, and
 bringing the result back. Both forms take turns in one process on one thread; a time is the least of several, in
 processor time, since another's work on the machine can only add to it.
@@ -9,7 +9,7 @@ processor time, since another's work on the machine can only add to it.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,11 +134,13 @@ def _timed(model: ModelProto, *, integers: bool) -> Callable[[], float]:
     return run
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write this processor's part of the table."""
-    parser = argparse.ArgumentParser(description="Measure where integers pay in ONNX Runtime on this processor.")
+    parser = argparse.ArgumentParser(
+        prog="sam-edge study layers", description="Measure where integers pay in ONNX Runtime on this processor."
+    )
     parser.add_argument("--out", type=Path, default=TABLE, help="the table, whose other processors are kept")
-    out = parser.parse_args().out
+    out = parser.parse_args(arguments).out
     rows = []
     for row in measure():
         print(f"{row.kind:12} {row.inputs:5} -> {row.outputs:5}  {row.ratio:.2f} x as fast in integers", flush=True)

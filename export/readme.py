@@ -19,11 +19,10 @@ FILES = {
     "upscale": "its third part: logits of the masks that are wanted",
 }
 RUN = """import numpy as np
+import sam_edge
 from PIL import Image
-from sam_edge.runtimes.open import open_runtime
-from sam_edge.segment.predictor import SamPredictor
 
-predictor = SamPredictor(open_runtime("{folder}"))
+predictor = sam_edge.SamPredictor(sam_edge.load("{folder}"))
 predictor.set_image(np.array(Image.open("photo.jpg").convert("RGB")))
 masks, iou, _ = predictor.predict(box=np.array([40, 60, 300, 280]), multimask_output=False)
 """

@@ -20,6 +20,7 @@ from sam_edge.bench.report import LayerTime, Picture, Report, StepReport, write_
 from sam_edge.bench.roofline import by_operator, profiled
 from sam_edge.bench.table import BenchRow, as_dict
 from sam_edge.bench.widths import widths_png
+from sam_edge.commands.common import OnProgress
 from sam_edge.commands.device.bench import bench
 from sam_edge.commands.device.evaluate import evaluate
 from sam_edge.commands.workshop.compress import compress
@@ -71,8 +72,8 @@ class Stage:
 class Ledger:
     """What has been done in a run's folder, and from which inputs."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path, say: Callable[[str], None], on_progress: OnProgress | None = None) -> None:
+        self.folder, self.say, self.on_progress = folder, say, on_progress
 
     def step(self, name: str, inputs: Any, made: Path | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of `work()`, or the one on record if inputs and what was made are unchanged."""
@@ -108,15 +109,24 @@ def _data_state(spec: str) -> Any:
     return [spec, [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]]
 
 
-def run(recipe: Recipe, out: Path, *, device: str = "auto", say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
     """Walk the lineage into `out`; returns the paths and the report's numbers.
+
+    `say` is given a line as each step begins and ends, `on_progress` what goes on within it.
 
     Raises:
         SamEdgeError: whatever a step raises; steps done so far are kept, and the next run goes on from them.
     """
     if out.is_file():
         raise SamEdgeError(f"{out} is a file: --out needs a folder.")
-    ledger = Ledger(out, say)
+    ledger = Ledger(out, say, on_progress)
     stages, seconds = _make(recipe, out, ledger, device)
     measured = _measure(recipe, stages, out, ledger, device)
     pictures = _pictures(recipe, [stage for stage in stages if stage.runtime], out, device)
@@ -165,13 +175,22 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
         "compressed",
         [start, pictures, asdict(slim)],
         compressed,
-        partial(compress, base, images, compressed, slim, device=device),
+        partial(compress, base, images, compressed, slim, device=device, on_progress=ledger.on_progress),
     )
     quantized_key = step(
         "quantized",
         [compressed_key, pictures, asdict(integer), calibration],
         quantized,
-        partial(quantize, str(compressed), images, quantized, integer, calibration_images=calibration, device=device),
+        partial(
+            quantize,
+            str(compressed),
+            images,
+            quantized,
+            integer,
+            calibration_images=calibration,
+            device=device,
+            on_progress=ledger.on_progress,
+        ),
     )
     base_onnx = onnx("base-onnx", base, start, OnnxOptions("fp32"))
     compressed_onnx = onnx("compressed-onnx", str(compressed), compressed_key, OnnxOptions("fp32"))
@@ -249,6 +268,7 @@ def _measure(recipe: Recipe, stages: list[Stage], out: Path, ledger: Ledger, dev
                     seed=recipe.seed,
                     runtime=stage.runtime or "auto",
                     device=device,
+                    on_progress=ledger.on_progress,
                 )
             return found
 
@@ -269,6 +289,7 @@ def _measure(recipe: Recipe, stages: list[Stage], out: Path, ledger: Ledger, dev
                 runs=recipe.bench.runs,
                 seed=recipe.seed,
                 device="cpu" if runtime.startswith("openvino") else device,
+                on_progress=ledger.on_progress,
             )
         return {"rows": [as_dict(row) for row in rows]}
 

@@ -37,6 +37,7 @@ WORKSHOP = (
     "sam_edge.export",
     "sam_edge.commands.workshop",
     "sam_edge.studies",
+    "sam_edge.hub",
     "sam_edge.recipe",
     "sam_edge.pipeline",
     "sam_edge.bench.integers",

@@ -16,13 +16,15 @@ LINES = {
     "models": "",
     "runtimes": "",
     "sample": "--out photo.jpg",
+    "demo": "--out out",
+    "doctor": "",
     "train": f"--config open/config.json {LABELS} --steps 2 --batch-size 2 --prompts 2 --rounds 1 --workers 0 "
     "--out out",
     "compress": f"open {SCENES} --epochs 1 --importance-images 2 --workers 0 --out out",
     "embed": f"open {SCENES} --mask-points 2 --out out",
     "quantize": f"open {SCENES} --calibration-images 1 --metric minmax --no-twin --out out",
-    "bench-quantize": f"open {SCENES} {LABELS} --limit 1 --bits 8 --metric minmax --seeds 1 --calibration-images 1",
-    "bench-integers": f"open {SCENES}",
+    "study quantization": f"open {SCENES} {LABELS} --limit 1 --bits 8 --metric minmax --seeds 1 --calibration-images 1",
+    "study integers": f"open {SCENES}",
     "calibrate": f"open {SCENES} --photos 2 --points-per-side 4 --out out",
     "export-onnx": f"open {SCENES} --out out",
     "export-trt": f"graphs {SCENES} --target sm89 --precision fp32 --out out",
@@ -80,7 +82,7 @@ def test_each_command_is_tried():
 def test_it_ends_well_for_people_and_for_programs(sam_edge, folder, name):
     if name == "export-trt" and find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt-rtx is not installed")
-    line = [name, *LINES[name].split()]
+    line = [*name.split(), *LINES[name].split()]
     if "graphs" in line:
         assert sam_edge("export-onnx", "open", *SCENES.split(), "--out", "graphs")[0] == 0
     before = {path.name for path in folder.iterdir()}

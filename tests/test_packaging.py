@@ -1,6 +1,5 @@
 """pyproject's list of packages against the folders, and what an installation must hold."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 from sam_edge.halves import EXTRAS
+from tests.checkout import copied, elsewhere
 
 ROOT = Path(__file__).parents[1]
 MAPPED = ("export", "kernels", "bench")
@@ -63,6 +63,71 @@ def test_a_device_needs_no_torch(setuptools: dict) -> None:
     assert set(EXTRAS.values()) <= set(project["optional-dependencies"])
 
 
+def test_a_licence_lies_beside_what_is_not_ours() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for file in project["license-files"]:
+        assert (ROOT / file).is_file()
+    # the page brings ONNX Runtime's web build along, whose licence asks to be
+    assert "Microsoft Corporation" in (ROOT / "sam_edge" / "web" / "page" / "onnxruntime-licence.txt").read_text()
+
+
+def steps() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions and what they are given."""
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    return [tuple(line.split(" ", 1)) for line in lines if line and not line.startswith("#")]  # type: ignore[misc]
+
+
+def test_the_container_is_slim_and_not_root() -> None:
+    written = steps()
+    assert [image for step, image in written if step == "FROM"] == ["python:3.13-slim AS build", "python:3.13-slim"]
+    user = written.index(("USER", "sam"))
+    # what runs, runs as that user, and nothing of the build but the environment is there
+    assert user < written.index(("ENTRYPOINT", '["sam-edge"]'))
+    assert [given for step, given in written if step == "COPY"] == [
+        ". /source",
+        "--from=build /opt/sam-edge /opt/sam-edge",
+    ]
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_container_make_a_device(tmp_path: Path) -> None:
+    """Where there is no Docker: what the Dockerfile runs, in folders of this test's, but for what needs root."""
+    source, root = copied(tmp_path / "source"), tmp_path / "opt"
+    for step, given in steps():
+        if step == "RUN" and not given.startswith(("apt-get", "useradd")):
+            command = given.replace("/source", str(source)).replace("/opt", str(root))
+            command = command.replace("python -m venv", f"{sys.executable} -m venv")
+            subprocess.run(command, shell=True, check=True, env=elsewhere())
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = {"PATH": f"{root}/sam-edge/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    subprocess.run(["sam-edge", "demo"], cwd=work, env=environment, check=True)
+    assert (work / "sam-edge-demo" / "box.png").is_file()
+    done = subprocess.run(
+        ["sam-edge", "compress", "nano", "--images", "synthetic:4", "--out", "slim"],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip install 'sam-edge[workshop]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_built_can_be_uploaded(tmp_path: Path) -> None:
+    pytest.importorskip("build", reason="`build` is not installed")
+    pytest.importorskip("twine", reason="`twine` is not installed")
+    source = copied(tmp_path / "source")
+    subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path / "dist", source], check=True)
+    files = sorted((tmp_path / "dist").iterdir())
+    assert [file.suffix for file in files] == [".whl", ".gz"]
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
+    licences = [name for name in ZipFile(files[0]).namelist() if "dist-info/licenses/" in name]
+    assert len(licences) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "pure"),
@@ -72,11 +137,7 @@ def test_a_device_needs_no_torch(setuptools: dict) -> None:
 def test_a_wheel_works_on_a_device_outside_of_the_checkout(
     environment: dict[str, str], pure: bool, tmp_path: Path
 ) -> None:
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "demo", "runs", "build", "*.egg-info", "__pycache__", "*.so")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    for link in ("export", "kernels", "bench"):
-        (source / "sam_edge" / link).unlink(missing_ok=True)
+    source = copied(tmp_path / "source")
 
     def run(*command: object) -> str:
         done = subprocess.run(
@@ -85,7 +146,7 @@ def test_a_wheel_works_on_a_device_outside_of_the_checkout(
             text=True,
             check=False,
             cwd=tmp_path,
-            env=os.environ | environment,
+            env=elsewhere() | environment,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout

@@ -49,7 +49,12 @@ def compress(
     model: Model,
     images: Images,
     out: Out,
-    method: Annotated[Method, typer.Option(help="Compression method.")] = "slimsam",
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="`slimsam` prunes MODEL and distils it back to accuracy; `tinysam` distils it into a --student."
+        ),
+    ] = "slimsam",
     schedule: Annotated[Schedule, typer.Option(help=_SLIM("schedule"))] = "alternate",
     ratio: Annotated[float, typer.Option(help=_PRUNE("ratio"))] = 0.5,
     importance: Annotated[Importance, typer.Option(help=_PRUNE("importance"))] = "disturbed-taylor",

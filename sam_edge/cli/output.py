@@ -1,13 +1,28 @@
 """What commands print: progress and people's text on stderr, tables and JSON on stdout."""
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
+
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C ended, as shells have it: 128 and the signal's number."""
+STATES = (
+    "{}/masks.jsonl",
+    "{}/scores.jsonl",
+    "{}/steps",
+    "{}/index.json",
+    "{}.stages",
+    ".{}.embeddings",
+    ".{}.state.safetensors",
+)
+"""Where unfinished work lies, beside or in what `--out` names."""
 
 
 def is_first_process() -> bool:
@@ -15,10 +30,40 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def fail(text: str) -> NoReturn:
-    """One line on stderr, and exit code 1."""
+class Interrupted(Exception):
+    """Ctrl-C, and what it left."""
+
+
+def kept(options: Mapping[str, Any]) -> str:
+    """What an interrupted command has left, by its options: work that it goes on from, or nothing."""
+    for name in ("results", "out"):
+        out = options.get(name)
+        if not isinstance(out, Path):
+            continue
+        states = [out] if name == "results" else [out.parent / state.format(out.name) for state in STATES]
+        for state in states:
+            if state.exists():
+                return f"what was done is kept in {state}, and the same command goes on from there"
+    return "nothing was written" if options.get("out") is not None else "nothing was left behind"
+
+
+def interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that says what an interruption left: it raises `Interrupted`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except KeyboardInterrupt:
+            raise Interrupted(kept(options)) from None
+
+    return wrapped
+
+
+def fail(text: str, code: int = 1) -> NoReturn:
+    """One line on stderr, and an exit code."""
     print(f"sam-edge: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def report(as_json: bool, result: dict[str, Any], text: str) -> None:
@@ -27,6 +72,11 @@ def report(as_json: bool, result: dict[str, Any], text: str) -> None:
         print_json(result)
     else:
         typer.echo(text, err=True)
+
+
+def plural(count: int, thing: str) -> str:
+    """`1 mask`, `2 masks`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def print_json(result: Any) -> None:
@@ -59,4 +109,9 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         def on_progress(done: int, total: int, text: str) -> None:
             bar.update(task, completed=done, total=total, description=text)
 
-        yield on_progress
+        try:
+            yield on_progress
+        except BaseException:
+            # of what failed an error is to be seen, not the bar before it
+            bar.live.transient = True
+            raise

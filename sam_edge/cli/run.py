@@ -1,4 +1,4 @@
-"""`run`, the whole lineage; `models`, what it can start from; `runtimes`, what runs its results; `sample`, a photo."""
+"""`demo` and `sample`, to begin with; `models`, `runtimes` and `doctor`, what is here; `run`, the whole lineage."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from sam_edge.cli.options import IMAGES_HELP, Json, OnDevice, Out
-from sam_edge.cli.output import print_json, report, stdout
+from sam_edge.cli.output import plural, print_json, progress, report, stdout
+from sam_edge.errors import SamEdgeError
 
 
 def models(as_json: Json = False) -> None:
@@ -56,7 +57,6 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Write a photo to try things on: an espresso, by Rachel Michetti (CC0)."""
-    from sam_edge.errors import SamEdgeError
     from sam_edge.files import atomic_file
     from sam_edge.segment.known import shipped_folder
 
@@ -65,6 +65,50 @@ def sample(
     with atomic_file(out) as part:
         part.write_bytes((shipped_folder("sample") / "photo.jpg").read_bytes())
     report(as_json, {"out": str(out)}, f"{out}: 600 x 400 pixels")
+
+
+def doctor(as_json: Json = False) -> None:
+    """Look over this installation: what is here, what is wrong with it, and a line of advice for each."""
+    from dataclasses import asdict
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sam_edge.commands.device.doctor import examine
+
+    with progress("doctor") as on_progress:
+        found = examine(on_progress)
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in found]})
+    else:
+        table = Table(title="sam-edge doctor")
+        for heading in ("", "", "found", "advice"):
+            table.add_column(heading, overflow="fold")
+        colours = {"well": "green", "note": "yellow", "wrong": "red"}
+        for finding in found:
+            state = f"[{colours[finding.state]}]{finding.state}[/]"
+            table.add_row(state, finding.about, escape(finding.found), escape(finding.advice))
+        stdout().print(table)
+    wrong = [finding for finding in found if finding.state == "wrong"]
+    if wrong:
+        raise SamEdgeError(f"{len(wrong)} of {len(found)} are wrong, first {wrong[0].about}: {wrong[0].advice}")
+
+
+def demo(
+    out: Out = Path("sam-edge-demo"),
+    as_json: Json = False,
+) -> None:
+    """Segment the sample photo by a point, by a box, and everything in it; without torch, and without a download."""
+    from sam_edge.commands.device.demo import NEXT
+    from sam_edge.commands.device.demo import demo as demo_
+
+    with progress("demo") as on_progress:
+        result = demo_(out, on_progress)
+    lines = [
+        f"{step['asked']}: {plural(step['masks'], 'mask')} in {step['seconds']:.1f} s, {step['overlay']}"
+        for step in result["steps"]
+    ]
+    report(as_json, result, "\n".join((*lines, "", "Where to go next:", *(f"  {line}" for line in NEXT))))
 
 
 def run(
@@ -86,7 +130,10 @@ def run(
 
     overrides = {"images": images, "data": data, "seed": seed}
     loaded = pipeline.read_recipe(recipe, {key: value for key, value in overrides.items() if value is not None})
-    result = pipeline.run(loaded, out, device=device, say=lambda text: typer.echo(text, err=True))
+    with progress("run") as on_progress:
+        result = pipeline.run(
+            loaded, out, device=device, say=lambda text: typer.echo(text, err=True), on_progress=on_progress
+        )
     if as_json:
         print_json(result)
     else:

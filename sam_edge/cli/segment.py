@@ -20,7 +20,8 @@ from sam_edge.cli.options import (
     Strategy,
     Strict,
 )
-from sam_edge.cli.output import progress, report
+from sam_edge.cli.output import plural, progress, report
+from sam_edge.errors import SamEdgeError
 from sam_edge.option_docs import doc
 
 _EVERYTHING = partial(doc, "sam_edge.commands.device.segment", "EverythingOptions")
@@ -61,6 +62,9 @@ def segment(
         list[MaskFormatName] | None,
         typer.Option("--format", help="Masks as another tool's files, too, beside COCO's masks.json. Repeat."),
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Open the overlay of a single picture in this machine's viewer.")
+    ] = False,
     runtime: AsRuntime = RuntimeName.auto,
     strict: Strict = False,
     as_json: Json = False,
@@ -82,6 +86,10 @@ def segment(
     from sam_edge.commands.device.prelabel import names_one_picture, prelabel
 
     if not names_one_picture(image):
+        if show:
+            raise typer.BadParameter(
+                "is for a single picture; of many, --pictures writes overlays.", param_hint="--show"
+            )
         with progress("segment") as on_progress:
             result = prelabel(
                 model,
@@ -117,7 +125,9 @@ def segment(
             seed=seed,
             on_progress=on_progress,
         )
-    report(as_json, result, f"{out}: {len(result['masks'])} masks, overlay.png, masks.json")
+    report(as_json, result, f"{out}: {plural(len(result['masks']), 'mask')}, overlay.png, masks.json")
+    if show and typer.launch(str(out / "overlay.png")) != 0:
+        raise SamEdgeError(f"no viewer of pictures was found here: open {out / 'overlay.png'} by hand.")
 
 
 def calibrate(

@@ -46,7 +46,7 @@ class QuantizeOptions:
     curvature: Literal["fisher", "quantized"] = "fisher"
     """Where `hessian` takes second derivatives: outcomes drawn at the float model, or the loss of the quantized one."""
     twin: bool = True
-    """Search twin scales for post-softmax and post-GELU activations, and take them where they err less."""
+    """Try two step sizes (twin scales) for activations behind softmax and GELU, and take them where they err less."""
     per_layer: bool = False
     """One weight scale per linear layer, as the paper has it, in place of one per output channel."""
     skip: tuple[str, ...] = ("prompt_encoder.*",)

@@ -1,6 +1,6 @@
 """Engines of every kind of model that sam-edge knows, for three GPUs: how long builds take, and how large they are.
 
-    python -m sam_edge.studies.engines --images photos/ --out engines.csv
+    sam-edge study engines --images photos/ --out engines.csv
 
 None of them runs here. Models whose weights are other people's have random ones: sizes and times are of shapes.
 """
@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from sam_edge.commands.common import sample_others, sample_pictures
@@ -61,13 +62,13 @@ def rows(model: str, precision: str, images: str, folder: Path) -> list[dict[str
     ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table, and go on where it was cut short."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="sam-edge study engines", description=__doc__.split("\n")[0])
     parser.add_argument("--images", required=True, help="folder of photos")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write, or to go on with")
     parser.add_argument("--model", action="append", choices=MODELS, help="only these")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     done: list[dict[str, object]] = []
     if args.out.is_file():
         with args.out.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""`python -m sam_edge.studies.lineage WORK`: what compression and integers gain over the machine's own.
+"""`sam-edge study lineage WORK`: what compression and integers gain over the machine's own.
 
 Every network in every form takes turns, each turn in a process of its own, and a bar is the ratio of medians that the
 toolkit has to keep to. Peers are float: the yardstick, the graph that commit `YARDSTICK` exports, in ONNX Runtime; and
@@ -81,7 +81,7 @@ BARS = (
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Make what is missing, race, print and return."""
-    parser = argparse.ArgumentParser(prog="python -m sam_edge.studies.lineage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sam-edge study lineage", description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--turns", type=int, default=5)

@@ -1,6 +1,6 @@
 """Choices that `compress` has made, measured: what pruning alone, without training, leaves of the embedding.
 
-    python -m sam_edge.studies.pruning_choices nano --images DIR --ratio 0.5 --ratio 0.77
+    sam-edge study pruning nano --images DIR --ratio 0.5 --ratio 0.77
 
 Prints the embedding's squared error over the teacher's variance on pictures that no gradient was taken on, with mean
 and standard deviation over seeds. Gradients of several pictures: summed as absolute values, or with their signs, by
@@ -107,7 +107,9 @@ def _encoded(model: EdgeSam, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="sam-edge study pruning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="what is pruned: a MODEL whose encoder is a ViT")
     parser.add_argument("--images", required=True, help="pictures, labelled or not")
     parser.add_argument("--ratio", action="append", type=float, help="repeat for more; 0.5 and 0.77 by default")

@@ -1,6 +1,6 @@
 """SlimSAM's tables 2 to 6 and figure 6 on any model and data, several seeds, ours beside the paper's.
 
-    python -m sam_edge.studies.slimming nano --data DIR --data DIR --out runs/ablation --epochs 8 --table 2 \\
+    sam-edge study slimming nano --data DIR --data DIR --out runs/ablation --epochs 8 --table 2 \\
         --row magnitude --row SlimSAM --ratio 0.5
 
 Trains on the train split of all data together and measures by one point and by box on the val split of each. Every
@@ -130,7 +130,9 @@ class Ablation:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="sam-edge study slimming", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="what is compressed: a MODEL")
     parser.add_argument("--data", action="append", required=True, help="labelled pictures; repeat for more")
     parser.add_argument("--out", type=Path, required=True, help="folder for stages and results")

@@ -50,9 +50,10 @@ class EverythingOptions:
     stability: float | None = None
     """Smallest stability score, instead of the model's own: higher keeps fewer masks, of clearer outlines."""
     tau: float | None = None
-    """Confidence above which a point is answered, instead of the model's own: lower skips more points."""
+    """Mask logit from which hierarchical skips the points in a mask, instead of the model's own: lower skips more."""
     coverage: Coverage | None = None
-    """What tau is compared with, instead of the model's own choice: logit, as in TinySAM, or contrast."""
+    """What tau is held against, instead of the model's own choice: logit, any mask's, as in TinySAM; or contrast, which
+    counts large masks over flat places alone, and so spares small things on large ones."""
     nested: float | None = None
     """Largest share of a mask that may lie in a larger one of no smaller predicted IoU, instead of the model's own:
     lower leaves out more parts of what was found whole, 1 none."""
