@@ -166,7 +166,7 @@ def integers(
             on_progress=on_progress,
         )
     result = {"settings": {"model": model, "quantized": quantized, "turns": turns, "seed": seed}, **as_dict(found)}
-    result["provenance"] = provenance({spec: used_sha256(spec) for spec in (model, integers)})
+    result["provenance"] = provenance({spec: used_sha256(spec) for spec in (model, quantized)})
     if out is not None:
         with atomic_file(out) as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
