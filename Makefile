@@ -12,7 +12,7 @@ DEVICE_STAMP := $(DEVICE)/.installed-$(STATE)
 PHOTOS := $(firstword $(wildcard ../shared/data/coco128))
 DEMO_DATA := $(if $(PHOTOS),--images $(PHOTOS) --data $(PHOTOS),)
 
-.PHONY: demo test test-device test-slow test-sanitizers docs ship web check format links clean
+.PHONY: demo test test-device test-slow test-sanitizers docs ship web results check format links clean
 
 demo: $(STAMP)
 	$(BIN)/sam-edge run --out demo $(DEMO_DATA)
@@ -62,6 +62,10 @@ web: $(STAMP)
 	npm ci --prefix sam_edge/web --ignore-scripts --no-audit --no-fund
 	$(BIN)/python -m sam_edge.web.pack sam_edge/web/node_modules/onnxruntime-web
 	rm -rf sam_edge/web/node_modules
+
+# every number that README and docs show: what is missing, or of another model, is measured again; WHAT names some
+results: $(STAMP)
+	$(BIN)/python -m sam_edge.studies.results $(WHAT)
 
 # mypy follows files, not setuptools' mapping
 links:

@@ -14,7 +14,7 @@ import tempfile
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from rich.table import Table
 
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.memory import Taken, run_alone
+from sam_edge.bench.provenance import made_of, model_sha256, provenance
 from sam_edge.errors import BenchError, SamEdgeError
+from sam_edge.files import atomic_file
 from sam_edge.runtimes.folder import ExportedFolder, names_exported_folder, shipped_graphs
 from sam_edge.runtimes.processor import features
 
@@ -40,6 +42,8 @@ class Row:
     """One thing that was measured."""
 
     what: str
+    model: str = ""
+    """Of what, by the name under which its weights are told."""
     wall_s: float | None = None
     cpu_s: float | None = None
     megabytes: float | None = None
@@ -60,13 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--source", help="a checkout or a wheel to install; without it the running Python is measured")
     parser.add_argument("--everything", action="store_true", help="everything mode too: minutes of a small processor")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="write rows and machine here, as JSON")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(given, Path(scratch))
-    machine = {**hardware(), "features": features()}
-    if given.json:
-        print(json.dumps({"hardware": machine, "threads": given.threads, "rows": [asdict(row) for row in rows]}))
-    else:
+    machine = {**hardware(), "features": features(), "threads": given.threads}
+    if given.json or given.out:
+        # what was made of a known model changes with it
+        names = {name for row in rows if row.model for name in (row.model, made_of(row.model)) if name}
+        models = {name: model_sha256(name) for name in sorted(names)}
+        found = {"provenance": provenance(models, hardware=machine), "rows": [asdict(row) for row in rows]}
+        text = json.dumps(found, indent=1) + "\n"
+        if given.out:
+            with atomic_file(given.out) as part:
+                part.write_text(text, encoding="utf-8")
+        else:
+            print(text, end="")
+    if not given.json:
         Console().print(_table(rows, f"{machine['cpu']} ({', '.join(features())}), {given.threads} threads"))
     return rows
 
@@ -106,6 +120,8 @@ def measure(given: argparse.Namespace, scratch: Path) -> list[Row]:
         spec, precision = str(folder), ExportedFolder.read(folder).precision
         most_mb = PROMPT_MB if precision == "int8" else FLOAT_PROMPT_MB
         most_s = PROMPT_CPU_S if precision == "int8" else None
+        known_as = model if names_exported_folder(model) else folder.name
+        first = len(rows)
         for prompt, asked in prompts.items():
             rows.append(_held(f"{model}, {precision}, {prompt}", taken(spec, asked), None, most_s, most_mb))
         if precision == "int8":
@@ -115,6 +131,7 @@ def measure(given: argparse.Namespace, scratch: Path) -> list[Row]:
         if given.everything:
             found = taken(spec, everything)
             rows.append(_held(f"{model}, {precision}, everything", found, None, None, EVERYTHING_MB))
+        rows[first:] = [replace(row, model=known_as) for row in rows[first:]]
     return rows
 
 
@@ -148,7 +165,7 @@ def _held(what: str, taken: Taken | None, megabytes: float | None, most_s: float
     cpu = None if taken is None else taken.cpu_s
     held = mb <= most_mb and (most_s is None or cpu is None or cpu <= most_s)
     bars = f"{most_mb} MB" if most_s is None else f"{most_s:g} s, {most_mb} MB"
-    return Row(what, None if taken is None else taken.wall_s, cpu, mb, bars, held)
+    return Row(what, "", None if taken is None else taken.wall_s, cpu, mb, bars, held)
 
 
 def _tried(what: str, taken: object, spec: str, asked: Sequence[str], limits: Sequence[str]) -> Row:
@@ -157,7 +174,7 @@ def _tried(what: str, taken: object, spec: str, asked: Sequence[str], limits: Se
         found: Taken = taken(spec, asked, limits, True)
     except SamEdgeError as error:
         return Row(what, bars="runs", held=False, note=str(error))
-    return Row(what, found.wall_s, found.cpu_s, found.peak_bytes / MEGABYTE, "runs", True)
+    return Row(what, "", found.wall_s, found.cpu_s, found.peak_bytes / MEGABYTE, "runs", True)
 
 
 def _limited(what: str, taken: object, spec: str, asked: Sequence[str]) -> Row:

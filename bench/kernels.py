@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sam_edge.bench.hardware import hardware
+from sam_edge.bench.provenance import provenance, used_sha256
 from sam_edge.errors import BenchError
 from sam_edge.kernels.attention import Work, work
 from sam_edge.kernels.library import library_file
 from sam_edge.runtimes.folder import ExportedFolder, names_exported_folder, shipped_graphs
-from sam_edge.runtimes.kernels import attention_alone
+from sam_edge.runtimes.kernels import POSITIONAL, attention_alone
 from sam_edge.runtimes.onnx_runtime import OnnxRuntime, load_onnxruntime, session_options
 from sam_edge.runtimes.processor import features
 from sam_edge.segment.config import BlockConfig, ModelConfig
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     rows = [row for model in given.models for row in measure(model, rates, given.threads, given.turns)]
     machine = {**hardware(), "features": features()}
     if given.json:
-        print(json.dumps({"hardware": machine, "rates": asdict(rates), "rows": [asdict(row) for row in rows]}))
+        told = provenance({model: used_sha256(model) for model in given.models}, hardware=machine)
+        print(json.dumps({"provenance": told, "rates": asdict(rates), "rows": [asdict(row) for row in rows]}))
         return rows
     table = Table(
         title="processor time, ms",
@@ -115,7 +117,7 @@ def measure(model: str, rates: Rates, threads: int, turns: int) -> list[Row]:
     if path is None:
         raise BenchError(f"{model} is no exported folder, nor a known model that ships as graphs.")
     kernels, folder = library_file(), ExportedFolder.read(path)
-    notes = [note for note in folder.graphs["encoder"].get("kernels", []) if note["operator"] == "PositionalAttention"]
+    notes = [note for note in folder.graphs["encoder"].get("kernels", []) if note["operator"] == POSITIONAL]
     if kernels is None:
         raise BenchError("there are no compiled kernels here: install a C++ compiler, then sam-edge.")
     if not notes:

@@ -6,12 +6,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from sam_edge.bench import nvml
 from sam_edge.errors import BackendUnavailableError, BenchError, CheckpointError
+
+DEVICE_LOOKS_EVERY_S = 0.02
+"""Between two readings of a GPU's memory."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data", ".engine", ".pth", ".pt", ".bin", ".xml")
 """Files that a device needs to run a model; `.data` holds ONNX's weights, `.bin` and `.xml` OpenVINO's."""
@@ -30,11 +36,8 @@ class Taken:
     """From start to end."""
     cpu_s: float
     """Processor time of all its threads."""
-
-
-def peak_bytes(command: Sequence[str], timeout_s: float) -> int:
-    """Peak resident size of `command`; see `run_alone`."""
-    return run_alone(command, timeout_s).peak_bytes
+    device_bytes: int | None = None
+    """Most memory in use on all GPUs meanwhile, beyond what was in use before; None where no GPU tells."""
 
 
 def run_alone(
@@ -49,7 +52,7 @@ def run_alone(
     `limits` are the launcher's: ("--address-space", BYTES), ("--group", FOLDER). `environment` is added to ours.
 
     Where the command starts others of its own, the largest single process counts, not their sum. Memory on a
-    GPU is not resident memory. The smallest answer possible is some 10 MB, the launcher's own size.
+    GPU is not resident memory, and is told apart. The smallest answer possible is some 10 MB, the launcher's own size.
 
     Raises:
         BenchError: the command cannot be started, fails (its last stderr line is quoted), or takes too long.
@@ -63,7 +66,7 @@ def run_alone(
     # seem to need at least what this process, with torch, has needed. A small launcher starts it instead.
     launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("memory_launcher.py"))]
     launcher += [*limits, *command]
-    with tempfile.TemporaryFile() as stderr:
+    with tempfile.TemporaryFile() as stderr, _device_peak() as device_bytes:
         process = subprocess.Popen(
             launcher,
             stdin=subprocess.DEVNULL,
@@ -95,7 +98,30 @@ def run_alone(
         raise BenchError(f"{command[0]} failed with exit code {result['exit_code']}: {last}")
     # getrusage counts KiB, but for macOS, which counts bytes
     peak = int(result["ru_maxrss"]) * (1 if sys.platform == "darwin" else 1024)
-    return Taken(peak, result["wall_s"], result["cpu_s"])
+    return Taken(peak, result["wall_s"], result["cpu_s"], device_bytes())
+
+
+@contextmanager
+def _device_peak() -> Iterator[Callable[[], int | None]]:
+    """The most memory in use on GPUs within, beyond what was before: read now and then, by a thread of this process."""
+    before = nvml.used_bytes()
+    if before is None:
+        yield lambda: None
+        return
+    most, done = before, threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        while not done.wait(DEVICE_LOOKS_EVERY_S):
+            most = max(most, nvml.used_bytes() or 0)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield lambda: most - before
+    finally:
+        done.set()
+        thread.join()
 
 
 def file_bytes(path: str | Path, *, pattern: str = "*") -> int:

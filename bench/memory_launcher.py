@@ -1,4 +1,4 @@
-"""Run as a script by `memory.peak_bytes`: start the command given, wait, and print what it took as JSON.
+"""Run as a script by `memory.run_alone`: start the command given, wait, and print what it took as JSON.
 
 Standard library only and nothing of sam-edge, because its own size is the floor of what it can report.
 """

@@ -1,7 +1,7 @@
 """What each step changed against its parent: the cells of every table of the report."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sam_edge.bench import units
@@ -119,6 +119,7 @@ def as_dict(report: Report) -> dict[str, Any]:
             for step in report.steps
         ],
         "notes": list(report.notes),
+        "layers": [asdict(layer) for layer in report.layers],
         "pictures": [{"title": picture.title, "caption": picture.caption} for picture in report.pictures],
         "recipe": report.recipe,
     }

@@ -62,6 +62,18 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """A kind of layer of the last exported encoder."""
+
+    name: str
+    """Its operator, and how many there are."""
+    ms: float
+    """What they take together."""
+    limit_ms: float
+    """What they would take at the machine's rates of multiplying and copying; 0 of what does neither."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that `write_report` writes."""
 
@@ -79,6 +91,8 @@ class Report:
     """Pictures to look at."""
     notes: tuple[str, ...] = field(default=())
     """Sentences on the whole run: data, protocol, limits."""
+    layers: tuple[LayerTime, ...] = ()
+    """Where the time of the last exported encoder goes, longest first."""
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]

@@ -16,8 +16,8 @@ from sam_edge.bench.report_changes import (
     headline,
 )
 from sam_edge.bench.report_data import Report, StepReport
-from sam_edge.bench.report_markdown import NOTHING_FAILED
-from sam_edge.bench.report_style import CSS
+from sam_edge.bench.report_markdown import NOTHING_FAILED, layer_cells
+from sam_edge.bench.report_style import CSS, SORTING
 from sam_edge.bench.verdict import did_not_pay, gained
 
 
@@ -30,6 +30,7 @@ def html(report: Report, plots: tuple[bytes, bytes] | None, pictures: Sequence[b
         _verdict(did_not_pay(report)),
         _section("Accuracy and speed", _table(report, ACCURACY_AND_SPEED) + _plot(report, plots)),
         _section("Size and cost", _table(report, SIZE_AND_COST) + _LEGEND + _remarks(report)),
+        _layers(report),
         _pictures(report, pictures),
         _section("Notes", _list(report.notes)) if report.notes else "",
         _section("Measured on", _definitions(hardware_lines(report.hardware))),
@@ -40,7 +41,7 @@ def html(report: Report, plots: tuple[bytes, bytes] | None, pictures: Sequence[b
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(report.title)}</title>\n<style>\n{CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{''.join(sections)}</main>\n<script>{SORTING}</script>\n</body>\n</html>\n"
     )
 
 
@@ -96,7 +97,7 @@ def _row(report: Report, step: StepReport, metrics: Sequence[Metric]) -> str:
     cells = []
     for metric in metrics:
         found = cell(metric, step, report.parent_of(step))
-        cells.append(f"<td>{escape(found.text)}{_change(found)}</td>")
+        cells.append(f"<td{_value(step.number(metric.name))}>{escape(found.text)}{_change(found)}</td>")
     return f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>\n'
 
 
@@ -117,6 +118,27 @@ def _plot(report: Report, plots: tuple[bytes, bytes] | None) -> str:
 
 def _remarks(report: Report) -> str:
     return _list([f"`{step.name}`: {step.note}" for step in report.steps if step.note])
+
+
+def _layers(report: Report) -> str:
+    if not report.layers:
+        return ""
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("Operator", "Time", "Limit", "Time / limit"))
+    rows = []
+    for layer in report.layers:
+        name, *cells = (escape(cell) for cell in layer_cells(layer))
+        values = (layer.ms, layer.limit_ms, layer.ms / layer.limit_ms if layer.limit_ms else None)
+        columns = "".join(f"<td{_value(value)}>{cell}</td>" for cell, value in zip(cells, values, strict=True))
+        rows.append(f'<tr><th scope="row">{name}</th>{columns}</tr>\n')
+    legend = '<p class="quiet">Limit: what the machine takes for the multiplications or the bytes, as measured.</p>\n'
+    table = f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>"
+    body = f'<div class="scroll" tabindex="0"><table>\n{table}\n</table></div>\n{legend}'
+    return _section("Where the last encoder's time goes", body)
+
+
+def _value(value: float | None) -> str:
+    """What a table sorts by: the number itself, not its text."""
+    return "" if value is None else f' data-value="{value!r}"'
 
 
 def _pictures(report: Report, pictures: Sequence[bytes]) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from sam_edge.bench import units
 from sam_edge.bench.hardware import lines as hardware_lines
 from sam_edge.bench.plots import accuracy_speed_caption
 from sam_edge.bench.report_changes import (
@@ -12,7 +13,7 @@ from sam_edge.bench.report_changes import (
     cell,
     headline,
 )
-from sam_edge.bench.report_data import Report
+from sam_edge.bench.report_data import LayerTime, Report
 from sam_edge.bench.units import DASH
 from sam_edge.bench.verdict import did_not_pay, gained
 
@@ -35,6 +36,10 @@ def markdown(report: Report, plot_file: str | None, picture_files: Sequence[str]
     parts.append("In brackets: the change against the step it was made from. A dash: not measured.")
     if remarks := [f"`{step.name}`: {_line(step.note)}" for step in report.steps if step.note]:
         parts.append(_bullets(remarks))
+    if report.layers:
+        rows = [["Operator", "Time", "Limit", "Time / limit"], [":--", "--:", "--:", "--:"]]
+        rows += [list(layer_cells(layer)) for layer in report.layers]
+        parts += ["## Where the last encoder's time goes", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
     if report.pictures:
         parts.append("## Pictures")
     for picture, file in zip(report.pictures, picture_files, strict=True):
@@ -57,6 +62,12 @@ def _table(report: Report, metrics: Sequence[Metric]) -> str:
         cells = [str(cell(metric, step, report.parent_of(step))) for metric in metrics]
         rows.append([_line(text).replace("|", "\\|") for text in texts] + cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def layer_cells(layer: LayerTime) -> tuple[str, str, str, str]:
+    """A row: the operator, its time, what the machine allows, and the ratio."""
+    ratio = units.times(layer.ms / layer.limit_ms) if layer.limit_ms else units.DASH
+    return layer.name, units.milliseconds(layer.ms), units.milliseconds(layer.limit_ms), ratio
 
 
 def _bullets(texts: Sequence[str]) -> str:

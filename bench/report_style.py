@@ -1,4 +1,4 @@
-"""The style sheet inside `report.html`; a module, so that every way of installing carries it."""
+"""The style sheet and the script inside `report.html`; a module, so that every way of installing carries them."""
 
 CSS = """\
 :root {
@@ -49,6 +49,10 @@ section { margin-top: 40px; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 0.9rem; }
 th, td { padding: 10px 16px; text-align: right; vertical-align: top; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }
+thead button { all: unset; cursor: pointer; }
+thead button:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
+[aria-sort="ascending"] button::after { content: " \\2191"; }
+[aria-sort="descending"] button::after { content: " \\2193"; }
 thead th { font-size: 0.8125rem; color: var(--quiet); border-bottom: 1px solid var(--line); }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
@@ -85,3 +89,28 @@ dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
   section, figure, .card { break-inside: avoid; }
 }
 """
+
+SORTING = """
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    return column ? (cell.dataset.value === undefined ? null : Number(cell.dataset.value)) : cell.textContent;
+  };
+  heads.forEach((head, column) => {
+    head.innerHTML = `<button type="button">${head.innerHTML}</button>`;
+    head.firstChild.onclick = () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const order = (a, b) => (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1);
+      const known = (row) => value(row, column) !== null;
+      const rows = [...body.rows];
+      const sorted = rows.filter(known).sort((a, b) => order(value(a, column), value(b, column)));
+      // what was not measured stays last, either way
+      body.append(...sorted, ...rows.filter((row) => !known(row)));
+    };
+  });
+}
+"""
+"""A click on a heading sorts its table by the numbers themselves, a second one the other way round."""

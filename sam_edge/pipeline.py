@@ -14,8 +14,10 @@ from PIL import Image
 
 from sam_edge import __version__
 from sam_edge.bench.hardware import hardware
+from sam_edge.bench.kernels import measured_rates
 from sam_edge.bench.memory import file_bytes
-from sam_edge.bench.report import Picture, Report, StepReport, write_report
+from sam_edge.bench.report import LayerTime, Picture, Report, StepReport, write_report
+from sam_edge.bench.roofline import by_operator, profiled
 from sam_edge.bench.table import BenchRow, as_dict
 from sam_edge.bench.widths import widths_png
 from sam_edge.commands.common import OnProgress
@@ -30,6 +32,7 @@ from sam_edge.compress.slimming import Schedule, SlimOptions
 from sam_edge.compress.widths import ImportanceName, PruneOptions, Ranking
 from sam_edge.data import open_labelled
 from sam_edge.errors import BackendUnavailableError, DataError, RecipeError, SamEdgeError
+from sam_edge.evaluate.miou import iou
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.files import atomic_file, put_right, sha256_of
@@ -38,13 +41,14 @@ from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.recipe import Recipe, read_recipe
 from sam_edge.runtimes.open import open_runtime
 from sam_edge.runtimes.openvino_runtime import float_runtimes
+from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.predictor import SamPredictor
 
 __all__ = ["read_recipe", "run"]
 
-PICTURES = 3
-"""Pictures in the report, each segmented by every model."""
+PICTURES, LOOKED_AT = 3, 9
+"""Pictures in the report, those of the val split's first so many that lose most from the first model to the last."""
 
 AS_EXPORTED = "evaluated as exported: torch only simulates integers, six times slower"
 RIVAL = "timed for comparison: the same graphs, so not evaluated again"
@@ -135,6 +139,7 @@ def run(
         hardware=hardware(),
         steps=reports,
         pictures=pictures,
+        layers=_layers(stages),
         notes=(
             f"mIoU over the val split of {recipe.data}; latency is the median of {recipe.bench.runs} runs, in which "
             "the models of a runtime take turns; a quantized checkpoint in torch is simulated in float, so not timed.",
@@ -325,6 +330,15 @@ def _step_report(stage: Stage, measured: dict[str, dict[str, Any]], seconds: dic
     )
 
 
+def _layers(stages: list[Stage]) -> tuple[LayerTime, ...]:
+    """Where the time of the last exported encoder goes, by operator, over what the machine allows."""
+    last = next(stage for stage in reversed(stages) if stage.runtime == "onnxruntime")
+    nodes = profiled(last.spec, runs=2, rates=measured_rates(turns=3), threads=cpu_threads())
+    return tuple(
+        LayerTime(f"{row['operator']} ({row['nodes']})", row["ms"], row["limit_ms"]) for row in by_operator(nodes)
+    )
+
+
 def _engine_sizes(folder: Path) -> dict[str, int]:
     """Bytes of the engines of each target."""
     sizes: dict[str, int] = {}
@@ -348,21 +362,25 @@ def _labelled(recipe: Recipe, count: int) -> list[Any]:
 
 
 def _pictures(recipe: Recipe, stages: list[Stage], out: Path, device: str) -> tuple[Picture, ...]:
-    """The same pictures and boxes through the first model, the compressed one and the last."""
+    """The same pictures and boxes through the first model, the compressed one and the last: the worst losses first."""
     shown = [stages[0], *(stage for stage in stages if stage.name in ("compressed", "quantized-onnx"))]
-    samples = _labelled(recipe, PICTURES)
-    columns: list[list[np.ndarray]] = [[] for _ in samples]
+    samples = _labelled(recipe, LOOKED_AT)
+    columns: list[list[tuple[np.ndarray, float]]] = [[] for _ in samples]
     for stage in shown:
         predictor = SamPredictor(open_runtime(stage.spec, stage.runtime or "auto", device))
         for column, sample in zip(columns, samples, strict=True):
             column.append(_segmented(predictor, sample))
+    gained = [column[-1][1] - column[0][1] for column in columns]
     pictures = []
-    names = ", ".join(stage.name for stage in shown)
-    for index, (column, sample) in enumerate(zip(columns, samples, strict=True)):
+    for index in sorted(range(len(samples)), key=gained.__getitem__)[:PICTURES]:
         file = out / "pictures" / f"{index}.png"
         with atomic_file(file) as part:
-            Image.fromarray(np.concatenate(column, 1)).save(part, format="PNG")
-        pictures.append(Picture(sample.name, file, f"The largest masks by their boxes; left to right: {names}."))
+            Image.fromarray(np.concatenate([picture for picture, _ in columns[index]], 1)).save(part, format="PNG")
+        pairs = zip(shown, columns[index], strict=True)
+        names = ", ".join(f"{stage.name} ({score:.3f})" for stage, (_, score) in pairs)
+        caption = f"The largest masks by their boxes, and their mean IoU; left to right: {names}; "
+        caption += f"mean IoU of the last less the first's: {gained[index]:+.3f}."
+        pictures.append(Picture(samples[index].name, file, caption))
     return tuple(pictures)
 
 
@@ -376,11 +394,13 @@ def _widths(stages: list[Stage], out: Path) -> Picture:
     return Picture("Widths per block", file, "Channels that compression kept, before it in grey (SlimSAM, figure 7).")
 
 
-def _segmented(predictor: SamPredictor, sample: Any, most: int = 6) -> np.ndarray:
+def _segmented(predictor: SamPredictor, sample: Any, most: int = 6) -> tuple[np.ndarray, float]:
+    """A picture with the masks of its largest things' boxes, and their mean IoU."""
     predictor.set_image(sample.image)
-    masks, boxes = [], []
+    masks, boxes, scores = [], [], []
     for annotation in sorted(sample.annotations, key=lambda a: -a.area)[:most]:
         x, y, w, h = annotation.bbox_xywh
         boxes.append((x, y, x + w, y + h))
         masks.append(predictor.predict(box=np.array(boxes[-1]), multimask_output=False)[0][0])
-    return overlay(sample.image, masks, boxes=boxes)
+        scores.append(iou(masks[-1], annotation.mask()))
+    return overlay(sample.image, masks, boxes=boxes), float(np.mean(scores))

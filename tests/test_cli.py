@@ -355,7 +355,7 @@ def test_the_table_of_quantization_counts_its_seeds_and_names_its_machine(sam_ed
         assert json.loads((tmp_path / str(seed) / "bench.json").read_text()) == outs[seed]
         assert len(list((tmp_path / str(seed)).glob("*.csv"))) == 1
     assert [row["setting"]["bits"] for row in outs[0]["rows"]] == [8, 4]
-    assert outs[0]["hardware"]["cpu"] == outs[5]["hardware"]["cpu"]
+    assert outs[0]["provenance"]["hardware"]["cpu"] == outs[5]["provenance"]["hardware"]["cpu"]
     assert outs[0]["float"] == outs[5]["float"]
     # other seed, other calibration pictures, other scales
     assert outs[0]["rows"] != outs[5]["rows"]
@@ -500,10 +500,19 @@ def test_bench_measures_what_it_says_and_writes_both_files(sam_edge, checkpoint,
     )
     row = json.loads(out)["rows"][0]
     assert code == 0
-    assert set(row["latencies"]) == {"encode", "decode_point", "decode_box", "decode_64_points", "end_to_end"}
+    phases = {"pre_process", "encode", "decode_point", "decode_box", "decode_64_points", "post_process", "end_to_end"}
+    assert set(row["latencies"]) == phases
     assert row["latencies"]["encode"]["min_ms"] <= row["latencies"]["encode"]["median_ms"]
     assert (tmp_path / "b" / "bench.json").is_file()
     assert len(list((tmp_path / "b").glob("*.csv"))) == 1
+    again = ("bench", checkpoint, "--runs", 2, "--warmup", 0, "--no-memory", "--compare", tmp_path / "b" / "bench.json")
+    code, out, _ = sam_edge(*again, "--json")
+    assert code == 0
+    # of two runs nothing can be told
+    assert {change["verdict"] for change in json.loads(out)["changes"]} == {"too few runs to tell"}
+    code, _, err = sam_edge(*again, "--everything")
+    assert code == 1
+    assert "are of calls" in err
 
 
 def test_names_that_are_not_utf_8_are_names(sam_edge, open_checkpoint, tmp_path):

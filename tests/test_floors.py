@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 DEVICE = {
     "errors": 0,
     "files": 0,
+    "journal": 0,
     "halves": 0,
     "option_docs": 0,
     "verbs": 0,

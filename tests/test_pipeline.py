@@ -1,10 +1,12 @@
 """The pipeline: one report of what was measured, and steps that are done once."""
 
 import json
+import re
 
 import pytest
 
 from sam_edge import pipeline
+from sam_edge.bench.memory import Taken
 from sam_edge.commands.device import bench
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.recipe import BenchRecipe, CompressRecipe, EngineRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
@@ -27,7 +29,7 @@ def recipe(tiny_slim, tmp_path) -> Recipe:
 
 def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_path, monkeypatch):
     # a fresh process per stage would take most of this test's time; bench has tests of its own
-    monkeypatch.setattr(bench, "peak_bytes", lambda command, timeout_s: 10**8)
+    monkeypatch.setattr(bench, "run_alone", lambda command, timeout_s, environment: Taken(10**8, 1.0, 1.0))
     out = tmp_path / "run"
     said: list[str] = []
     result = pipeline.run(recipe, out, device="cpu", say=said.append)
@@ -43,6 +45,11 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     assert by_name["quantized-onnx"]["file_bytes"] < by_name["compressed-onnx"]["file_bytes"]
     assert all(by_name[name]["miou_box"] is not None for name in names)
     assert by_name["quantized"]["latency_ms"] is None
+    captions = " ".join(picture["caption"] for picture in report["pictures"])
+    gains = [float(text) for text in re.findall(r"less the first's: ([+-][0-9]+[.][0-9]+)", captions)]
+    assert len(gains) == len(report["pictures"]) - 1
+    assert gains == sorted(gains)
+    assert report["layers"][0]["ms"] == max(row["ms"] for row in report["layers"])
     assert "Widths per block" in (out / "report" / "report.md").read_text()
     assert "data:image/png" in (out / "report" / "report.html").read_text()
 

@@ -45,7 +45,23 @@ def bench(
         bool,
         typer.Option("--mlperf-like", help="Time for 60 s or more and show 90th percentiles, as SingleStream does."),
     ] = False,
-    memory: Annotated[bool, typer.Option(help="Measure the peak memory of a fresh process.")] = True,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Encode so many pictures at once, too; repeat for a sweep.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="Threads on the CPU; repeat for a sweep, whose contenders take turns.")
+    ] = None,
+    reference: Annotated[
+        bool,
+        typer.Option("--reference", help="Time segment-anything's own predictor on each model, too, in torch."),
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An earlier bench.json: tell what is slower or faster since, by interval."),
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option(help="Measure the start and the peak memory, of host and device, of a fresh process.")
+    ] = True,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for bench.json and a CSV.", callback=claim)
     ] = None,
@@ -56,15 +72,21 @@ def bench(
     """Measure latency, memory and size; models and runtimes take turns, so that noise hits all alike."""
     from sam_edge.bench.disturbance import Watch
     from sam_edge.bench.hardware import hardware, slug
-    from sam_edge.bench.table import as_dict, comparisons, rich_table, write_csv, write_json
+    from sam_edge.bench.provenance import provenance
+    from sam_edge.bench.table import compare as compare_rows
+    from sam_edge.bench.table import comparisons, content, details, read_rows, rich_table, write_csv, write_json
     from sam_edge.commands.device.bench import bench as bench_
     from sam_edge.data.image import read_image
+    from sam_edge.errors import BenchError
     from sam_edge.files import atomic_folder, check_target
 
     if out is not None:
         check_target(out)
+    earlier = None if compare is None else read_rows(compare)
     picture = None if image is None else read_image(image)
     if everything:
+        if batch or threads or reference or earlier is not None:
+            raise BenchError("--batch, --threads, --reference and --compare are of calls, not of --everything's race.")
         _race(
             model,
             [name.value for name in runtime or ()],
@@ -87,9 +109,16 @@ def bench(
         "warmup": warmup,
         "runs": runs,
         "seconds": seconds,
+        "batch": batch or [],
+        "threads": threads or [],
         "seed": seed,
         "device": device,
     }
+    others = {}
+    if reference:
+        from sam_edge.commands.workshop.reference import NAME, reference_calls
+
+        others[NAME] = reference_calls
     watch = Watch()
     with progress("bench") as on_progress:
         rows = bench_(
@@ -100,29 +129,46 @@ def bench(
             warmup=warmup,
             runs=runs,
             min_seconds=seconds,
+            batches=batch or (),
+            threads=threads or (),
+            others=others,
             seed=seed,
             device=device,
             on_progress=on_progress,
         )
     disturbance = watch.so_far()
     machine = {**hardware(), "disturbance": asdict(disturbance)}
+    measured = content(rows, provenance({row.model: row.model_sha256 for row in rows}, hardware=machine), settings)
+    changes = [] if earlier is None else compare_rows(rows, earlier[1])
+    if earlier is not None:
+        measured["changes"] = [{**asdict(change), "verdict": change.verdict} for change in changes]
     if out is not None:
         with atomic_folder(out) as work:
-            write_json(rows, machine, settings, work / "bench.json")
-            write_csv(rows, work / f"{slug(machine)}.csv")
+            write_json(measured, work / "bench.json")
+            write_csv(rows, measured["provenance"], work / f"{slug(machine)}.csv")
     if as_json:
-        print_json({"settings": settings, "hardware": machine, "rows": [as_dict(row) for row in rows]})
-    else:
-        stdout().print(rich_table(rows, "p90_ms" if mlperf_like else "median_ms"))
-        for line in (*comparisons(rows), disturbance.words()):
-            if line is not None:
-                stdout().print(line, highlight=False)
+        print_json(measured)
+        return
+    statistic = "p90_ms" if mlperf_like else "median_ms"
+    stdout().print(rich_table(rows, statistic))
+    lines: list[str | None] = [*details(rows, statistic), *comparisons(rows), disturbance.words()]
+    if earlier is not None:
+        was = {name: earlier[0].get("hardware", {}).get(name) for name in ("cpu", "gpu", "cores")}
+        if was != {name: machine[name] for name in was}:
+            lines.append(
+                f"the earlier file is of another machine: {was['cpu']}, {was['cores']} cores, GPU {was['gpu']}."
+            )
+        lines += [change.words() for change in changes]
+    for line in lines:
+        if line is not None:
+            stdout().print(line, highlight=False)
 
 
 def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool, **options: Any) -> None:
     """`bench --everything`: the race of one model, its table and files."""
     from sam_edge.bench.everything import race_table, write_laps
-    from sam_edge.bench.hardware import hardware, slug
+    from sam_edge.bench.hardware import slug
+    from sam_edge.bench.provenance import provenance, used_sha256
     from sam_edge.commands.workshop.everything import race_everything
     from sam_edge.errors import BenchError
     from sam_edge.files import atomic_folder
@@ -131,12 +177,11 @@ def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool
         raise BenchError(f"the race of everything mode is between runtimes of one model, got {len(model)} models.")
     with progress("race") as on_progress:
         result = race_everything(model[0], runtimes, **options, on_progress=on_progress)
-    machine = hardware()
-    result = {"hardware": machine, **result}
+    result = {"provenance": provenance({model[0]: used_sha256(model[0])}), **result}
     if out is not None:
         with atomic_folder(out) as work:
             (work / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            write_laps(result["contenders"], work / f"{slug(machine)}.csv")
+            write_laps(result["contenders"], work / f"{slug(result['provenance']['hardware'])}.csv")
     if as_json:
         print_json(result)
     else:

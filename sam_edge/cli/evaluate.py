@@ -1,7 +1,7 @@
 """`eval` and `card`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ from sam_edge.cli.options import (
     Seed,
     Strict,
 )
-from sam_edge.cli.output import print_json, progress, report
+from sam_edge.cli.output import is_first_process, progress, report
 
 
 def evaluate(
@@ -28,25 +28,51 @@ def evaluate(
     ],
     prompt: Annotated[Prompt, typer.Option(help="What each mask is prompted with.")] = "box",
     multimask: Annotated[
-        bool, typer.Option("--multimask", help="Take the best of three masks by predicted IoU; report the oracle too.")
+        bool,
+        typer.Option(
+            "--multimask",
+            help="Take the best of three masks by predicted IoU; of clicks those of the first one.",
+        ),
     ] = False,
     clicks: Annotated[
-        int | None, typer.Option(help="Instead of --prompt: so many clicks, each where the mask is most wrong.")
+        int | None,
+        typer.Option(
+            help="Instead of --prompt: so many clicks, each deepest in what is wrong (9 in TinySAM's figure 4)."
+        ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--everything", help="Instead of --prompt: everything mode, both strategies.")
+        bool, typer.Option("--everything", help="Instead of --prompt: everything mode, both strategies; mIoU, AR@1000.")
     ] = False,
     points_per_side: Annotated[int, typer.Option(help="Grid of everything mode.")] = 32,
     ap: Annotated[
-        bool, typer.Option("--ap", help="Instead of --prompt: COCO's mask AP over all of instances json, of boxes.")
+        bool,
+        typer.Option(
+            "--ap", help="Instead of --prompt: COCO's or LVIS's mask AP over all of instances json, of boxes."
+        ),
     ] = False,
     detections: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="With --ap: a detector's boxes, as COCO results json; else the labels'."),
     ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Instead of labels: how far masks are those of this MODEL, on any pictures of --data."
+        ),
+    ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --ap: masks as they are found, a line per picture; it goes on there."),
+        typer.Option(
+            metavar="FILE", help="What is found, a line per picture, as it is found; a later run goes on there."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Only the K-th part of N, with --results, into a file beside it; a run without --shard does "
+            "the others' rest and sums up. Under torchrun each process takes a part by itself.",
+        ),
     ] = None,
     split: EvalSplit = "val",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many pictures, drawn by the seed.")] = None,
@@ -57,87 +83,74 @@ def evaluate(
     seed: Seed = 0,
     device: OnDevice = "auto",
 ) -> None:
-    """Mean IoU on labelled pictures, by one point, one box, or a number of clicks per mask."""
-    from sam_edge.commands.device.evaluate import evaluate as evaluate_
+    """Mean IoU on labelled pictures, by one point, one box, or a number of clicks per mask; or another protocol."""
+    from sam_edge.commands.device import evaluate as commands
+    from sam_edge.errors import DataError
 
-    if ap:
-        from sam_edge.commands.device.evaluate import evaluate_ap
-
-        with progress("eval") as on_progress:
-            found = evaluate_ap(
+    asked = {"--clicks": clicks is not None, "--everything": everything, "--ap": ap, "--parent": parent is not None}
+    protocols = [name for name, given in asked.items() if given]
+    if len(protocols) > 1:
+        raise DataError(f"{' and '.join(protocols)} are different protocols: give one.")
+    if detections is not None and not ap:
+        raise DataError("--detections are boxes that an AP is taken of: give --ap, too.")
+    common: dict[str, Any] = {"results": results, "shard": shard, "limit": limit}
+    common |= {"runtime": runtime.value, "device": device}
+    drawn: dict[str, Any] = {"split": split, "seed": seed, "strict": strict, "images_root": images_root}
+    with progress("eval") as on_progress:
+        common["on_progress"] = on_progress
+        if ap:
+            found = commands.evaluate_ap(
                 model,
                 Path(data),
                 detections=detections,
                 multimask=multimask,
-                results=results,
-                limit=limit,
                 seed=seed,
-                runtime=runtime.value,
-                device=device,
                 images_root=images_root,
-                on_progress=on_progress,
+                **common,
             )
-        text = f"mask AP {found['ap']:.3f} (50: {found['ap50']:.3f}, 75: {found['ap75']:.3f}; small "
-        text += f"{found['ap_small']:.3f}, medium {found['ap_medium']:.3f}, large {found['ap_large']:.3f}) of "
-        text += f"{found['masks']} boxes in {found['images']} pictures"
-        report(as_json, found, text)
-        return
-    if everything:
-        from sam_edge.commands.device.evaluate import evaluate_everything
+        elif parent is not None:
+            found = commands.evaluate_against(model, parent, data, strict=strict, **common)
+        elif everything:
+            found = commands.evaluate_everything(model, data, points_per_side=points_per_side, **drawn, **common)
+        else:
+            found = commands.evaluate(model, data, prompt=prompt, multimask=multimask, clicks=clicks, **drawn, **common)
+    if is_first_process():
+        report(as_json, found, _in_words(found))
 
-        with progress("eval") as on_progress:
-            found = evaluate_everything(
-                model,
-                data,
-                points_per_side=points_per_side,
-                split=split,
-                limit=limit,
-                seed=seed,
-                runtime=runtime.value,
-                device=device,
-                strict=strict,
-                images_root=images_root,
-                on_progress=on_progress,
-            )
-        for row in found["strategies"]:
-            text = f"{row['strategy']}: everything-mode mIoU {row['miou']:.4f} over {row['masks']} masks, "
-            text += f"{row['records']:.0f} masks found, which match labels by {row['found_miou']:.3f}, "
-            text += f"{row['asked']:.0%} of the points asked, agreement with the grid {row['agreement']:.3f}, "
-            text += f"{row['seconds']:.2f} s"
-            if not as_json:
-                typer.echo(text, err=True)
-        if as_json:
-            print_json(found)
-        return
-    with progress("eval") as on_progress:
-        result = evaluate_(
-            model,
-            data,
-            prompt=prompt,
-            multimask=multimask,
-            clicks=clicks,
-            split=split,
-            limit=limit,
-            seed=seed,
-            runtime=runtime.value,
-            device=device,
-            strict=strict,
-            images_root=images_root,
-            on_progress=on_progress,
-        )
-    if clicks is not None:
-        after = ", ".join(f"{number}: {miou:.3f}" for number, miou in enumerate(result["miou"], 1))
-        report(as_json, result, f"mIoU over {result['masks']} masks after clicks {after}")
-        return
-    text = (
-        f"{prompt} mIoU {result['miou']:.3f} over {result['masks']} masks, "
-        f"{result['miou_per_image']:.3f} over {result['images']} images"
+
+def _in_words(found: dict[str, Any]) -> str:
+    """A result for people; what it is of is told by what it holds."""
+    if "ap" in found:
+        text = f"{found['style'].upper()} mask AP {found['ap']:.3f} (50: {found['ap50']:.3f}, 75: {found['ap75']:.3f}; "
+        text += f"small {found['ap_small']:.3f}, medium {found['ap_medium']:.3f}, large {found['ap_large']:.3f}) of "
+        text += f"{found['masks']} boxes in {found['images']} pictures"
+    elif "parent" in found:
+        text = f"masks agree with {found['parent']}'s by {found['point']:.4f} for points "
+        text += f"({found['point_parents_choice']:.4f} where it chooses among the three)"
+        text += f", {found['box']:.4f} for boxes" if found["box"] is not None else ""
+        text += f" ({found['prompts']} prompts in {found['images']} pictures); least on {found['worst'][0][0]}"
+    elif "strategies" in found:
+        text = "\n".join(map(_strategy, found["strategies"]))
+    elif "clicks" in found:
+        after = ", ".join(f"{number}: {miou:.3f}" for number, miou in enumerate(found["miou"], 1))
+        text = f"mIoU over {found['masks']} masks after clicks {after}"
+    else:
+        text = f"{found['prompt']} mIoU {found['miou']:.3f} over {found['masks']} masks, "
+        text += f"{found['miou_per_image']:.3f} over {found['images']} images"
+        if found["miou_best_of_three"] is not None:
+            text += f"; best of three {found['miou_best_of_three']:.3f}"
+        if found["miou_ellipse"] is not None:
+            text += f"; the ellipse in the box scores {found['miou_ellipse']:.3f}"
+    return text + (f"; {found['left']} pictures are left to other shards" if found.get("left") else "")
+
+
+def _strategy(row: dict[str, Any]) -> str:
+    return (
+        f"{row['strategy']}: everything-mode mIoU {row['miou']:.4f} over {row['masks']} masks, AR@1000 "
+        f"{row['ar1000']:.3f}, {row['records']:.0f} masks found, which match labels by {row['found_miou']:.3f}, "
+        f"{row['asked']:.0%} of the points asked, agreement with the grid {row['agreement']:.3f}, "
+        f"{row['seconds']:.2f} s"
     )
-    if result["miou_best_of_three"] is not None:
-        text += f"; best of three {result['miou_best_of_three']:.3f}"
-    if result["miou_ellipse"] is not None:
-        text += f"; the ellipse in the box scores {result['miou_ellipse']:.3f}"
-    report(as_json, result, text)
 
 
 def card(

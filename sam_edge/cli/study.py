@@ -80,6 +80,7 @@ def quantization(
 ) -> None:
     """Compare bits, metrics and twin scales: mIoU lost, agreement and task loss against the float model, over seeds."""
     from sam_edge.bench.hardware import hardware, slug
+    from sam_edge.bench.provenance import provenance, used_sha256
     from sam_edge.bench.quantization import rich_table, settings, write_csv
     from sam_edge.bench.repeats import LOG
     from sam_edge.commands.workshop.integers import quantization_table
@@ -116,7 +117,7 @@ def quantization(
             "seed": seed,
             "device": device,
         },
-        "hardware": machine,
+        "provenance": provenance({model: used_sha256(model)}, hardware=machine),
         "float": parent.as_dict(),
         "rows": [row.as_dict(parent) for row in rows],
     }
@@ -147,8 +148,8 @@ def integers(
     seed: Seed = 0,
 ) -> None:
     """Race the integer encoder against float, bfloat16, and ONNX Runtime's own quantization, in turn."""
-    from sam_edge.bench.hardware import hardware
     from sam_edge.bench.integers import as_dict, race_table, ratios
+    from sam_edge.bench.provenance import provenance, used_sha256
     from sam_edge.commands.workshop.integers import encoder_race
     from sam_edge.files import atomic_file
 
@@ -163,7 +164,7 @@ def integers(
             on_progress=on_progress,
         )
     result = {"settings": {"model": model, "quantized": quantized, "turns": turns, "seed": seed}, **as_dict(found)}
-    result["hardware"] = hardware()
+    result["provenance"] = provenance({spec: used_sha256(spec) for spec in (model, quantized)})
     if out is not None:
         with atomic_file(out) as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

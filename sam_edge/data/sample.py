@@ -115,9 +115,15 @@ def most_interior_point(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
 
     The picture's border counts as outside: a point on the very edge is a poor prompt.
     """
+    point, _ = most_interior(mask)
+    return point
+
+
+def most_interior(mask: Bool[np.ndarray, "h w"]) -> tuple[tuple[int, int], int]:
+    """The same point, and its squared distance from the outside in pixels."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
     # all around its box is outside, as is a picture's border
     distance = squared_distance(mask[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1])
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
-    return left + int(column), top + int(row)
+    return (left + int(column), top + int(row)), int(distance[row, column])

@@ -1,15 +1,21 @@
-"""COCO's mask AP from boxes: a detector's, as SAM and TinySAM are measured (table 1), or the labels' own."""
+"""COCO's and LVIS's mask AP from boxes: a detector's, as SAM and TinySAM are measured (table 1), or the labels' own.
+
+LVIS (Gupta, Dollar and Girshick, 2019) labels things of some categories only in each picture. A detection of a category
+that was not looked for there counts neither way, nor does an unmatched one of a category that was not labelled to the
+end; and a picture has its 300 detections of highest score, whatever their category.
+"""
 
 import contextlib
+import hashlib
 import io
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt8
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -17,14 +23,18 @@ from sam_edge.data.coco import CocoInstances, file_name
 from sam_edge.data.image import read_image
 from sam_edge.data.rle import encode_mask, to_rle
 from sam_edge.errors import DataError, SamEdgeError
+from sam_edge.evaluate.walk import Kept, walk
 from sam_edge.files import parse_json
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 
+COCO_MASKS, LVIS_MASKS = 100, 300
+"""Of highest score that count: of a picture and category, and of a picture."""
+
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """COCOeval's summary of masks, in 0..1; -1 where no label is of that size."""
+    """COCOeval's or LVIS's summary of masks, in 0..1; -1 where no label is of that size."""
 
     ap: float
     """Mean over IoU thresholds 0.50 to 0.95."""
@@ -35,10 +45,16 @@ class AveragePrecision:
     ap_medium: float
     ap_large: float
     """Of labels above 96^2 pixels."""
-    ar100: float
-    """Recall of at most 100 masks per picture, over the same thresholds."""
+    recall: float
+    """Mean recall over the same thresholds, of at most 100 masks per picture and category (LVIS: 300 per picture)."""
+    style: Literal["coco", "lvis"]
+    """Whose rules: LVIS's where the file says which categories were looked for in a picture."""
     images: int
     masks: int
+    data_sha256: str = ""
+    """Of the pictures and boxes measured."""
+    left: int = 0
+    """Pictures that other processes have not measured yet; the numbers are of the rest."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -79,7 +95,8 @@ class BoxesToSegment:
             self.labels = COCO(str(instances))
             _check(self.labels)
         found = self._of_labels() if detections is None else self._detected(detections)
-        self.boxes: dict[int, list[Box]] = {}
+        # where a detector found nothing it missed what is labelled
+        self.boxes: dict[int, list[Box]] = {} if detections is None else {image: [] for image in self.labels.imgs}
         for image, box in found:
             self.boxes.setdefault(image, []).append(box)
         if not self.boxes.keys() <= self.labels.imgs.keys():
@@ -103,13 +120,13 @@ class BoxesToSegment:
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{file}: no list of COCO results with bbox, score and category_id ({error!r}).") from error
 
-    def segment(self, predictor: SamPredictor, image: int, batch: int, multimask: bool) -> list[dict[str, Any]]:
-        """The boxes of a picture as COCO results with masks.
+    def read(self, image: int) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture.
 
         Raises:
             DataError: a picture that cannot be read, or is not of the size that its labels are of.
         """
-        entry, boxes = self.labels.imgs[image], self.boxes[image]
+        entry = self.labels.imgs[image]
         name = file_name(entry)
         pixels = read_image(self.root / name)
         if pixels.shape[:2] != (entry["height"], entry["width"]):
@@ -117,20 +134,21 @@ class BoxesToSegment:
                 f"{name}: is {pixels.shape[1]} x {pixels.shape[0]}, its labels {entry['width']} x {entry['height']} "
                 "(width x height): give the pictures that were annotated."
             )
+        return pixels
+
+    def segment(
+        self, predictor: SamPredictor, image: int, pixels: UInt8[np.ndarray, "h w 3"], batch: int, multimask: bool
+    ) -> list[dict[str, Any]]:
+        """The boxes of a picture as COCO results with masks."""
+        boxes = self.boxes[image]
         predictor.set_image(pixels)
         frame = predictor.frame
         assert frame is not None
         results = []
         for start in range(0, len(boxes), batch):
             chunk = boxes[start : start + batch]
-            xywh = np.array([box.xywh for box in chunk], np.float32)
-            corners = np.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
-            low_res, predicted = predictor.predict_low_res(
-                point_coords=None,
-                point_labels=None,
-                boxes=frame.to_input(corners).reshape(-1, 4),
-                multimask_output=multimask,
-            )
+            corners = frame.boxes_to_input([box.xywh for box in chunk])
+            low_res, predicted = predictor.predict_low_res(None, None, corners, multimask_output=multimask)
             for box, logits, scores in zip(chunk, low_res, predicted, strict=True):
                 best = int(scores.argmax())
                 mask = predictor.masks(logits[None, best : best + 1])[0, 0]
@@ -151,55 +169,36 @@ def evaluate_average_precision(
     *,
     multimask: bool = True,
     prompts_per_batch: int = 64,
-    results: Path | None = None,
-    key: Mapping[str, Any] | None = None,
+    kept: Kept | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> AveragePrecision:
-    """Segment every box, each picture encoded once, and summarise as COCO does.
+    """Segment every box, each picture encoded once, and summarise as COCO does, or LVIS.
 
     Args:
         multimask: three masks are asked for, and the one of highest predicted IoU is taken, as TinySAM does.
-        results: a file of one line per picture, which is added to as pictures are done and goes on from where it is;
-            its lines are COCO results.
-        key: what the results are of; a file of another key is refused.
+        kept: where each picture's masks are kept as they are found; its lines hold COCO results.
 
     Raises:
-        DataError: see `BoxesToSegment.segment`; or results of something else.
+        DataError: see `BoxesToSegment.read`.
     """
-    done = {} if results is None else _begun(results, dict(key or {}))
     predictor = SamPredictor(runtime)
-    with contextlib.ExitStack() as stack:
-        log = None if results is None else stack.enter_context(results.open("a", encoding="utf-8"))
-        for image in sorted(asked.boxes):
-            if image not in done:
-                done[image] = asked.segment(predictor, image, prompts_per_batch, multimask)
-                if log is not None:
-                    log.write(json.dumps({"image_id": image, "results": done[image]}) + "\n")
-                    log.flush()
-            if on_image is not None:
-                on_image()
+    images = sorted(asked.boxes)
+
+    def measure(numbers: list[int]) -> Iterator[tuple[int, str, list[dict[str, Any]]]]:
+        for number in numbers:
+            image = images[number]
+            if not asked.boxes[image]:
+                yield number, hashlib.sha256(str(image).encode()).hexdigest(), []
+                continue
+            pixels = asked.read(image)
+            digest = hashlib.sha256(pixels.tobytes() + repr(asked.boxes[image]).encode()).hexdigest()
+            yield number, digest, asked.segment(predictor, image, pixels, prompts_per_batch, multimask)
+
+    walked = walk([str(image) for image in images], measure, kept, on_image)
+    done = [int(name) for name in walked.found]
     with _told_by("the labels"):
-        return summarise(asked.labels, [result for image in sorted(asked.boxes) for result in done[image]])
-
-
-def _begun(results: Path, key: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    """What a file has, by picture; a last line that a kill cut short is taken off. A new file gets its key."""
-    if not results.exists():
-        results.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
-        return {}
-    text = results.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    try:
-        first, *lines = [parse_json(line) for line in whole.splitlines()]
-        if first["key"] != key:
-            raise DataError(f"{results}: holds results of {first['key']}; choose another file.")
-        found = {line["image_id"]: line["results"] for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{results}: is no file of results; choose another.") from error
-    if len(whole) < len(text):
-        with results.open("r+b") as file:
-            file.truncate(len(whole))
-    return found
+        found = summarise(asked.labels, [result for results in walked.found.values() for result in results], done)
+    return replace(found, data_sha256=walked.data_sha256, left=walked.left)
 
 
 @contextlib.contextmanager
@@ -225,15 +224,73 @@ def _check(labels: COCO) -> None:
             raise DataError(f"annotation {number}: {error} AP counts every label: mend this one.") from error
 
 
-def summarise(labels: COCO, results: list[dict[str, Any]]) -> AveragePrecision:
-    """COCOeval on masks, over the pictures that the results are of."""
-    images = sorted({result["image_id"] for result in results})
+def summarise(labels: COCO, results: list[dict[str, Any]], images: Sequence[int]) -> AveragePrecision:
+    """AP of masks over some pictures; those without a result count, too.
+
+    Raises:
+        DataError: no result at all.
+    """
+    if not results:
+        raise DataError("no box was segmented, of which an AP could be taken: check --data and --detections.")
+    lvis = any("not_exhaustive_category_ids" in entry for entry in labels.imgs.values())
+    kind, style, most = (LvisEval, "lvis", LVIS_MASKS) if lvis else (COCOeval, "coco", COCO_MASKS)
+    # it adds areas and boxes to what it is given
+    given = [dict(result) for result in results]
+    if lvis:
+        by_image: dict[int, list[dict[str, Any]]] = {}
+        for result in given:
+            by_image.setdefault(result["image_id"], []).append(result)
+        given = [
+            result
+            for own in by_image.values()
+            for result in sorted(own, key=lambda result: -result["score"])[:LVIS_MASKS]
+        ]
     with contextlib.redirect_stdout(io.StringIO()):
-        # it adds areas and boxes to what it is given
-        evaluation = COCOeval(labels, labels.loadRes([dict(result) for result in results]), "segm")
-        evaluation.params.imgIds = images
+        for entry in labels.anns.values():
+            entry.setdefault("iscrowd", 0)
+        evaluation = kind(labels, labels.loadRes(given), "segm")
+        evaluation.params.imgIds = sorted(images)
+        evaluation.params.maxDets = [most]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    ap, ap50, ap75, small, medium, large, _, _, recall, *_ = (float(value) for value in evaluation.stats)
-    return AveragePrecision(ap, ap50, ap75, small, medium, large, recall, len(images), len(results))
+    # thresholds, recalls, categories, sizes, numbers of masks
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    sizes = [_mean(precision[:, :, :, size]) for size in range(4)]
+    return AveragePrecision(
+        ap=sizes[0],
+        ap50=_mean(precision[0, :, :, 0]),
+        ap75=_mean(precision[5, :, :, 0]),
+        ap_small=sizes[1],
+        ap_medium=sizes[2],
+        ap_large=sizes[3],
+        recall=_mean(recall[:, :, 0]),
+        style=style,  # type: ignore[arg-type]
+        images=len(images),
+        masks=len(results),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of what is known; -1 where nothing is."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+class LvisEval(COCOeval):
+    """COCOeval by LVIS's rules."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for (image, category), detections in list(self._dts.items()):
+            looked_for = (image, category) in self._gts or category in self._entry(image, "neg_category_ids")
+            self._dts[image, category] = detections if looked_for else []
+
+    def evaluateImg(self, imgId: int, catId: int, aRng: list[float], maxDet: int) -> dict[str, Any] | None:
+        """Of one picture and category: unmatched detections do not count where not all things were labelled."""
+        found = super().evaluateImg(imgId, catId, aRng, maxDet)
+        if found is not None and catId in self._entry(imgId, "not_exhaustive_category_ids"):
+            found["dtIgnore"] = np.logical_or(found["dtIgnore"], found["dtMatches"] == 0)
+        return found
+
+    def _entry(self, image: int, key: str) -> list[int]:
+        return self.cocoGt.imgs[image].get(key, [])

@@ -1,4 +1,9 @@
-"""Mean IoU after 1, 2, ... clicks, each put where the last mask is most wrong (Segment Anything, section 7.1)."""
+"""Points to a valid mask: mean IoU after 1, 2, ... points, each put where the last mask is most wrong.
+
+Segment Anything, section 7.1 and appendix D.1; TinySAM, figure 4. The first point is the mask's most interior one (its
+stored point); each further one is at the maximum of the distance transform of what is wrong, be it missed or taken too
+much, and is given together with all before it and the logits of the last mask.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -7,9 +12,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from sam_edge.data.dataset import Dataset
-from sam_edge.data.sample import Annotation, LabelledImage, most_interior_point
+from sam_edge.data.sample import Annotation, LabelledImage, most_interior, most_interior_point
 from sam_edge.errors import DataError
 from sam_edge.evaluate.miou import iou
+from sam_edge.evaluate.walk import Kept, walk_labelled
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.prompts import BACKGROUND, FOREGROUND
 from sam_edge.segment.runtime import Runtime
@@ -25,6 +31,10 @@ class ClicksResult:
     images: int
     skipped: int
     """Images that could not be read."""
+    data_sha256: str
+    """Of the images and labels measured."""
+    left: int = 0
+    """Images that other processes have not measured yet; the numbers are of the rest."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -36,12 +46,15 @@ def evaluate_clicks(
     dataset: Dataset[LabelledImage],
     *,
     clicks: int = 5,
+    multimask: bool = False,
     prompts_per_batch: int = 32,
+    kept: Kept | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> ClicksResult:
     """Click each mask's stored point, then up to `clicks` - 1 times where the mask is most wrong.
 
-    Every later round is given all clicks so far and the mask of the round before.
+    With `multimask` the first click, which is ambiguous, is answered by three masks, of which the one of highest
+    predicted IoU is taken, as Segment Anything does; otherwise every answer is the single mask.
 
     Raises:
         DataError: less than one click, or no mask at all.
@@ -49,22 +62,28 @@ def evaluate_clicks(
     if clicks < 1:
         raise DataError(f"clicks must be at least 1, got {clicks}.")
     predictor = SamPredictor(runtime)
-    rows: list[list[float]] = []
-    images = 0
-    for sample in dataset:
+
+    def measure(sample: LabelledImage) -> list[list[float]]:
+        rows: list[list[float]] = []
         if sample.annotations:
             predictor.set_image(sample.image)
             for start in range(0, len(sample.annotations), prompts_per_batch):
-                rows += _rounds(predictor, sample.annotations[start : start + prompts_per_batch], clicks)
-            images += 1
-        if on_image is not None:
-            on_image()
-    if not rows:
+                chunk = sample.annotations[start : start + prompts_per_batch]
+                rows += _rounds(predictor, chunk, clicks, multimask)
+        return rows
+
+    walked = walk_labelled(dataset, measure, kept, on_image)
+    by_image = [rows for rows in walked.found.values() if rows]
+    if not by_image:
         raise DataError("the data set has no masks to evaluate on: check --data and --split.")
-    return ClicksResult(tuple(np.mean(rows, axis=0).tolist()), len(rows), images, dataset.skipped)
+    rows = [row for image in by_image for row in image]
+    means = tuple(np.mean(rows, axis=0).tolist())
+    return ClicksResult(means, len(rows), len(by_image), walked.skipped, walked.data_sha256, walked.left)
 
 
-def _rounds(predictor: SamPredictor, annotations: tuple[Annotation, ...], clicks: int) -> list[list[float]]:
+def _rounds(
+    predictor: SamPredictor, annotations: tuple[Annotation, ...], clicks: int, multimask: bool
+) -> list[list[float]]:
     """IoU of each annotation after each click."""
     frame = predictor.frame
     assert frame is not None
@@ -74,9 +93,12 @@ def _rounds(predictor: SamPredictor, annotations: tuple[Annotation, ...], clicks
     low_res = None
     scores: list[list[float]] = [[] for _ in annotations]
     for click in range(clicks):
-        low_res, _ = predictor.predict_low_res(
-            frame.to_input(points), labels, mask_input=low_res, multimask_output=False
+        three = multimask and click == 0
+        given, predicted = predictor.predict_low_res(
+            frame.to_input(points), labels, mask_input=low_res, multimask_output=three
         )
+        best = predicted.argmax(1)[:, None, None, None]
+        low_res = np.take_along_axis(given, best, 1)
         corrections = []
         for index, logits in enumerate(low_res):
             mask = predictor.masks(logits[None])[0, 0]
@@ -91,13 +113,13 @@ def _rounds(predictor: SamPredictor, annotations: tuple[Annotation, ...], clicks
 
 
 def next_click(mask: Bool[np.ndarray, "h w"], wanted: Bool[np.ndarray, "h w"]) -> tuple[tuple[int, int], int]:
-    """(x, y) most interior to what is missed or to what is taken too much, whichever is more, and its label.
+    """(x, y) of the pixel farthest from the edge of what is missed or of what is taken too much, and its label.
 
-    Of a perfect mask, its most interior point once more.
+    The farther of the two, a missed one where they are level; of a perfect mask, its most interior point once more.
     """
     missed, excess = wanted & ~mask, mask & ~wanted
     if not (missed.any() or excess.any()):
         return most_interior_point(wanted), FOREGROUND
-    if np.count_nonzero(missed) >= np.count_nonzero(excess):
-        return most_interior_point(missed), FOREGROUND
-    return most_interior_point(excess), BACKGROUND
+    found = [(most_interior(part), label) for part, label in ((missed, FOREGROUND), (excess, BACKGROUND)) if part.any()]
+    (point, _), label = max(found, key=lambda candidate: candidate[0][1])
+    return point, label

@@ -1,4 +1,5 @@
-"""Everything-mode mean IoU: for every labelled mask the record that matches it best (TinySAM, table 2)."""
+"""Everything mode on labelled pictures: mean IoU of the record that matches each labelled mask best (TinySAM, table 2),
+and the average recall of a thousand records (AR@1000; Segment Anything, table 4)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -7,14 +8,19 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from pycocotools import mask as coco_mask
 
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import LabelledImage
 from sam_edge.errors import DataError
+from sam_edge.evaluate.walk import Kept, Walked, walk_labelled
 from sam_edge.segment.everything import STRATEGIES, EverythingGenerator, Strategy
 from sam_edge.segment.matching import agreement, as_rle, best_ious
 from sam_edge.segment.observed import ObservedRuntime
 from sam_edge.segment.runtime import Runtime
+
+THRESHOLDS = tuple(float(value) for value in np.linspace(0.5, 0.95, 10))
+"""IoU from which a mask counts as found: COCO's ten."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,17 @@ class StrategyMiou:
     """IoU of best matches with the grid strategy's records, mean over images; 1 for itself."""
     seconds: float
     """Time of an image, median."""
+    ar1000: float
+    """Share of labelled masks that the 1000 records of highest predicted IoU find, each record one of them; mean over
+    IoU thresholds 0.50 to 0.95."""
     masks: int
     images: int
     skipped: int
     """Images that could not be read."""
+    data_sha256: str
+    """Of the images and labels measured."""
+    left: int = 0
+    """Images that other processes have not measured yet; the numbers are of the rest."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -58,13 +71,37 @@ def found_ious(sample: LabelledImage, records: Sequence[dict[str, Any]]) -> Floa
     return best_ious([as_rle(record) for record in records], labelled)
 
 
+def recalled(sample: LabelledImage, records: Sequence[dict[str, Any]], most: int = 1000) -> list[int]:
+    """How many labelled masks the `most` records of highest predicted IoU find at each of `THRESHOLDS`.
+
+    As COCOeval matches without categories: in the order of their scores, each record takes of the masks that are still
+    free the one that it overlaps most, if by the threshold.
+    """
+    order = sorted(range(len(records)), key=lambda index: -records[index]["predicted_iou"])[:most]
+    wanted = [annotation.rle for annotation in sample.annotations]
+    if not order or not wanted:
+        return [0] * len(THRESHOLDS)
+    given = [as_rle(records[index]) for index in order]
+    overlaps = np.asarray(coco_mask.iou(given, wanted, [0] * len(wanted)))
+    counts = []
+    for threshold in THRESHOLDS:
+        free = np.ones(len(wanted), bool)
+        for row in overlaps:
+            best = int(np.where(free, row, -1.0).argmax())
+            if free[best] and row[best] >= threshold:
+                free[best] = False
+        counts.append(int((~free).sum()))
+    return counts
+
+
 def evaluate_strategies(
     runtime: Runtime,
     dataset: Dataset[LabelledImage],
     strategies: Sequence[Strategy] = STRATEGIES,
     *,
     points_per_side: int = 32,
-    on_image: Callable[[], None] = lambda: None,
+    kept: Kept | None = None,
+    on_image: Callable[[], None] | None = None,
 ) -> list[StrategyMiou]:
     """Each strategy on each image, with the model's own thresholds and tau; the grid comes first.
 
@@ -77,8 +114,9 @@ def evaluate_strategies(
         for strategy in STRATEGIES
         if strategy in strategies or strategy == "grid"
     }
-    rows: dict[Strategy, list[_Row]] = {strategy: [] for strategy in generators}
-    for sample in dataset:
+
+    def measure(sample: LabelledImage) -> dict[str, dict[str, Any]]:
+        rows: dict[str, dict[str, Any]] = {}
         reference: list[dict[str, Any]] = []
         for strategy, generator in generators.items() if sample.annotations else ():
             observed.reset()
@@ -86,38 +124,40 @@ def evaluate_strategies(
             records = generator.generate(sample.image)
             seconds = perf_counter() - start
             reference = records if strategy == "grid" else reference
-            same = 1.0 if strategy == "grid" else agreement(reference, records)
-            rows[strategy].append(
-                _Row(record_ious(sample, records), found_ious(sample, records), observed.points, same, seconds)
-            )
-        on_image()
-    if not rows["grid"]:
+            rows[strategy] = {
+                "ious": record_ious(sample, records).tolist(),
+                "found": found_ious(sample, records).tolist(),
+                "recalled": recalled(sample, records),
+                "points": observed.points,
+                "agreement": 1.0 if strategy == "grid" else agreement(reference, records),
+                "seconds": seconds,
+            }
+        return rows
+
+    walked = walk_labelled(dataset, measure, kept, on_image)
+    images = [rows for rows in walked.found.values() if rows]
+    if not images:
         raise DataError("the data set has no masks to evaluate on: check --data and --split.")
-    total = points_per_side**2
-    return [_summary(strategy, rows[strategy], total, dataset.skipped) for strategy in strategies]
+    return [
+        _summary(strategy, [rows[strategy] for rows in images], points_per_side**2, walked) for strategy in strategies
+    ]
 
 
-@dataclass(frozen=True)
-class _Row:
-    ious: Float[np.ndarray, "masks"]
-    found: Float[np.ndarray, "records"]
-    points: int
-    agreement: float
-    seconds: float
-
-
-def _summary(strategy: Strategy, rows: list[_Row], points: int, skipped: int) -> StrategyMiou:
-    ious, found = (np.concatenate([getattr(row, side) for row in rows]) for side in ("ious", "found"))
+def _summary(strategy: Strategy, rows: list[dict[str, Any]], points: int, walked: Walked[Any]) -> StrategyMiou:
+    ious, found = (np.concatenate([row[side] for row in rows]) for side in ("ious", "found"))
     return StrategyMiou(
         strategy=strategy,
         miou=float(ious.mean()),
-        miou_per_image=float(np.mean([row.ious.mean() for row in rows])),
+        miou_per_image=float(np.mean([np.mean(row["ious"]) for row in rows])),
         found_miou=float(found.mean()) if len(found) else 0.0,
         records=len(found) / len(rows),
-        asked=float(np.mean([row.points for row in rows])) / points,
-        agreement=float(np.mean([row.agreement for row in rows])),
-        seconds=float(np.median([row.seconds for row in rows])),
+        asked=float(np.mean([row["points"] for row in rows])) / points,
+        agreement=float(np.mean([row["agreement"] for row in rows])),
+        seconds=float(np.median([row["seconds"] for row in rows])),
+        ar1000=float(np.sum([row["recalled"] for row in rows])) / len(THRESHOLDS) / len(ious),
         masks=len(ious),
         images=len(rows),
-        skipped=skipped,
+        skipped=walked.skipped,
+        data_sha256=walked.data_sha256,
+        left=walked.left,
     )

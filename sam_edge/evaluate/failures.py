@@ -41,9 +41,7 @@ def _worst(predictor: SamPredictor, sample: LabelledImage) -> Failure | None:
     assert predictor.frame is not None
     worst: Failure | None = None
     for annotation in annotations:
-        x, y, width, height = annotation.bbox_xywh
-        corners = np.array([[[x, y], [x + width, y + height]]], np.float32)
-        boxes = predictor.frame.to_input(corners).reshape(1, 4)
+        boxes = predictor.frame.boxes_to_input([annotation.bbox_xywh])
         low_res, _ = predictor.predict_low_res(None, None, boxes, multimask_output=False)
         mask = predictor.masks(low_res)[0, 0]
         failure = Failure(sample, annotation, mask, iou(mask, annotation.mask()))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import Annotation, LabelledImage
 from sam_edge.errors import DataError
+from sam_edge.evaluate.walk import Kept, Walked, walk_labelled
 from sam_edge.paired import Totals
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
@@ -52,6 +53,10 @@ class MiouResult:
     images: int
     skipped: int
     """Images that could not be read."""
+    data_sha256: str
+    """Of the images and labels measured."""
+    left: int = 0
+    """Images that other processes have not measured yet; the numbers are of the rest."""
     totals: Totals = ()
     """By image, the sum of its masks' IoU and how many there are: what pairs two models' results."""
 
@@ -60,12 +65,8 @@ class MiouResult:
         return {name: value for name, value in asdict(self).items() if name != "totals"}
 
 
-@dataclass(frozen=True)
-class _Row:
-    iou: float
-    best: float
-    predicted: float
-    ellipse: float
+_Row = list[float | None]
+"""Of a mask: its IoU, the best one's of those it was chosen from, the predicted one, and the ellipse's of a box."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def evaluate_miou(
     prompt: PromptKind = "point",
     multimask: bool = False,
     prompts_per_batch: int = 64,
+    kept: Kept | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> MiouResult:
     """Encode each image once, prompt for each of its masks, compare at the picture's own size.
@@ -93,7 +95,9 @@ def evaluate_miou(
         DataError: no mask at all.
     """
     asked = [Asked(prompt, multimask)]
-    return evaluate_prompts(runtime, dataset, asked, prompts_per_batch=prompts_per_batch, on_image=on_image)[0]
+    return evaluate_prompts(runtime, dataset, asked, prompts_per_batch=prompts_per_batch, kept=kept, on_image=on_image)[
+        0
+    ]
 
 
 def evaluate_prompts(
@@ -102,42 +106,51 @@ def evaluate_prompts(
     asked: Sequence[Asked],
     *,
     prompts_per_batch: int = 64,
+    kept: Kept | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> list[MiouResult]:
     """`evaluate_miou` for each of several ways to ask, which share one encoding of each image.
+
+    `kept` says where each image's scores are kept as they are found, and which images are this process's.
 
     Raises:
         DataError: no mask at all.
     """
     predictor = SamPredictor(runtime)
-    found: list[list[list[_Row]]] = [[] for _ in asked]
-    for sample in dataset:
-        if sample.annotations:
-            predictor.set_image(sample.image)
-            for how, images in zip(asked, found, strict=True):
-                images.append(_image_rows(predictor, sample, how, prompts_per_batch))
-        if on_image is not None:
-            on_image()
-    return [_summary(how, images, dataset.skipped) for how, images in zip(asked, found, strict=True)]
+
+    def measure(sample: LabelledImage) -> list[list[_Row]]:
+        if not sample.annotations:
+            return [[] for _ in asked]
+        predictor.set_image(sample.image)
+        return [_image_rows(predictor, sample, how, prompts_per_batch) for how in asked]
+
+    walked = walk_labelled(dataset, measure, kept, on_image)
+    return [
+        _summary(how, [rows[number] for rows in walked.found.values() if rows[number]], walked)
+        for number, how in enumerate(asked)
+    ]
 
 
-def _summary(how: Asked, by_image: list[list[_Row]], skipped: int) -> MiouResult:
-    rows = [row for image in by_image for row in image]
-    if not rows:
+def _summary(how: Asked, by_image: list[list[_Row]], walked: Walked[Any]) -> MiouResult:
+    if not by_image:
         raise DataError("the data set has no masks to evaluate on: check --data and --split.")
+    rows = np.array([row for image in by_image for row in image], np.float64)
+    ious, best, predicted, ellipse = rows.T
     return MiouResult(
         prompt=how.prompt,
         multimask=how.multimask,
-        miou=float(np.mean([row.iou for row in rows])),
-        miou_per_image=float(np.mean([np.mean([row.iou for row in image]) for image in by_image])),
-        miou_best_of_three=float(np.mean([row.best for row in rows])) if how.multimask else None,
-        miou_ellipse=float(np.mean([row.ellipse for row in rows])) if how.prompt == "box" else None,
-        iou_error=float(np.mean([abs(row.predicted - row.iou) for row in rows])),
-        reliability=_reliability([(row.predicted, row.iou) for row in rows]),
+        miou=float(ious.mean()),
+        miou_per_image=float(np.mean([np.mean([row[0] for row in image]) for image in by_image])),
+        miou_best_of_three=float(best.mean()) if how.multimask else None,
+        miou_ellipse=float(ellipse.mean()) if how.prompt == "box" else None,
+        iou_error=float(np.abs(predicted - ious).mean()),
+        reliability=_reliability(list(zip(predicted.tolist(), ious.tolist(), strict=True))),
         masks=len(rows),
         images=len(by_image),
-        skipped=skipped,
-        totals=tuple((float(sum(row.iou for row in image)), len(image)) for image in by_image),
+        skipped=walked.skipped,
+        data_sha256=walked.data_sha256,
+        left=walked.left,
+        totals=tuple((float(np.sum([row[0] for row in image])), len(image)) for image in by_image),
     )
 
 
@@ -153,7 +166,7 @@ def _reliability(pairs: list[tuple[float, float]]) -> tuple[ReliabilityBin, ...]
 
 def _image_rows(predictor: SamPredictor, sample: LabelledImage, how: Asked, batch: int) -> list[_Row]:
     """The rows of the picture that the predictor holds."""
-    rows = []
+    rows: list[_Row] = []
     for start in range(0, len(sample.annotations), batch):
         chunk = sample.annotations[start : start + batch]
         prompts = _prompts(predictor, chunk, how.prompt)
@@ -164,8 +177,8 @@ def _image_rows(predictor: SamPredictor, sample: LabelledImage, how: Asked, batc
             wanted = annotation.mask()
             actual = [iou(mask, wanted) for mask in masks]
             chosen = int(scores.argmax())
-            ellipse = iou(inscribed_ellipse(annotation, *wanted.shape), wanted) if how.prompt == "box" else float("nan")
-            rows.append(_Row(actual[chosen], max(actual), float(scores[chosen]), ellipse))
+            ellipse = iou(inscribed_ellipse(annotation, *wanted.shape), wanted) if how.prompt == "box" else None
+            rows.append([actual[chosen], max(actual), float(scores[chosen]), ellipse])
     return rows
 
 
@@ -175,9 +188,8 @@ def _prompts(
     frame = predictor.frame
     assert frame is not None
     if prompt == "box":
-        xywh = np.array([annotation.bbox_xywh for annotation in chunk], np.float32)
-        corners = np.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
-        return {"point_coords": None, "point_labels": None, "boxes": frame.to_input(corners).reshape(-1, 4)}
+        boxes = frame.boxes_to_input([annotation.bbox_xywh for annotation in chunk])
+        return {"point_coords": None, "point_labels": None, "boxes": boxes}
     points = np.array([annotation.point_xy for annotation in chunk], np.float32)
     labels = np.ones((len(chunk), 1), np.int64)
     return {"point_coords": frame.to_input(points)[:, None], "point_labels": labels, "boxes": None}

@@ -9,7 +9,7 @@ from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.cost import Cost
 from sam_edge.segment.prompts import Prompts
 
-_LAYERS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
+LAYER_OPERATORS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
 """Operators of linear and convolutional layers; attention runs as batched products or fused attention."""
 
 
@@ -27,7 +27,7 @@ def cost(config: ModelConfig) -> Cost:
         with FlopCounterMode(display=False) as decoding:
             model.decoder.decode(embeddings, _one_point())
     by_operator = encoding.get_flop_counts()["Global"]
-    layers = sum(flops for operator, flops in by_operator.items() if operator in _LAYERS)
+    layers = sum(flops for operator, flops in by_operator.items() if operator in LAYER_OPERATORS)
     return Cost(
         parameters=_parameters(model),
         encoder_parameters=_parameters(model.image_encoder),

@@ -1,5 +1,6 @@
 """Torch as a runtime: an `EdgeSam` behind the contract of `sam_edge.segment.runtime`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,13 @@ class TorchRuntime:
         """Wait for everything enqueued on a GPU."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
+
+    @property
+    def transfers(self) -> tuple[Callable[[np.ndarray], Tensor], Callable[[Tensor], np.ndarray]] | None:
+        """Copies of an array to the device and of what lies there back, to be timed; None on the CPU."""
+        if self.device.type == "cpu":
+            return None
+        return lambda array: torch.as_tensor(array, device=self.device), to_numpy
 
     @torch.inference_mode()
     def encode(self, pixels: Float32[np.ndarray, "b 3 s s"]) -> Float[Tensor, "b c g g"]:

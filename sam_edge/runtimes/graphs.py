@@ -1,7 +1,7 @@
 """What runtimes of exported graphs have in common: a SAM's five graphs, called by name with named arrays."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,12 @@ class GraphRuntime(ABC):
     def cost(self) -> Cost | None:
         """Parameters and MACs, as the export counted them."""
         return self.folder.cost
+
+    @property
+    def transfers(self) -> tuple[Callable[[np.ndarray], Any], Callable[[Any], np.ndarray]] | None:
+        """Copies of an array to the device and of what lies there back, to be timed; None on the CPU."""
+        gpu = getattr(self, "_gpu", None)
+        return None if gpu is None else (gpu.put, gpu.get)
 
     @abstractmethod
     def _run(self, graph: str, inputs: Values) -> Values:
@@ -84,6 +90,9 @@ class GraphRuntime(ABC):
             inputs = decoder_inputs(self.config, prompts.part(slice(first, first + self.sets_at_once)))
             given = self._called("decoder", {"embeddings": embeddings, **inputs})
             found.append((self._host(given["logits"]), self._host(given["iou"])))
+        if not found:
+            batch, side = prompts.labels.shape[0], self.config.mask_size
+            return np.zeros((batch, 0, 4, side, side), np.float32), np.zeros((batch, 0, 4), np.float32)
         logits, iou = (values[0] if len(values) == 1 else np.concat(values, 1) for values in zip(*found, strict=True))
         return logits, iou
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 DOMAIN = "sam_edge"
-ATTENTIONS = ("PositionalAttention", "BiasedAttention")
+POSITIONAL = "PositionalAttention"
+ATTENTIONS = (POSITIONAL, "BiasedAttention")
 OPERATORS = (*ATTENTIONS, "GeluOfIntegers", "GeluToIntegers")
 """As csrc/onnxruntime.cpp registers them."""
 SAME = "Identity"

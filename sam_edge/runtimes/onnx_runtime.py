@@ -71,8 +71,17 @@ def clash() -> str | None:
 class OnnxRuntime(GraphRuntime):
     """An exported folder in ONNX Runtime; a graph is loaded when it is first called."""
 
-    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int = 0, *, kernels: bool = True) -> None:
-        """`provider` is a key of `PROVIDERS`; `threads` 0 leaves the choice to ONNX Runtime.
+    def __init__(
+        self,
+        folder: str | Path,
+        provider: str = "cpu",
+        threads: int = 0,
+        *,
+        kernels: bool = True,
+        profile: Path | None = None,
+    ) -> None:
+        """`provider` is a key of `PROVIDERS`; `threads` 0 leaves the choice to ONNX Runtime. With `profile` it times
+        every node, into a file whose name begins so (see `end_profile`).
 
         On the CPU, sam-edge's own kernels compute what they are faster at, where they are installed and if `kernels`.
 
@@ -88,6 +97,7 @@ class OnnxRuntime(GraphRuntime):
         self.name = "onnxruntime" if provider == "cpu" else f"onnxruntime-{provider}"
         self.device = "cuda" if provider in ON_GPU else "cpu"
         self._provider, self._threads = PROVIDERS[provider], threads
+        self._profile = profile
         self._kernels = library_file() if kernels and provider == "cpu" else None
         self._sessions: dict[str, Any] = {}
         self._shrinking = None
@@ -112,6 +122,10 @@ class OnnxRuntime(GraphRuntime):
 
             self._gpu = open_gpu()
             self.acceleration = acceleration(self._gpu, self.config, self._parts)
+
+    def end_profile(self, graph: str) -> str:
+        """The file of a graph's times, which are of all runs so far; no more are counted."""
+        return self._sessions[graph].end_profiling()
 
     @property
     def with_kernels(self) -> tuple[str, ...]:
@@ -154,6 +168,9 @@ class OnnxRuntime(GraphRuntime):
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:
             options = session_options(self.folder.graphs[graph], self._threads)
+            if self._profile is not None:
+                options.enable_profiling = True
+                options.profile_file_prefix = str(self._profile)
             # other providers leave to the CPU what they do not know
             on_cpu = self.device == "cpu"
             file = self.folder.graph_for_this_cpu(graph) if on_cpu else self.folder.graph_file(graph)

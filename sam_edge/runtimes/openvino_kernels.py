@@ -11,9 +11,9 @@ from typing import Any
 
 from sam_edge.kernels.attention import attention
 from sam_edge.kernels.library import level
-from sam_edge.runtimes.kernels import DOMAIN
+from sam_edge.runtimes.kernels import DOMAIN, POSITIONAL
 
-TAKEN = ("PositionalAttention",)
+TAKEN = (POSITIONAL,)
 """Of `sam_edge.runtimes.kernels.OPERATORS`."""
 WIDE = 64
 """Channels of a head from which OpenVINO's own attention is the faster in a float graph."""

@@ -1,5 +1,6 @@
 """From a picture to a model's square input: segment-anything's resizing, normalising and padding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,12 @@ class Frame:
         """Pixels (x, y) of the picture as pixels of the model's input."""
         height, width = self.original_size
         return coords * np.array([self.input_size[1] / width, self.input_size[0] / height], coords.dtype)
+
+    def boxes_to_input(self, boxes_xywh: Sequence[Sequence[float]]) -> Float32[np.ndarray, "n 4"]:
+        """Boxes of the picture (left, top, width, height) as corners x0, y0, x1, y1 in the model's input."""
+        xywh = np.array(boxes_xywh, np.float32).reshape(-1, 4)
+        corners = np.stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+        return self.to_input(corners).reshape(-1, 4)
 
 
 def to_pixels(

@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{args.prompts} prompts, trained on {', '.join(args.data)}, measured on the val split of each.\n\n"
     )
     content = {**settings, "seeds": seeds, "of_teacher": of_teacher, "rows": as_dict(results)}
-    write(args.out, protocol + table(results, list(rows.values()), of_teacher), content)
+    write(args.out, protocol + table(results, list(rows.values()), of_teacher), content, [args.teacher, args.student])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from rich.table import Table
 from sam_edge.bench.disturbance import Watch
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.integers import Contender, Turns, race
+from sam_edge.bench.provenance import model_sha256, provenance
 from sam_edge.files import atomic_file
 from sam_edge.models.cost import cost
 from sam_edge.runtimes.openvino_runtime import float_runtimes
@@ -99,18 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         with console.status(f"racing {network}"):
             found |= race(forms[network], side=side, threads=given.threads, turns=given.turns)
     disturbance = watch.so_far()
+    machine = {**hardware(), "features": features(), "threads": given.threads, "disturbance": asdict(disturbance)}
     results: dict[str, Any] = {
-        "hardware": {
-            **hardware(),
-            "features": features(),
-            "threads": given.threads,
-            "disturbance": asdict(disturbance),
-        },
+        "provenance": provenance(
+            {f"random:{name}": model_sha256(f"random:{name}") for name in given.networks}, hardware=machine
+        ),
         "yardsticks": {name: _sha256(given.work / "yardstick" / name / "encoder.onnx") for name in given.networks},
         "turns": {name: asdict(turns) for name, turns in found.items()},
         "bars": list(_bars(found)),
     }
-    console.print(_times(found, given.networks, results["hardware"]))
+    console.print(_times(found, given.networks, machine))
     console.print(_held(results["bars"]))
     if (words := disturbance.words()) is not None:
         console.print(words)

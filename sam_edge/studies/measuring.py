@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from sam_edge.bench.provenance import provenance, used_sha256
 from sam_edge.bench.repeats import Scores
 from sam_edge.data import Dataset, LabelledImage, is_val
 from sam_edge.data.joined import Joined
@@ -46,9 +47,11 @@ def scores_of(model: EdgeSam, measured: Mapping[str, Dataset[LabelledImage]]) ->
     return Scores(values, totals)
 
 
-def write(out: Path, text: str, content: Mapping[str, object]) -> None:
-    """`ablation.md` and `ablation.json` in the output folder; the first is printed too."""
-    for name, written in (("ablation.md", text), ("ablation.json", json.dumps(content, indent=1) + "\n")):
+def write(out: Path, text: str, content: Mapping[str, object], models: Sequence[str]) -> None:
+    """`ablation.md` and `ablation.json` in the output folder, the latter with where it comes from; the first is printed
+    too."""
+    told = {"provenance": provenance({name: used_sha256(name) for name in models}), **content}
+    for name, written in (("ablation.md", text), ("ablation.json", json.dumps(told, indent=1) + "\n")):
         with atomic_file(out / name) as part:
             part.write_text(written, encoding="utf-8")
     print(text)

@@ -162,7 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"of {options.learning_rate:g}, trained on {', '.join(args.data)}, measured on the val split of each."
     )
     content = {**settings, "seeds": seeds, "steps": ablation.steps, "unpruned": unpruned}
-    write(args.out, as_markdown(tables, results, unpruned, protocol), {**content, "tables": as_dict(tables, results)})
+    write(
+        args.out,
+        as_markdown(tables, results, unpruned, protocol),
+        {**content, "tables": as_dict(tables, results)},
+        [args.model],
+    )
 
 
 if __name__ == "__main__":

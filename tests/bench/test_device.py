@@ -1,6 +1,8 @@
 """sam_edge.bench.device: what a command takes in a fresh process, and under limits."""
 
 import argparse
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import pytest
 
 from sam_edge.bench import device
 from sam_edge.bench.memory import Taken, run_alone
+from sam_edge.bench.provenance import model_sha256
 from sam_edge.errors import BenchError
+from sam_edge.segment.known import shipped_folder
 
 
 def test_processor_time_and_memory_are_the_command_s_own() -> None:
@@ -54,3 +58,21 @@ def test_a_model_without_graphs_is_refused(tmp_path: Path) -> None:
     given = argparse.Namespace(models=["vit_b"], source=None, image=None, threads=1, everything=False)
     with pytest.raises(BenchError, match="vit_b is no exported folder"):
         device.measure(given, tmp_path)
+
+
+def test_rows_are_written_with_the_models_they_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made of a known model is told by that one's weights, too."""
+    graphs = shipped_folder("nano-onnx")
+    made = shutil.copytree(graphs, tmp_path / "nano-float")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(device, "run_alone", lambda *args, **options: Taken(10**8, 1.0, 0.5))
+    out = tmp_path / "device.json"
+    device.main(["nano", "nano-float", "--out", str(out), "--json"])
+    found = json.loads(out.read_text())
+    assert {row["model"] for row in found["rows"]} == {"nano-onnx", "nano-float"}
+    assert found["provenance"]["models"] == {
+        "nano": model_sha256("nano"),
+        "nano-float": model_sha256(made),
+        "nano-onnx": model_sha256("nano-onnx"),
+    }
+    assert found["provenance"]["hardware"]["threads"] == 1

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,13 +54,40 @@ def test_own_processor_time_is_taken_off() -> None:
 def test_throttling_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([3, 4])
     monkeypatch.setattr(disturbance, "_throttles", lambda: next(counts))
-    monkeypatch.setattr(disturbance, "_others_seconds", lambda: None)
+    for name in ("_others_seconds", "_stolen_seconds", "_held_back_seconds"):
+        monkeypatch.setattr(disturbance, name, lambda: None)
+    monkeypatch.setattr(disturbance.nvml, "throttled", lambda: None)
     found = Watch().so_far()
     assert found == Disturbance(None, True)
     assert found.words() == "these times are longer than the machine's own: the processor grew hot and slowed down."
 
 
 def test_a_system_that_tells_nothing_disturbs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_throttles", "_others_seconds"):
+    for name in ("_throttles", "_others_seconds", "_stolen_seconds", "_held_back_seconds"):
         monkeypatch.setattr(disturbance, name, lambda: None)
+    monkeypatch.setattr(disturbance.nvml, "throttled", lambda: None)
+    assert Watch().so_far() == Disturbance(None, None, None, None, None)
     assert Watch().so_far().words() is None
+
+
+def test_what_a_hypervisor_or_a_limit_takes_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr(disturbance, "perf_counter", lambda: next(clock))
+    stolen = iter([3.0, 8.0])
+    monkeypatch.setattr(disturbance, "_stolen_seconds", lambda: next(stolen))
+    monkeypatch.setattr(disturbance, "_others_seconds", lambda: None)
+    stat = tmp_path / "cpu.stat"
+    monkeypatch.setattr(disturbance, "CPU_STATS", (tmp_path / "none", stat))
+    stat.write_text("usage_usec 7\nthrottled_usec 1000000\n")
+    watch = Watch()
+    stat.write_text("usage_usec 7\nthrottled_usec 3500000\n")
+    found = watch.so_far()
+    assert (found.stolen_cores, found.held_back) == (0.5, 0.25)
+    words = found.words() or ""
+    assert "hypervisor took 0.5 cores" in words
+    assert "held back for 25%" in words
+
+
+def test_a_gpu_held_down_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disturbance.nvml, "throttled", lambda: True)
+    assert "the GPU was held down" in (Watch().so_far().words() or "")

@@ -8,7 +8,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from sam_edge.bench.integers import Contender, Turns, as_dict, quantize_by_onnxruntime, race, race_table, ratios
+from sam_edge.bench.encoder_turn import opened
+from sam_edge.bench.integers import (
+    Contender,
+    Turns,
+    as_dict,
+    quantize_by_nncf,
+    quantize_by_onnxruntime,
+    race,
+    race_table,
+    ratios,
+)
 from sam_edge.errors import BenchError
 
 
@@ -92,3 +102,17 @@ def test_a_graph_that_does_not_open_is_named(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(BenchError, match="mine does not run"):
         race({"mine": Contender("onnxruntime", tmp_path / "broken.onnx")}, side=32, threads=1, turns=1)
+
+
+def test_nncf_quantizes_the_same_graph(graph, tmp_path):
+    """Its file runs in a turn, close to the float graph's answers, and its weights count."""
+    pytest.importorskip("nncf")
+    openvino = pytest.importorskip("openvino")
+    rng = np.random.default_rng(0)
+    pictures = [rng.standard_normal((1, 3, 32, 32)).astype(np.float32) for _ in range(4)]
+    contender = Contender("openvino", quantize_by_nncf(graph, tmp_path, pictures))
+    operators = {operator.get_type_name() for operator in openvino.Core().read_model(contender.file).get_ops()}
+    assert "FakeQuantize" in operators
+    wanted, got = (opened(*one, 1)(pictures[0]) for one in (("onnxruntime", graph), ("openvino", contender.file)))
+    assert 0 < np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+    assert contender.file_bytes > contender.file.stat().st_size

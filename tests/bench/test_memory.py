@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam_edge.bench.memory import file_bytes, peak_bytes
+from sam_edge.bench.memory import file_bytes, run_alone
 from sam_edge.errors import BenchError, CheckpointError
 
 
@@ -17,35 +17,35 @@ def python(code: str) -> list[str]:
 
 
 def test_peak_sees_a_process_that_allocates_200_mb() -> None:
-    found = peak_bytes(python("held = bytearray(200_000_000); del held"), timeout_s=30)
+    found = run_alone(python("held = bytearray(200_000_000); del held"), timeout_s=30).peak_bytes
     assert 200e6 < found < 240e6
 
 
 def test_peak_does_not_count_what_the_measuring_process_holds() -> None:
     held = np.ones(150_000_000, dtype=np.uint8)
-    assert peak_bytes(python("pass"), timeout_s=30) < 60e6
+    assert run_alone(python("pass"), timeout_s=30).peak_bytes < 60e6
     assert held[-1] == 1
 
 
 def test_a_failing_command_raises_with_its_last_line() -> None:
     with pytest.raises(BenchError, match=r"exit code 1: ValueError: no such model$"):
-        peak_bytes(python("print('noise'); raise ValueError('no such model')"), timeout_s=30)
+        run_alone(python("print('noise'); raise ValueError('no such model')"), timeout_s=30)
 
 
 def test_a_killed_command_is_told_from_a_failing_one() -> None:
     with pytest.raises(BenchError, match="signal 9"):
-        peak_bytes(python("import os; os.kill(os.getpid(), 9)"), timeout_s=30)
+        run_alone(python("import os; os.kill(os.getpid(), 9)"), timeout_s=30)
 
 
 def test_a_command_that_does_not_exist_raises() -> None:
     with pytest.raises(BenchError, match="no-such-command could not be started"):
-        peak_bytes(["no-such-command"], timeout_s=30)
+        run_alone(["no-such-command"], timeout_s=30)
 
 
 def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     late = tmp_path / "late"
     with pytest.raises(BenchError, match=r"longer than 0\.3 s"):
-        peak_bytes(python(f"import time; time.sleep(1.0); open({str(late)!r}, 'w')"), timeout_s=0.3)
+        run_alone(python(f"import time; time.sleep(1.0); open({str(late)!r}, 'w')"), timeout_s=0.3)
     time.sleep(1.0)
     assert not late.exists()
 

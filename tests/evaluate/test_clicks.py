@@ -6,6 +6,7 @@ import pytest
 from sam_edge.data.sample import Annotation, LabelledDataset, LabelledImage
 from sam_edge.errors import DataError
 from sam_edge.evaluate.clicks import evaluate_clicks, next_click
+from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 
 SIZE = 64
@@ -53,7 +54,78 @@ class Obedient(Runtime):
         return logits, np.ones(logits.shape[:3], np.float32)
 
 
-def test_the_next_click_is_put_inside_the_larger_error():
+def plain_next_click(mask, wanted):
+    """The protocol pixel by pixel: of each wrong pixel, how far away the nearest one is that is not wrong alike."""
+    height, width = wanted.shape
+    best, found = -1, None
+    for label, region in ((1, wanted & ~mask), (0, mask & ~wanted)):
+        for y in range(height):
+            for x in range(width):
+                if region[y, x]:
+                    outside = [
+                        (y - row) ** 2 + (x - column) ** 2
+                        for row in range(-1, height + 1)
+                        for column in range(-1, width + 1)
+                        if not (0 <= row < height and 0 <= column < width and region[row, column])
+                    ]
+                    if min(outside) > best:
+                        best, found = min(outside), ((x, y), label)
+    return found
+
+
+def test_the_next_click_is_the_plain_loops():
+    rng = np.random.default_rng(5)
+    for _ in range(12):
+        coarse = rng.random((2, 5, 6)) < 0.5
+        mask, wanted = coarse.repeat(3, 1).repeat(3, 2) ^ (rng.random((2, 15, 18)) < 0.05)
+        assert next_click(mask, wanted) == plain_next_click(mask, wanted)
+
+
+def plain_clicks(runtime, sample, annotation, clicks):
+    """The whole protocol for one mask, by segment-anything's own interface."""
+    predictor = SamPredictor(runtime)
+    predictor.set_image(sample.image)
+    wanted = annotation.mask()
+    points, labels, low_res, scores = [annotation.point_xy], [1], None, []
+    for _ in range(clicks):
+        masks, _, low_res = predictor.predict(
+            np.array(points), np.array(labels), mask_input=low_res, multimask_output=False
+        )
+        scores.append((masks[0] & wanted).sum() / (masks[0] | wanted).sum())
+        point, label = next_click(masks[0], wanted)
+        points.append(point)
+        labels.append(label)
+    return scores
+
+
+def test_nine_points_are_the_plain_loops(tiny_config):
+    runtime, pictures = Obedient(tiny_config, radius=9), Pictures(1)
+    plain = [plain_clicks(runtime, pictures[0], annotation, 9) for annotation in pictures[0].annotations]
+    found = evaluate_clicks(Obedient(tiny_config, radius=9), pictures, clicks=9)
+    np.testing.assert_allclose(found.miou, np.mean(plain, 0), atol=1e-12)
+
+
+class Doubtful(Obedient):
+    """Of three masks the last is the best predicted one and twice as large; the single one is the small one."""
+
+    def decode(self, embeddings, prompts):
+        small, _ = super().decode(embeddings, prompts)
+        self.asked.pop()
+        self.radius *= 2
+        large, iou = super().decode(embeddings, prompts)
+        self.radius /= 2
+        iou[..., 3] = 2
+        return np.concatenate([small[:, :, :3], large[:, :, 3:]], 2), iou
+
+
+def test_of_three_masks_the_first_click_takes_the_best_predicted_one(tiny_config):
+    single = evaluate_clicks(Doubtful(tiny_config, radius=9), Pictures(1), clicks=2)
+    three = evaluate_clicks(Doubtful(tiny_config, radius=9), Pictures(1), clicks=2, multimask=True)
+    twice = evaluate_clicks(Obedient(tiny_config, radius=18), Pictures(1), clicks=1)
+    assert three.miou[0] == twice.miou[0] != single.miou[0]
+
+
+def test_the_next_click_is_put_inside_the_deeper_error():
     wanted = np.zeros((40, 40), bool)
     wanted[5:35, 5:25] = True
     mask = np.zeros_like(wanted)

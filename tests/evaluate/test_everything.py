@@ -1,11 +1,16 @@
 """sam_edge.evaluate.everything: labels against best matches, both strategies on the same pictures."""
 
+import contextlib
+import io
+
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from sam_edge.data.rle import decode_mask
+from sam_edge.data.rle import decode_mask, encode_mask
 from sam_edge.errors import DataError, EverythingError
-from sam_edge.evaluate.everything import evaluate_strategies, found_ious, record_ious
+from sam_edge.evaluate.everything import evaluate_strategies, found_ious, recalled, record_ious
 from sam_edge.evaluate.miou import iou
 from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.scenes.synthetic import SyntheticScenes
@@ -66,3 +71,53 @@ def test_without_tau_only_the_grid_can_be_evaluated(tiny_config, make_sam):
 def test_no_labels_are_refused(runtime):
     with pytest.raises(DataError, match="no masks"):
         evaluate_strategies(runtime, SyntheticScenes(1).subset([]), points_per_side=2)
+
+
+def test_recall_is_cocoevals_without_categories():
+    """AR@1000 by hand: one category, a thousand detections, no size left out."""
+    rng = np.random.default_rng(6)
+    images, annotations, detections, found = [], [], [], np.zeros(10)
+    for number, sample in enumerate(SyntheticScenes(6, 1), 1):
+        height, width = sample.image.shape[:2]
+        images.append({"id": number, "height": height, "width": width})
+        records = []
+        for annotation in sample.annotations:
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            entry |= {"area": annotation.area, "bbox": list(annotation.bbox_xywh), "segmentation": annotation.rle}
+            annotations.append(entry)
+            for shift in rng.integers(-4, 5, int(rng.integers(0, 4))):
+                rle = encode_mask(np.roll(annotation.mask(), shift, 1))
+                records.append({"segmentation": rle, "predicted_iou": float(rng.random())})
+        found += recalled(sample, records)
+        detections += [
+            {"image_id": number, "category_id": 1, "score": one["predicted_iou"], "segmentation": one["segmentation"]}
+            for one in records
+        ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        labels = COCO()
+        labels.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+        labels.createIndex()
+        evaluation = COCOeval(labels, labels.loadRes(detections), "segm")
+        evaluation.params.maxDets = [1, 10, 1000]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    wanted = evaluation.eval["recall"][:, 0, 0, 2]
+    assert found / len(annotations) == pytest.approx(wanted, abs=1e-9)
+    assert 0.2 < wanted[-1] < wanted[0] < 0.95
+
+
+def test_average_recall_is_over_all_masks_of_all_pictures(runtime):
+    scenes = SyntheticScenes(3, 1)
+    (row,) = evaluate_strategies(runtime, scenes, ("grid",), points_per_side=6)
+    generator = EverythingGenerator(runtime, 6, output_mode="coco_rle")
+    counts = [recalled(sample, generator.generate(sample.image)) for sample in scenes]
+    assert row.ar1000 == pytest.approx(np.sum(counts) / 10 / row.masks)
+
+
+def test_exact_records_recall_everything_and_one_record_one_mask():
+    sample = SyntheticScenes(1, 5)[0]
+    exact = [{"segmentation": annotation.rle, "predicted_iou": 0.5} for annotation in sample.annotations]
+    assert recalled(sample, exact) == [len(exact)] * 10
+    assert recalled(sample, exact[:1] * 3) == [1] * 10
+    assert recalled(sample, exact, most=2) == [2] * 10
+    assert recalled(sample, []) == [0] * 10

@@ -97,6 +97,8 @@ def test_bound_values_without_sets_or_by_the_whole_decoder(fp32, with_masks):
     np.testing.assert_array_equal(runtime.upscale(prediction, sets, masks), fp32.runtime.upscale(wanted, sets, masks))
     nobody = Prompts(np.zeros((1, 0, 2, 2), np.float32), np.zeros((1, 0, 2), np.int64))
     assert predicted(runtime, pixels, nobody).iou.shape == (0, 4)
+    logits, iou = fp32.runtime.decode(fp32.runtime.encode(pixels), nobody)
+    assert (logits.shape[:3], iou.shape) == ((1, 0, 4), (1, 0, 4))
 
 
 def test_an_earlier_prediction_outlives_later_ones(fp32):

@@ -1,22 +1,34 @@
-"""`sam-edge bench`: latency, memory, sizes and MACs of models on runtimes."""
+"""`sam-edge bench`: latency, memory, energy, sizes and MACs of models on runtimes."""
 
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sam_edge.bench.latency import MEASUREMENTS, bench_runtimes
-from sam_edge.bench.memory import file_bytes, peak_bytes
+from sam_edge.bench.energy import counters, joules_per_call
+from sam_edge.bench.latency import Call, Candidate, bench_candidates, runtime_calls, synchroniser
+from sam_edge.bench.memory import Taken, file_bytes, run_alone
+from sam_edge.bench.provenance import used_sha256
 from sam_edge.bench.table import BenchRow
 from sam_edge.commands.common import OnProgress, Picture, counting
+from sam_edge.errors import BenchError
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.open import open_runtime
+from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.cost import Cost
 from sam_edge.segment.known import KNOWN, PACKAGED, shipped_folder
 from sam_edge.segment.runtime import Runtime
+
+POWERED = ("encode", "end_to_end")
+"""Measurements whose energy is counted, where anything counts it."""
+Others = Callable[[str, Picture], Mapping[str, Call]]
+"""Somebody else's way of running a MODEL: its calls on a picture, by measurement."""
 
 
 def bench(
@@ -28,34 +40,106 @@ def bench(
     warmup: int = 2,
     runs: int = 10,
     min_seconds: float = 0.0,
+    batches: Sequence[int] = (),
+    threads: Sequence[int] = (),
+    others: Mapping[str, Others] | None = None,
     seed: int = 0,
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> list[BenchRow]:
-    """Latency of every model on every runtime, taking turns; memory of a fresh process each; sizes and MACs."""
+    """Latency of every model on every runtime, taking turns; what a fresh process of each takes; sizes and MACs.
+
+    Args:
+        batches: numbers of pictures to encode at once, besides one.
+        threads: numbers of threads, each a contender of its own; as many as there are cores without any.
+        others: further ways to run each of the models, by name.
+
+    Raises:
+        BenchError: fewer than one run, one picture or one thread.
+    """
+    if any(count < 1 for count in threads):
+        raise BenchError(f"threads must be at least 1, got {', '.join(map(str, threads))}.")
     picture = some_picture(seed) if image is None else image
-    wanted = [(spec, runtime) for spec in specs for runtime in runtimes or ("auto",)]
-    opened = [open_runtime(spec, runtime, device) for spec, runtime in wanted]
-    on_run = counting(len(MEASUREMENTS) * (warmup + runs) * len(opened), "timing", on_progress)
-    latencies = bench_runtimes(opened, picture, warmup=warmup, runs=runs, min_seconds=min_seconds, on_run=on_run)
+    wanted = [
+        (spec, runtime, count) for spec in specs for runtime in runtimes or ("auto",) for count in threads or (0,)
+    ]
+    opened: list[Runtime] = []
+    candidates: list[Candidate] = []
+    for spec, name, count in wanted:
+        with given_threads(count):
+            runtime = open_runtime(spec, name, device)
+            before = _torch_threads(count) if count and runtime.name == "torch" else None
+            candidates.append(Candidate(runtime_calls(runtime, picture, batches), synchroniser(runtime), before))
+        opened.append(runtime)
+    foreign = [(spec, name) for spec in specs for name in others or ()]
+    # a sweep leaves torch at its last number of threads
+    plain = _torch_threads(cpu_threads()) if threads and foreign else None
+    candidates += [Candidate((others or {})[name](spec, picture), before=plain) for spec, name in foreign]
+    total = (warmup + runs) * sum(len(candidate.calls) for candidate in candidates)
+    on_run = counting(total, "timing", on_progress)
+    latencies = bench_candidates(candidates, warmup=warmup, runs=runs, min_seconds=min_seconds, on_run=on_run)
     rows = []
-    for (spec, _), runtime, latency in zip(wanted, opened, latencies, strict=True):
-        counted = cost_of(runtime)
+    with counters() as meters:
+        for (spec, _, count), runtime, candidate, latency in zip(wanted, opened, candidates, latencies, strict=False):
+            counted = cost_of(runtime)
+            if candidate.before is not None:
+                candidate.before()
+            alone = _alone(spec, runtime.name, picture, device, count) if memory else None
+            rows.append(
+                BenchRow(
+                    model=spec,
+                    runtime=runtime.name,
+                    precision=precision_of(runtime),
+                    threads=count or cpu_threads(),
+                    model_sha256=used_sha256(spec),
+                    parameters=None if counted is None else counted.parameters,
+                    encoder_macs=None if counted is None else counted.encoder_macs,
+                    encoder_macs_with_attention=None if counted is None else counted.encoder_macs_with_attention,
+                    file_bytes=size_of(spec, runtime),
+                    peak_bytes=None if alone is None else alone.peak_bytes,
+                    device_peak_bytes=None if alone is None else alone.device_bytes,
+                    cold_start_s=None if alone is None else alone.wall_s,
+                    cold_start_cpu_s=None if alone is None else alone.cpu_s,
+                    energy_j={
+                        key: joules_per_call(candidate.calls[key], meters, candidate.synchronise)
+                        for key in (POWERED if meters else ())
+                    },
+                    latencies=latency,
+                    kernels=bool(getattr(runtime, "with_kernels", ())),
+                )
+            )
+    for (spec, name), latency in zip(foreign, latencies[len(wanted) :], strict=True):
         rows.append(
             BenchRow(
                 model=spec,
-                runtime=runtime.name,
-                precision=precision_of(runtime),
-                parameters=None if counted is None else counted.parameters,
-                encoder_macs=None if counted is None else counted.encoder_macs,
-                encoder_macs_with_attention=None if counted is None else counted.encoder_macs_with_attention,
-                file_bytes=size_of(spec, runtime),
-                peak_bytes=_peak(spec, runtime.name, picture, device) if memory else None,
+                runtime=name,
+                precision="fp32",
+                threads=cpu_threads(),
+                model_sha256=used_sha256(spec),
                 latencies=latency,
-                kernels=bool(getattr(runtime, "with_kernels", ())),
             )
         )
     return rows
+
+
+@contextmanager
+def given_threads(count: int) -> Iterator[None]:
+    """Runtimes opened within take so many threads on the CPU; 0 leaves it to them."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    if count:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if count and before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        elif count and before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _torch_threads(count: int) -> Call:
+    """torch has one number of threads for a whole process, which is set before each call."""
+    return lambda: sys.modules["torch"].set_num_threads(count)
 
 
 def some_picture(seed: int, size: int = 512) -> Picture:
@@ -89,12 +173,14 @@ def size_of(spec: str, runtime: Runtime) -> int | None:
     return None
 
 
-def _peak(spec: str, runtime: str, picture: Picture, device: str) -> int:
-    """Peak memory of a process that opens the model and segments one picture by one point."""
+def _alone(spec: str, runtime: str, picture: Picture, device: str, threads: int) -> Taken:
+    """What a process takes that starts, opens the model and segments one picture by one point."""
     height, width = picture.shape[:2]
+    environment: dict[str, Any] = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "picture.png"
         Image.fromarray(picture).save(file)
         point = f"{width // 2},{height // 2}"
         command = [sys.executable, "-m", "sam_edge", "segment", spec, str(file), "--point", point, "--runtime", runtime]
-        return peak_bytes([*command, "--device", device, "--out", str(Path(scratch) / "masks")], timeout_s=600)
+        command += ["--device", device, "--out", str(Path(scratch) / "masks")]
+        return run_alone(command, timeout_s=600, environment=environment)

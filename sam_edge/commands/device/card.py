@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sam_edge.bench.provenance import provenance, used_sha256
 from sam_edge.commands.common import OnProgress, counting
 from sam_edge.commands.device.bench import cost_of
 from sam_edge.data import Dataset, LabelledImage, open_some
@@ -61,12 +62,14 @@ def write_card(
     failures = [failure for some in pictures for failure in worst_masks(opened, some, share)]
     page = _page(first, spec, opened.config, cost_of(opened), measured, limit, bool(failures))
     settings = {"split": split, "limit": limit, "seed": seed, "runtime": opened.name, "device": device}
+    seen = {row["data"]: row["box"]["data_sha256"] for row in measured}
+    told = {"model": spec, "provenance": provenance({spec: used_sha256(spec)}, seen)}
     with atomic_folder(out) as work:
         (work / "CARD.md").write_text(page)
-        (work / "card.json").write_text(json.dumps({"model": spec, **settings, "measured": measured}, indent=1))
+        (work / "card.json").write_text(json.dumps({**told, **settings, "measured": measured}, indent=1))
         if failures:
             Image.fromarray(_sheet(failures)).save(work / "failures.png")
-    return {"model": spec, "out": str(out), "measured": measured}
+    return {**told, **settings, "out": str(out), "measured": measured}
 
 
 def _read(notes: Path) -> str:

@@ -1,17 +1,36 @@
 """`sam-edge eval`: accuracy on labelled pictures, by prompts and in everything mode, on any runtime."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sam_edge.bench.provenance import provenance, used_sha256
 from sam_edge.commands.common import OnProgress, counting
-from sam_edge.data import open_some
+from sam_edge.data import open_images, open_some
+from sam_edge.data.dataset import Dataset
+from sam_edge.data.sample import LabelledImage
 from sam_edge.data.split import Split
+from sam_edge.evaluate.agreement import evaluate_agreement
 from sam_edge.evaluate.average_precision import BoxesToSegment, evaluate_average_precision
 from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.everything import evaluate_strategies
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
+from sam_edge.evaluate.walk import Kept, Share
 from sam_edge.runtimes.open import open_for_many
 from sam_edge.segment.everything import STRATEGIES, Strategy
+from sam_edge.segment.runtime import Runtime
+
+
+def kept_at(results: Path | None, shard: str | None, key: Mapping[str, Any]) -> Kept:
+    """Where results are kept, and whose pictures this process measures: a shard's, a torchrun process's, or all.
+
+    Raises:
+        DataError: a shard that is none, or one without a file.
+    """
+    if shard is not None:
+        return Kept(results, key, Share.parse(shard))
+    share = Share.of_torchrun()
+    return Kept(results, key) if share is None else Kept(results, key, share, waits=share.index == 0)
 
 
 def evaluate(
@@ -21,6 +40,8 @@ def evaluate(
     prompt: PromptKind = "box",
     multimask: bool = False,
     clicks: int | None = None,
+    results: Path | None = None,
+    shard: str | None = None,
     split: Split = "val",
     limit: int | None = None,
     seed: int = 0,
@@ -31,18 +52,15 @@ def evaluate(
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Mean IoU of a MODEL on labelled data, by `prompt` or after each of `clicks`; `limit` draws so many pictures."""
-    opened = open_for_many(spec, runtime, device)
-    dataset = open_some(data, split, strict, limit=limit, seed=seed, images_root=images_root)
-    on_image = counting(len(dataset), f"{prompt} mIoU", on_progress)
-    common = {"model": spec, "runtime": opened.name, "data": data, "split": split}
+    opened, dataset, common = _opened(spec, data, split, limit, seed, runtime, device, strict, images_root)
+    asked: dict[str, Any] = {"clicks": clicks} if clicks is not None else {"prompt": prompt}
+    kept = kept_at(results, shard, {**common, **asked, "multimask": multimask})
+    on_image = counting(len(kept.share.of(dataset.names)), f"{prompt} mIoU", on_progress)
     if clicks is not None:
-        return {
-            **common,
-            "clicks": clicks,
-            **evaluate_clicks(opened, dataset, clicks=clicks, on_image=on_image).as_dict(),
-        }
-    result = evaluate_miou(opened, dataset, prompt=prompt, multimask=multimask, on_image=on_image)
-    return {**common, **result.as_dict()}
+        found = evaluate_clicks(opened, dataset, clicks=clicks, multimask=multimask, kept=kept, on_image=on_image)
+        return _told(common, data, {**asked, "multimask": multimask, **found.as_dict()})
+    result = evaluate_miou(opened, dataset, prompt=prompt, multimask=multimask, kept=kept, on_image=on_image)
+    return _told(common, data, result.as_dict())
 
 
 def evaluate_ap(
@@ -52,6 +70,7 @@ def evaluate_ap(
     detections: Path | None = None,
     multimask: bool = True,
     results: Path | None = None,
+    shard: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     runtime: str = "auto",
@@ -59,14 +78,22 @@ def evaluate_ap(
     images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """COCO's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or `limit`."""
+    """COCO's or LVIS's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or
+    `limit`."""
     asked = BoxesToSegment(instances, detections, limit=limit, seed=seed, images_root=images_root)
     opened = open_for_many(spec, runtime, device)
-    boxes = None if detections is None else str(detections)
-    key = {"model": spec, "instances": str(instances), "detections": boxes, "multimask": multimask}
-    on_image = counting(len(asked.boxes), "mask AP", on_progress)
-    found = evaluate_average_precision(opened, asked, multimask=multimask, results=results, key=key, on_image=on_image)
-    return {**key, "runtime": opened.name, **found.as_dict()}
+    common = {
+        "model": spec,
+        "model_sha256": used_sha256(spec),
+        "runtime": opened.name,
+        "instances": str(instances),
+        "detections": None if detections is None else str(detections),
+        "multimask": multimask,
+    }
+    kept = kept_at(results, shard, common)
+    on_image = counting(len(kept.share.of([str(image) for image in sorted(asked.boxes)])), "mask AP", on_progress)
+    found = evaluate_average_precision(opened, asked, multimask=multimask, kept=kept, on_image=on_image)
+    return _told(common, str(instances), found.as_dict())
 
 
 def evaluate_everything(
@@ -74,6 +101,8 @@ def evaluate_everything(
     data: str,
     *,
     points_per_side: int = 32,
+    results: Path | None = None,
+    shard: str | None = None,
     split: Split = "val",
     limit: int | None = None,
     seed: int = 0,
@@ -83,17 +112,80 @@ def evaluate_everything(
     images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Everything-mode mIoU of both strategies, or of the grid alone where the model has no tau."""
+    """Everything-mode mIoU and AR@1000 of both strategies, or of the grid alone where the model has no tau."""
+    opened, dataset, common = _opened(spec, data, split, limit, seed, runtime, device, strict, images_root)
+    strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
+    common |= {"points_per_side": points_per_side}
+    kept = kept_at(results, shard, {**common, "strategies": strategies})
+    on_image = counting(len(kept.share.of(dataset.names)), "everything-mode mIoU", on_progress)
+    rows = evaluate_strategies(
+        opened, dataset, strategies, points_per_side=points_per_side, kept=kept, on_image=on_image
+    )
+    found = [row.as_dict() for row in rows]
+    told = {key: found[0][key] for key in ("data_sha256", "left")}
+    return _told(common, data, {**told, "strategies": found})
+
+
+def evaluate_against(
+    spec: str,
+    parent: str,
+    images: str,
+    *,
+    results: Path | None = None,
+    shard: str | None = None,
+    limit: int | None = None,
+    runtime: str = "auto",
+    device: str = "auto",
+    strict: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """How far the masks of a MODEL are those of the one it was made from, on pictures without labels; `limit` takes the
+    first so many."""
+    pictures = open_images(images, strict, limit)
+    opened, other = (open_for_many(name, runtime, device) for name in (spec, parent))
+    common = {
+        "model": spec,
+        "model_sha256": used_sha256(spec),
+        "parent": parent,
+        "parent_sha256": used_sha256(parent),
+        "runtime": opened.name,
+        "data": images,
+    }
+    kept = kept_at(results, shard, common)
+    on_image = counting(len(kept.share.of(pictures.names)), "agreement", on_progress)
+    found = evaluate_agreement(opened, other, pictures, kept=kept, on_image=on_image)
+    return _told(common, images, found.as_dict())
+
+
+def _opened(
+    spec: str,
+    data: str,
+    split: Split,
+    limit: int | None,
+    seed: int,
+    runtime: str,
+    device: str,
+    strict: bool,
+    images_root: Path | None,
+) -> tuple[Runtime, Dataset[LabelledImage], dict[str, Any]]:
+    """A MODEL, the pictures, and what a result says of both."""
     opened = open_for_many(spec, runtime, device)
     dataset = open_some(data, split, strict, limit=limit, seed=seed, images_root=images_root)
-    strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
-    on_image = counting(len(dataset), "everything-mode mIoU", on_progress)
-    rows = evaluate_strategies(opened, dataset, strategies, points_per_side=points_per_side, on_image=on_image)
-    return {
+    common = {
         "model": spec,
+        "model_sha256": used_sha256(spec),
         "runtime": opened.name,
         "data": data,
         "split": split,
-        "points_per_side": points_per_side,
-        "strategies": [row.as_dict() for row in rows],
+        "limit": limit,
+        "seed": seed,
     }
+    return opened, dataset, common
+
+
+def _told(common: dict[str, Any], data: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A result with where it comes from."""
+    models = {common["model"]: common["model_sha256"]}
+    if "parent" in common:
+        models[common["parent"]] = common["parent_sha256"]
+    return {**common, **found, "provenance": provenance(models, {data: found["data_sha256"]})}

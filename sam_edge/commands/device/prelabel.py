@@ -27,8 +27,9 @@ from sam_edge.commands.device.segment import (
 )
 from sam_edge.data.folder import list_images
 from sam_edge.data.mask_files import MaskedPicture, MaskFormat, write_mask_files
-from sam_edge.errors import DataError, PromptError, SamEdgeError
-from sam_edge.files import atomic_file, atomic_folder, check_target, parse_json, sha256_of
+from sam_edge.errors import DataError, PromptError
+from sam_edge.files import atomic_file, atomic_folder, check_target, sha256_of
+from sam_edge.journal import Journal, whole_lines
 from sam_edge.runtimes.open import open_runtime
 from sam_edge.segment.known import KNOWN
 
@@ -96,7 +97,7 @@ def prelabel(
     opened = open_runtime(spec, runtime, device)
     asked = {"model": spec, "prompts": asdict(prompts), "everything": asdict(everything), "fast_read": fast_read}
     key = hashlib.sha256(json.dumps([asked, _identity(opened, spec), str(root)], sort_keys=True).encode()).hexdigest()
-    log = _Log(out / LOG, {"key": key, **asked, "root": str(root)})
+    log = Journal(out / LOG, {"key": key, **asked, "root": str(root)}, "file_name", "--out")
     segmenter = Segmenter(opened, prompts, everything, fast_read)
     skipped: dict[str, str] = {}
     with log:
@@ -147,64 +148,6 @@ def _folder(out: Path, name: str) -> Path:
     return out / PICTURES / name
 
 
-class _Log:
-    """`masks.jsonl`, open to be added to."""
-
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path, self._header = path, header
-        self.done: set[str] = set()
-
-    def __enter__(self) -> "_Log":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if self.path.exists():
-            lines = _whole_lines(self.path)
-            header, whole = next(lines, (None, 0))
-            if header is not None and header.get("key") != self._header["key"]:
-                raise SamEdgeError(
-                    f"{self.path} holds masks of another model, other prompts or other pictures: choose another --out."
-                )
-            for line, whole in lines:  # noqa: B007 - the place behind the last whole line is what is kept
-                self.done.add(line["file_name"])
-        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-        # what a kill left of a line
-        self._file.truncate(whole)
-        self._file.seek(whole)
-        if not whole:
-            self._write(self._header)
-        return self
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Keep a picture's masks."""
-        self._write(line)
-        self.done.add(line["file_name"])
-
-    def _write(self, line: dict[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise SamEdgeError(f"cannot write {self.path}: {error.strerror or error}.") from error
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The lines of a log that were written whole, and the place behind each."""
-    end = 0
-    with path.open("rb") as file:
-        for text in file:
-            end += len(text)
-            try:
-                line = parse_json(text)
-            except ValueError:
-                return
-            if not text.endswith(b"\n") or not isinstance(line, dict):
-                return
-            yield line, end
-
-
 def _write_coco(out: Path, spec: str, names: Sequence[str]) -> int:
     """`masks.json` of the pictures that are done, one at a time; returns the number of masks."""
     wanted, count = set(names), 0
@@ -248,9 +191,9 @@ def _write_items(write: Callable[[str], object], items: Iterator[dict[str, Any]]
 
 def _done(out: Path, wanted: set[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The pictures of the log that were asked for, each once and with its number: the last line of each."""
-    places = {line["file_name"]: end for line, end in _whole_lines(out / LOG) if "file_name" in line}
+    places = {line["file_name"]: end for line, end in whole_lines(out / LOG) if "file_name" in line}
     number = 0
-    for line, end in _whole_lines(out / LOG):
+    for line, end in whole_lines(out / LOG):
         name = line.get("file_name")
         if name in wanted and places[name] == end:
             number += 1

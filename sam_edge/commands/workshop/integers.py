@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from importlib.util import find_spec
 from itertools import islice
@@ -14,10 +15,11 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from sam_edge.bench.integers import Contender, Turns, quantize_by_onnxruntime, race
+from sam_edge.bench.encoder_turn import opened
+from sam_edge.bench.integers import Contender, Turns, quantize_by_nncf, quantize_by_onnxruntime, race
 from sam_edge.bench.quantization import Measured, QuantizationRow, Setting, compare_settings
 from sam_edge.bench.repeats import LOG
-from sam_edge.commands.common import OnProgress, sample_pictures
+from sam_edge.commands.common import OnProgress, sample_others, sample_pictures
 from sam_edge.data import open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import BenchError
@@ -169,7 +171,8 @@ def encoder_race(
     and opened as this CPU computes it rightly.
 
     In ONNX Runtime its own static (calibrated on `pictures`) and dynamic quantization of the parent take part; in
-    OpenVINO bfloat16 does, alone and for the float rest of the integer graph.
+    OpenVINO bfloat16 does, alone and for the float rest of the integer graph, and NNCF's quantization, where that is
+    installed. How far each one's masks are the float parent's is measured on `pictures` others.
 
     Raises:
         BenchError: `integers` is not a quantized checkpoint, `parent` is one, or OpenVINO is absent.
@@ -204,4 +207,28 @@ def encoder_race(
             contenders["openvino bf16"] = Contender("openvino-bf16", graph)
             contenders["openvino int8"] = Contender("openvino", plain)
             contenders["openvino int8 and bf16"] = Contender("openvino-bf16", plain)
-        return race(contenders, side=side, threads=cpu_threads(), turns=turns, on_turn=on_progress)
+            if find_spec("nncf") is not None:
+                nncf = quantize_by_nncf(graph / "encoder.onnx", Path(scratch), inputs)
+                contenders["openvino nncf"] = Contender("openvino", nncf)
+        found = race(contenders, side=side, threads=cpu_threads(), turns=turns, on_turn=on_progress)
+        others = sample_others(images, pictures, seed, pictures)
+        agree = {name: mask_agreement(model, contender, others) for name, contender in contenders.items()}
+    return {name: replace(timed, agreement=agree[name]) for name, timed in found.items()}
+
+
+class _Behind(TorchRuntime):
+    """A model whose encoder is another's."""
+
+    def __init__(self, model: EdgeSam, contender: Contender) -> None:
+        super().__init__(model, "cpu")
+        self._encoder = opened(contender.runtime, contender.file, cpu_threads())
+
+    def encode(self, pixels: Float32[np.ndarray, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
+        """The other's embeddings."""
+        return torch.from_numpy(np.array(self._encoder(pixels)))
+
+
+def mask_agreement(model: EdgeSam, contender: Contender, pictures: Sequence[np.ndarray]) -> float:
+    """Mean IoU of a model's masks with those that its decoder gives behind a contender's encoder."""
+    wanted = answers(TorchRuntime(model, "cpu"), pictures)
+    return compare(wanted, answers(_Behind(model, contender), pictures)).mask_iou

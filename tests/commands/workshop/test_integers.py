@@ -43,6 +43,9 @@ def test_ours_race_as_sam_edge_opens_them_and_others_by_their_runtime_alone(line
     assert opened == {name: name.endswith(("int8", "float")) for name in found}
     assert integer == {name: not name.endswith("float") for name in found}
     assert all(min(turns.wall_ms) > 0 for turns in found.values())
+    assert found["onnxruntime float"].agreement == pytest.approx(1, abs=1e-3)
+    assert all(0 < turns.agreement <= 1 for turns in found.values() if turns.agreement is not None)
+    assert None not in [turns.agreement for turns in found.values()]
 
 
 def test_the_race_wants_a_float_model_and_a_quantized_one(lineage):

@@ -1,0 +1,218 @@
+"""The papers' tables, with what was measured here beside what they say.
+
+Rows of SlimSAM (arXiv 2312.05284) and TinySAM (arXiv 2312.13789) are quoted, and marked so. Rows of ours are of the
+files in docs/results, on the model and the data that they name, which are not the papers'; a cell that was not measured
+is empty.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sam_edge.models.cost import cost
+from sam_edge.segment.cost import Cost
+from sam_edge.segment.known import KNOWN
+
+Get = Callable[[str], Mapping[str, Any] | None]
+"""A result by its name."""
+Current = Callable[[str, str], bool]
+"""Whether a result is of the model that is here."""
+QUOTED = "quoted"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A table of a paper."""
+
+    title: str
+    head: tuple[str, ...]
+    """The first column is the method, the second says on what."""
+    quoted: tuple[tuple[str, ...], ...]
+    """The paper's rows, without the second column."""
+    ours: Callable[[Get, Current], list[tuple[str, ...]]]
+    """Rows that were measured here, with it."""
+
+
+def render(name: str, get: Get, current: Current) -> str:
+    """A table as Markdown."""
+    paper = TABLES[name]
+    width = len(paper.head)
+    rows = [(row[0], QUOTED, *row[1:]) for row in paper.quoted] + paper.ours(get, current)
+    cells = [tuple(cell.replace("|", "\\|") for cell in (*row, *[""] * (width - len(row)))) for row in rows]
+    marks = ("---", "---", *["--:"] * (width - 2))
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in (paper.head, marks, *cells))
+    return f"{paper.title}\n\n{lines}"
+
+
+@cache
+def _cost(name: str) -> Cost:
+    return cost(KNOWN[name].config)
+
+
+def _sizes(name: str) -> tuple[str, str]:
+    """Parameters and encoder MACs as the papers count, from the architecture."""
+    counted = _cost(name)
+    return f"{counted.parameters / 1e6:.1f}M", f"{counted.encoder_macs / 1e9:.0f}G"
+
+
+def _slimsam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
+    """Sizes of each architecture, and nano's mean IoU by one point on each data set."""
+    known = ("vit_b", "slimsam-50", "slimsam-77")
+    rows: list[tuple[str, ...]] = [(name, "counted here", *_sizes(name)) for name in known]
+    found = get("accuracy") or {"measured": []}
+    for one in found["measured"]:
+        miou = f"{100 * one['point']['miou']:.2f}%" if current("accuracy", "nano") else ""
+        rows.append(("nano", f"{Path(one['data']).name}, val split", *_sizes("nano"), "", "", "", "", miou))
+    return rows
+
+
+def _tinysam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
+    """AP from boxes, on nano."""
+    found = get("ap")
+    if found is None:
+        return [("nano", "", "", "", "", "", "", "", "", "", "")]
+    numbers = [
+        f"{100 * found[key]:.1f}" if found[key] >= 0 and current("ap", "nano") else ""
+        for key in ("ap", "ap_small", "ap_medium", "ap_large")
+    ]
+    boxes = "labels' boxes" if found["detections"] is None else "detector's boxes"
+    flops = f"{2 * _cost('nano').encoder_macs_with_attention / 1e9:.0f}"
+    return [("nano", f"{found['images']} pictures, {boxes}", flops, *numbers)]
+
+
+def _tinysam_2(get: Get, current: Current) -> list[tuple[str, ...]]:
+    """Everything mode's two strategies, on nano."""
+    found = get("everything")
+    if found is None:
+        return [(strategy, "", "nano") for strategy in ("grid", "hierarchical")]
+    now = current("everything", "nano")
+    on = f"{Path(found['data']).name}, {found['strategies'][0]['images']} pictures"
+    return [
+        (
+            row["strategy"],
+            on,
+            "nano",
+            f"{row['miou']:.4f}" if now else "",
+            f"{row['seconds']:.2f}" if now else "",
+            f"{row['ar1000']:.3f}" if now else "",
+        )
+        for row in found["strategies"]
+    ]
+
+
+def _nothing(get: Get, current: Current) -> list[tuple[str, ...]]:
+    return []
+
+
+TABLES: dict[str, Paper] = {
+    "slimsam-1": Paper(
+        "SlimSAM, table 1: other compressed SAMs; mean IoU by one point on SA-1B. Ours: other pictures.",
+        ("method", "on", "parameters", "MACs", "training set", "batch", "GPUs", "iterations", "mIoU"),
+        (
+            ("SAM-H", "641M", "2736G", "11M (100%)", "256", "256", "90k", "78.30%"),
+            ("SAM-L", "312M", "1315G", "11M (100%)", "128", "128", "180k", "77.67%"),
+            ("SAM-B", "93M", "372G", "11M (100%)", "128", "128", "180k", "73.37%"),
+            ("FastSAM-s", "11M", "37G", "220k (2%)", "32", "8", "625k", "30.72%"),
+            ("FastSAM-x", "68M", "330G", "220k (2%)", "32", "8", "625k", "35.41%"),
+            ("MobileSAM", "9.8M", "40G", "100k (1%)", "8", "1", "100k", "62.73%"),
+            ("EfficientSAM-t", "10M", "28G", "12.2M (110%)", "128", "64", "450k", "69.42%"),
+            ("EfficientSAM-s", "26M", "94G", "12.2M (110%)", "128", "64", "450k", "71.19%"),
+            ("EdgeSAM", "9.6M", "23G", "100k (1%)", "64", "8", "50k", "65.96%"),
+            ("SlimSAM-50", "26M", "98G", "10k (0.1%)", "4", "1", "100k", "72.33%"),
+            ("SlimSAM-77", "9.1M", "23G", "10k (0.1%)", "4", "1", "200k", "67.40%"),
+        ),
+        _slimsam_1,
+    ),
+    "slimsam-2": Paper(
+        "SlimSAM, table 2: structural pruning, training alike at each ratio; mean IoU by one point on SA-1B.",
+        ("method", "on", "ratio", "parameters", "MACs", "mIoU"),
+        (
+            ("Scratch Distillation", "50%", "26M", "98G", "1.63%"),
+            ("Random Pruning", "50%", "26M", "98G", "71.03%"),
+            ("Magnitude Pruning", "50%", "26M", "98G", "69.96%"),
+            ("Hessian Pruning", "50%", "26M", "98G", "71.01%"),
+            ("Taylor Pruning", "50%", "26M", "98G", "71.15%"),
+            ("SlimSAM-50", "50%", "26M", "98G", "72.33%"),
+            ("Scratch Distillation", "77%", "9.1M", "23G", "1.34%"),
+            ("Random Pruning", "77%", "9.1M", "23G", "62.58%"),
+            ("Magnitude Pruning", "77%", "9.1M", "23G", "61.60%"),
+            ("Hessian Pruning", "77%", "9.1M", "23G", "63.56%"),
+            ("Taylor Pruning", "77%", "9.1M", "23G", "64.26%"),
+            ("SlimSAM-77", "77%", "9.1M", "23G", "67.40%"),
+        ),
+        _nothing,
+    ),
+    "tinysam-1": Paper(
+        "TinySAM, table 1: zero-shot instance segmentation by ViTDet-H's boxes. Ours: other pictures, other boxes.",
+        ("method", "on", "FLOPs (G)", "COCO AP", "APS", "APM", "APL", "LVIS AP", "APS", "APM", "APL"),
+        (
+            ("ViTDet-H", "-", "51.0", "32.0", "54.3", "68.9", "46.6", "35.0", "58.0", "66.3"),
+            ("SAM-H", "3166", "46.5", "30.8", "51.0", "61.7", "44.7", "32.5", "57.6", "65.5"),
+            ("SAM-L", "1681", "45.5", "30.2", "50.1", "60.5", "43.5", "31.1", "56.3", "65.1"),
+            ("SAM-B", "677", "41.0", "28.5", "45.5", "53.4", "40.8", "29.1", "52.8", "60.7"),
+            ("FastSAM", "344", "37.9", "23.9", "43.4", "50.0", "34.5", "24.6", "46.2", "50.8"),
+            ("MobileSAM", "232", "41.0", "24.4", "44.5", "58.6", "37.0", "24.7", "47.8", "59.1"),
+            ("TinySAM", "232", "41.9", "26.0", "45.6", "58.3", "38.6", "26.6", "49.9", "60.1"),
+            ("Q-TinySAM", "61", "41.3", "25.1", "44.9", "58.1", "37.2", "25.1", "48.6", "59.3"),
+        ),
+        _tinysam_1,
+    ),
+    "tinysam-2": Paper(
+        "TinySAM, table 2: everything mode, on the first 100 pictures of COCO val2017, on a V100. Ours: other "
+        "pictures, another machine.",
+        ("strategy", "on", "model", "mIoU", "seconds", "AR@1000"),
+        (
+            ("Original", "MobileSAM", "0.5963", "1.6719"),
+            ("Hierarchical", "MobileSAM", "0.5958", "0.8462"),
+            ("Original", "SAM-H", "0.7047", "2.4549"),
+            ("Hierarchical", "SAM-H", "0.7055", "1.3537"),
+            ("Original", "TinySAM", "0.6137", "1.7790"),
+            ("Hierarchical", "TinySAM", "0.6061", "0.9303"),
+        ),
+        _tinysam_2,
+    ),
+    "tinysam-3": Paper(
+        "TinySAM, table 3: its parts, AP on COCO.",
+        ("settings", "on", "AP"),
+        (
+            ("Baseline", "40.5"),
+            ("+ Knowledge Distillation Loss", "41.4"),
+            ("+ Online Hard Prompt Sampling", "41.9"),
+            ("+ Quantization", "41.3"),
+        ),
+        _nothing,
+    ),
+    "tinysam-5": Paper(
+        "TinySAM, table 5: bits, AP on COCO.",
+        ("model", "on", "AP", "FLOPs (G)"),
+        (
+            ("MobileSAM", "41.0", "232"),
+            ("MobileSAM + W8A8", "39.8", "61"),
+            ("MobileSAM + W6A6", "36.3", "46"),
+            ("TinySAM", "41.9", "232"),
+            ("TinySAM + W8A8", "41.3", "61"),
+            ("TinySAM + W6A6", "38.6", "46"),
+        ),
+        _nothing,
+    ),
+}
+"""By name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print all tables, or those that are named."""
+    import argparse
+
+    from sam_edge.studies.results import Results
+
+    parser = argparse.ArgumentParser(prog="python -m sam_edge.studies.papers", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*TABLES, []], help="all by default")
+    results = Results()
+    for name in parser.parse_args(arguments).names or TABLES:
+        print(f"{render(name, results.get, results.current)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""`python -m sam_edge.studies.results`: runs what README and docs show, and writes it into their marked blocks.
+
+`docs/results.toml` names the commands; each one's answer lies in `docs/results/NAME.json` with where it comes from. A
+file whose models are not those that are here is of another model: what was measured of it renders empty until it is run
+again. Between `<!-- results:NAME -->` and `<!-- /results -->` in README.md and docs/*.md nothing is written by hand.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sam_edge.bench.provenance import RANDOM, made_of, model_sha256
+from sam_edge.errors import DataError, SamEdgeError
+from sam_edge.files import atomic_file
+from sam_edge.studies import papers
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFEST, RESULTS = Path("docs/results.toml"), Path("docs/results")
+EMPTY = ""
+"""A cell of what was not measured, or of another model than the one that is here."""
+BLOCK = re.compile(r"(<!-- results:([\w.-]+) -->)(.*?)(<!-- /results -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named command."""
+
+    name: str
+    command: str
+    """With `{data}`, the folder of labelled data sets, `{work}`, one for what is kept between runs, and `{out}`, the
+    file to write; without `{out}` what it prints is its answer."""
+    models: tuple[str, ...]
+    """What it measures: it is run again when one of them has changed."""
+
+    @property
+    def shown(self) -> str:
+        """The command for people, without what concerns the file alone."""
+        return self.command.replace(" --out {out}", "").replace(" --json", "")
+
+
+def entries(root: Path = ROOT) -> dict[str, Entry]:
+    """The commands by name.
+
+    Raises:
+        DataError: a manifest that cannot be read.
+    """
+    file = root / MANIFEST
+    try:
+        read = tomllib.loads(file.read_text(encoding="utf-8"))
+        return {name: Entry(name, one["command"], tuple(one.get("models", ()))) for name, one in read.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: is no list of commands ({error!r}).") from error
+
+
+class Results:
+    """The files of results, and whether they are of what is here."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._folder = root / RESULTS
+        self._read: dict[str, dict[str, Any] | None] = {}
+        self._here: dict[str, str | None] = {}
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """A file's content; None where there is none."""
+        if name not in self._read:
+            file = self._folder / f"{name}.json"
+            self._read[name] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return self._read[name]
+
+    def current(self, name: str, model: str) -> bool:
+        """Whether a file holds results, and the model's weights were then what they are here.
+
+        Of a model that is made of a known one, `nano-float` of `nano`, it is the known one's that tell.
+        """
+        found = self.get(name)
+        if found is None:
+            return False
+        recorded: Mapping[str, str | None] = found["provenance"]["models"]
+        told = model if self._sha256(model) is not None else made_of(model)
+        return told is not None and recorded.get(told) is not None and recorded[told] == self._sha256(told)
+
+    def _sha256(self, model: str) -> str | None:
+        if model not in self._here:
+            self._here[model] = model_sha256(model)
+        return self._here[model]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; its first column is text, the others numbers."""
+    marks = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, marks, *rows))
+
+
+def machine(results: Results, name: str) -> str:
+    """What a result was measured on, and by what, in a sentence."""
+    found = results.get(name)
+    if found is None:
+        return "Not measured yet."
+    told = found["provenance"]
+    hardware = told["hardware"]
+    parts = [str(hardware.get("cpu"))]
+    if hardware.get("features"):
+        parts[0] += f" ({', '.join(hardware['features'])})"
+    parts.append(f"{hardware.get('threads')} threads" if hardware.get("threads") != 1 else "1 thread")
+    versions = [f"{library} {number}" for library, number in hardware.get("versions", {}).items() if library != "torch"]
+    busy = (hardware.get("disturbance") or {}).get("other_cores")
+    beside = f", beside {busy:.1f} cores of other work" if busy is not None and busy > 0.1 else ""
+    commit = f", commit `{told['commit'][:7]}`" if told.get("commit") else ""
+    return f"On {', '.join(parts)}{beside}; {', '.join(versions)}; {told['date'][:10]}{commit}: `{told['command']}`."
+
+
+def device(results: Results) -> str:
+    """What a device needs: processor time and memory of a fresh process, beside the bars."""
+    rows = []
+    found = results.get("device") or {"rows": []}
+    for row in found["rows"]:
+        now = not row["model"] or results.current("device", row["model"])
+        seconds, megabytes = (row[key] if now else None for key in ("cpu_s", "megabytes"))
+        held = {True: "held", False: "**not held**", None: row["note"]}[row["held"]] if now else EMPTY
+        rows.append((row["what"], _number(seconds, ".1f", " s"), _number(megabytes, ".0f", " MB"), row["bars"], held))
+    return "\n\n".join([table(("", "processor time", "memory", "at most", ""), rows), machine(results, "device")])
+
+
+def lineage(results: Results) -> str:
+    """Every network in every form in turn: medians, beside the yardstick and the best that float does here."""
+    found = results.get("lineage") or {"turns": {}, "bars": []}
+    networks = list(dict.fromkeys(name.split(" ")[0] for name in found["turns"]))
+    rows = []
+    for network in networks:
+        forms = {name: turns for name, turns in found["turns"].items() if name.split(" ")[0] == network}
+        wall = {name: median(turns["wall_ms"]) for name, turns in forms.items()}
+        best = min(ms for name, ms in wall.items() if " int8 " not in name)
+        for name, turns in forms.items():
+            if not results.current("lineage", f"{RANDOM}{network}"):
+                rows.append((name, *[EMPTY] * 5))
+                continue
+            yardstick = wall.get(f"{network} yardstick")
+            rows.append(
+                (
+                    name,
+                    _number(wall[name], ".0f", " ms"),
+                    _number(median(turns["cpu_ms"]), ".0f", " ms"),
+                    _number(None if yardstick is None else wall[name] / yardstick, ".2f"),
+                    f"{wall[name] / best:.2f}",
+                    f"{turns['peak_bytes'] / 1e9:.2f} GB",
+                )
+            )
+    head = ("encoder, one picture", "wall", "processor", "/ yardstick", "/ best float", "memory")
+    return "\n\n".join([table(head, rows), machine(results, "lineage")])
+
+
+def bars(results: Results) -> str:
+    """The ratios that the toolkit holds itself to."""
+    rows = []
+    for bar in (results.get("lineage") or {"bars": []})["bars"]:
+        now = all(results.current("lineage", f"{RANDOM}{name.split(' ')[0]}") for name in (*bar["ours"], *bar["peers"]))
+        held = ("yes" if bar["ratio"] <= bar["most"] else "**no**") if now else EMPTY
+        names = [" or ".join(bar[side]) for side in ("ours", "peers")]
+        rows.append((" over ".join(names), _number(bar["ratio"] if now else None, ".3f"), f"{bar['most']:.3f}", held))
+    return table(("", "ratio", "at most", "held"), rows)
+
+
+def accuracy(results: Results) -> str:
+    """nano on each data set, by each protocol of its card."""
+    rows = []
+    found = results.get("accuracy") or {"measured": []}
+    now = results.current("accuracy", found.get("model", "nano"))
+    for one in found["measured"]:
+        scores = [one["box"]["miou"], one["box"]["miou_ellipse"], one["point"]["miou"]]
+        scores += [one["point_multimask"]["miou"], one["point_multimask"]["miou_best_of_three"], *one["clicks"][1:]]
+        counts = f"{one['box']['images']} / {one['box']['masks']}"
+        rows.append((Path(one["data"]).name, counts, *(_number(score if now else None, ".3f") for score in scores)))
+    clicks = max((len(one["clicks"]) for one in found["measured"]), default=1)
+    head = ["val split of", "pictures / masks", "box", "ellipse in the box", "1 point", "most confident of three"]
+    head += ["best of three", *(f"{count} points" for count in range(2, clicks + 1))]
+    return "\n\n".join([table(head, rows), machine(results, "accuracy")])
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return EMPTY if value is None else f"{value:{form}}{unit}"
+
+
+def _paper(name: str, results: Results) -> str:
+    return papers.render(name, results.get, results.current)
+
+
+RENDERERS: dict[str, Callable[[Results], str]] = {
+    "device": device,
+    "lineage": lineage,
+    "lineage-bars": bars,
+    "accuracy": accuracy,
+    **{name: partial(_paper, name) for name in papers.TABLES},
+}
+"""Blocks by name."""
+
+
+def rendered(text: str, results: Results, where: str) -> str:
+    """A page with its blocks written anew.
+
+    Raises:
+        DataError: a block of a name that there is not, or one that is not closed.
+    """
+    if text.count("<!-- results:") != len(BLOCK.findall(text)):
+        raise DataError(f"{where}: a block of results is not closed by <!-- /results -->.")
+
+    def fill(match: re.Match[str]) -> str:
+        if match[2] not in RENDERERS:
+            raise DataError(f"{where}: there are no results {match[2]}; there are {', '.join(RENDERERS)}.")
+        return f"{match[1]}\n{RENDERERS[match[2]](results)}\n{match[4]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """README and docs."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def run(entry: Entry, folders: Mapping[str, str], root: Path = ROOT) -> None:
+    """Run a command in the checkout, and keep its answer.
+
+    Raises:
+        SamEdgeError: it failed, or its answer does not say where it comes from.
+    """
+    target = root / RESULTS / f"{entry.name}.json"
+    with atomic_file(target) as part:
+        line = entry.command.format(**folders, out=part)
+        program, *rest = shlex.split(line)
+        if program == "python":
+            program = sys.executable
+        elif program == "sam-edge":
+            program, rest = sys.executable, ["-m", "sam_edge", *rest]
+        done = subprocess.run([program, *rest], cwd=root, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise SamEdgeError(f"{entry.name}: the command failed with exit code {done.returncode}: {line}")
+        if "{out}" not in entry.command:
+            part.write_text(done.stdout, encoding="utf-8")
+        answer = json.loads(part.read_text(encoding="utf-8"))
+        if "models" not in answer.get("provenance", {}):
+            raise SamEdgeError(f"{entry.name}: its answer does not say where it comes from: {line}")
+        # as it stands in the manifest: folders differ from machine to machine
+        answer["provenance"]["command"] = entry.shown
+        answer["provenance"]["models"] |= {model: model_sha256(model) for model in entry.models}
+        part.write_text(json.dumps(answer) + "\n", encoding="utf-8")
+
+
+def is_current(entry: Entry, results: Results) -> bool:
+    """Whether a result is there, by the command that stands in the manifest, of the models that are here."""
+    found = results.get(entry.name)
+    if found is None:
+        return False
+    return found["provenance"]["command"] == entry.shown and all(
+        results.current(entry.name, one) for one in entry.models
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing or of another model, and write the blocks; returns the number of results not current."""
+    parser = argparse.ArgumentParser(prog="python -m sam_edge.studies.results", description=__doc__)
+    parser.add_argument("names", nargs="*", help="only these, whether or not they are current")
+    parser.add_argument("--data", default="../shared/data", help="folder of the labelled data sets")
+    parser.add_argument("--work", default="build/results", help="what commands keep between runs")
+    parser.add_argument("--write", action="store_true", help="run nothing: write the blocks from the files alone")
+    parser.add_argument("--show", choices=sorted(RENDERERS), help="run nothing: print one table")
+    given = parser.parse_args(arguments)
+    if given.show:
+        print(RENDERERS[given.show](Results()))
+        return 0
+    known = entries()
+    if unknown := set(given.names) - known.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))} in {MANIFEST}; there are {', '.join(known)}")
+    folders = {"data": given.data, "work": given.work}
+    stale = [known[name] for name in given.names] or [one for one in known.values() if not is_current(one, Results())]
+    failed = 0
+    for entry in () if given.write else stale:
+        print(f"{entry.name}: {entry.command}", flush=True)
+        try:
+            run(entry, folders)
+        except SamEdgeError as error:
+            # the others are none the worse for it
+            print(f"sam-edge: {error}", file=sys.stderr)
+            failed += 1
+    results = Results()
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        new = rendered(text, results, page.name)
+        if new != text:
+            with atomic_file(page) as part:
+                part.write_text(new, encoding="utf-8")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

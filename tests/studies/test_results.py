@@ -1,0 +1,216 @@
+"""sam_edge.studies.results and papers: what README and docs show is what the files of results hold."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sam_edge.bench.provenance import model_sha256
+from sam_edge.errors import DataError, SamEdgeError
+from sam_edge.studies import papers, results
+from sam_edge.studies.results import BLOCK, ROOT, Entry, Results, entries, pages, rendered, run
+
+MEASURED = re.compile(
+    r"\d ?(ms|s|MB|GB|GiB|kB|J|min|minutes|hours)\b|\btimes (faster|slower|as fast)|\b0\.\d{3}\b"
+    r"|(?<!x )\b\d+(\.\d+)? x (?!\d)"
+)
+"""How a measurement reads: a time, a size, a factor, a score."""
+STRICT = ("docs/results.md",)
+"""Pages that hold measurements in blocks alone."""
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_hold_what_the_files_hold(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert rendered(text, Results(), page.name) == text, "run python -m sam_edge.studies.results --write"
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_no_measurement_stands_outside_a_block(name: str) -> None:
+    outside = BLOCK.sub("", (ROOT / name).read_text(encoding="utf-8"))
+    assert [match[0] for match in MEASURED.finditer(outside)] == []
+
+
+def test_a_measurement_is_known_by_how_it_reads() -> None:
+    for text in ("takes 1.9 s here", "187 MB", "15 times faster", "a mIoU of 0.623", "2.5 x the time"):
+        assert MEASURED.search(text), text
+    for text in ("IoU 0.99 or more", "three masks", "1024 px", "32 x 32 points", "sm89"):
+        assert not MEASURED.search(text), text
+
+
+def test_the_manifest_names_commands_and_models_that_there_are() -> None:
+    found = entries()
+    assert {"device", "lineage", "accuracy", "everything"} <= found.keys()
+    for entry in found.values():
+        assert entry.command.startswith(("python -m sam_edge.", "sam-edge "))
+        assert all(model_sha256(model) for model in entry.models), entry.models
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with a manifest, a page, and results of the nano that ships."""
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results.toml").write_text('[one]\ncommand = "sam-edge models --json"\nmodels = ["nano"]\n')
+    rows = [
+        {"what": "installed", "model": "", "cpu_s": None, "megabytes": 250.4, "bars": "300 MB", "held": True},
+        {"what": "a box", "model": "nano-onnx", "cpu_s": 1.25, "megabytes": 150.2, "bars": "2 s", "held": False},
+        {"what": "float", "model": "nano-float", "cpu_s": 2.5, "megabytes": 197.0, "bars": "450 MB", "held": True},
+    ]
+    told = {
+        "models": {"nano-onnx": model_sha256("nano-onnx"), "nano": model_sha256("nano"), "nano-float": "f"},
+        "hardware": {"cpu": "A76", "threads": 1, "versions": {"onnxruntime": "1.31.1"}},
+        "command": "python -m sam_edge.bench.device nano",
+        "date": "2026-11-30T12:00:00+00:00",
+        "commit": "0123456789",
+    }
+    text = json.dumps({"provenance": told, "rows": [{**row, "note": ""} for row in rows]})
+    (tmp_path / "docs" / "results" / "device.json").write_text(text)
+    return tmp_path
+
+
+def change(checkout: Path, name: str, model: str) -> None:
+    """Results as of another model."""
+    file = checkout / "docs" / "results" / f"{name}.json"
+    content = json.loads(file.read_text())
+    content["provenance"]["models"][model] = "0" * 64
+    file.write_text(json.dumps(content))
+
+
+def test_a_table_is_of_the_file(checkout: Path) -> None:
+    text = results.device(Results(checkout))
+    assert "| installed |  | 250 MB | 300 MB | held |" in text
+    assert "| a box | 1.2 s | 150 MB | 2 s | **not held** |" in text
+    assert "| float | 2.5 s | 197 MB | 450 MB | held |" in text
+    assert "On A76, 1 thread; onnxruntime 1.31.1; 2026-11-30, commit `0123456`" in text
+
+
+def test_a_cell_of_another_model_is_empty_until_it_is_run_again(checkout: Path) -> None:
+    change(checkout, "device", "nano-onnx")
+    text = results.device(Results(checkout))
+    assert "| a box |  |  | 2 s |  |" in text
+    assert "| float | 2.5 s" in text
+    # what was made of nano is of another when nano is
+    change(checkout, "device", "nano")
+    assert "| float |  |  | 450 MB |  |" in results.device(Results(checkout))
+    # and what is of no model stays
+    assert "| installed |  | 250 MB" in results.device(Results(checkout))
+
+
+def test_a_block_is_filled_and_filled_again_alike(checkout: Path) -> None:
+    page = "before\n<!-- results:device -->\nold 17 ms\n<!-- /results -->\nafter\n"
+    once = rendered(page, Results(checkout), "page")
+    assert "old" not in once
+    assert once.startswith("before\n<!-- results:device -->\n|")
+    assert once.endswith("<!-- /results -->\nafter\n")
+    assert rendered(once, Results(checkout), "page") == once
+
+
+def test_blocks_that_cannot_be_filled_are_told(checkout: Path) -> None:
+    with pytest.raises(DataError, match="no results nothing"):
+        rendered("<!-- results:nothing --><!-- /results -->", Results(checkout), "page")
+    with pytest.raises(DataError, match="not closed"):
+        rendered("<!-- results:device -->", Results(checkout), "page")
+
+
+def test_the_lineage_is_shown_by_medians_and_its_bars() -> None:
+    turns = {"wall_ms": [9.0, 10.0, 30.0], "cpu_ms": [8.0, 8.0, 9.0], "peak_bytes": 2e9, "file_bytes": 1}
+    int8 = {**turns, "wall_ms": [2.0, 2.0, 2.0]}
+    bar = {"ours": ["nano int8 onnxruntime"], "peers": ["nano yardstick"], "most": 0.5, "ratio": 0.2}
+
+    class Made(Results):
+        def get(self, name):
+            known = {"random:nano": model_sha256("random:nano")}
+            told = {"models": known, "hardware": {}, "command": "", "date": "", "commit": None}
+            return {
+                "provenance": told,
+                "turns": {"nano yardstick": turns, "nano int8 onnxruntime": int8, "vit_b yardstick": turns},
+                "bars": [bar],
+            }
+
+    text = results.lineage(Made())
+    assert "| nano yardstick | 10 ms | 8 ms | 1.00 | 1.00 | 2.00 GB |" in text
+    assert "| nano int8 onnxruntime | 2 ms | 8 ms | 0.20 | 0.20 | 2.00 GB |" in text
+    # whose architecture was not recorded
+    assert "| vit_b yardstick |  |  |  |  |  |" in text
+    assert "| nano int8 onnxruntime over nano yardstick | 0.200 | 0.500 | yes |" in results.bars(Made())
+
+
+def test_accuracy_is_shown_by_data_set_of_the_nano_that_is_here() -> None:
+    def scores(miou: float) -> dict[str, float]:
+        return {"miou": miou, "miou_ellipse": 0.6, "miou_best_of_three": 0.5, "images": 3, "masks": 7}
+
+    one = {"data": "../data/coco128", "box": scores(0.7), "point": scores(0.3), "point_multimask": scores(0.4)}
+
+    def shown(sha256: str | None) -> str:
+        class Made(Results):
+            def get(self, name):
+                told = {"models": {"nano": sha256}, "hardware": {}, "command": "", "date": "", "commit": None}
+                return {"provenance": told, "model": "nano", "measured": [{**one, "clicks": [0.3, 0.45]}]}
+
+        return results.accuracy(Made())
+
+    assert "| coco128 | 3 / 7 | 0.700 | 0.600 | 0.300 | 0.400 | 0.500 | 0.450 |" in shown(model_sha256("nano"))
+    assert "| coco128 | 3 / 7 |  |  |  |  |  |  |" in shown("0" * 64)
+
+
+def test_a_command_s_answer_is_kept_with_where_it_comes_from(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = checkout / "answer.py"
+    script.write_text(
+        "import json, sys\n"
+        "answer = {'provenance': {'models': {}, 'command': 'x'}, 'value': 3}\n"
+        "open(sys.argv[1], 'w').write(json.dumps(answer)) if len(sys.argv) > 1 else print(json.dumps(answer))\n"
+    )
+    for name, out in (("printed", ""), ("written", " {out}")):
+        entry = Entry(name, f"python {script}{out}", ("nano",))
+        run(entry, {}, checkout)
+        found = json.loads((checkout / "docs" / "results" / f"{name}.json").read_text())
+        assert found["value"] == 3
+        assert found["provenance"]["models"] == {"nano": model_sha256("nano")}
+        assert results.is_current(entry, Results(checkout))
+        assert not results.is_current(Entry(name, "python other", ("nano",)), Results(checkout))
+        change(checkout, name, "nano")
+        assert not results.is_current(entry, Results(checkout))
+    script.write_text("print('{}')")
+    with pytest.raises(SamEdgeError, match="does not say where"):
+        run(Entry("bare", f"python {script}", ()), {}, checkout)
+    script.write_text("raise SystemExit(3)")
+    with pytest.raises(SamEdgeError, match="exit code 3"):
+        run(Entry("bare", f"python {script}", ()), {}, checkout)
+    assert not (checkout / "docs" / "results" / "bare.json").exists()
+
+
+@pytest.mark.parametrize("name", papers.TABLES)
+def test_the_papers_rows_are_marked_and_whole(name: str) -> None:
+    paper = papers.TABLES[name]
+    lines = papers.render(name, lambda _: None, lambda *_: False).splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")]
+    assert {len(row) for row in rows} == {len(paper.head)}
+    quoted = [row for row in rows if row[1].strip() == papers.QUOTED]
+    assert len(quoted) == len(paper.quoted)
+    assert len({row[0] for row in paper.quoted}) > 1
+
+
+def test_the_papers_rows_are_those_of_the_papers(shared_data: Path) -> None:
+    """Every cell that is quoted stands in the paper's text."""
+    folder = shared_data.parent / "papers"
+    if not folder.is_dir():
+        pytest.skip("no papers beside the project")
+    for name, paper in papers.TABLES.items():
+        text = (folder / f"{name.partition('-')[0]}.md").read_text(encoding="utf-8")
+        known = re.sub(r"</?b>|\s|\[\d+\]|\(Ours\)", "", text).lower()
+        for row in paper.quoted:
+            for cell in row:
+                # table 5 names the model once for its rows
+                bare = re.sub(r"\s", "", cell.rpartition(" + ")[2] if " + W" in cell else cell)
+                assert bare.lower() in known, (name, row, cell)
+
+
+def test_what_was_not_measured_here_is_empty_beside_the_papers() -> None:
+    text = papers.render("tinysam-1", lambda _: None, lambda *_: False)
+    assert text.splitlines()[-1] == "| nano | " + " | ".join([""] * 10) + " |"
+    found = {"detections": None, "images": 3, "ap": 0.25, "ap_small": -1.0, "ap_medium": 0.1, "ap_large": 0.5}
+    row = papers.render("tinysam-1", lambda _: found, lambda *_: True).splitlines()[-1]
+    assert "| 25.0 |  | 10.0 | 50.0 |" in row
+    stale = papers.render("tinysam-1", lambda _: found, lambda *_: False).splitlines()[-1]
+    assert "25.0" not in stale
