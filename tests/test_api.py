@@ -29,7 +29,7 @@ def test_the_surface_is_what_it_was():
     assert dir(sam_edge) == sorted([*NAMES, "__version__"])
 
 
-@pytest.mark.parametrize("name", NAMES.keys() - {"SamEdgeError"})
+@pytest.mark.parametrize("name", sorted(NAMES.keys() - {"SamEdgeError"}))
 def test_the_arguments_are_what_they_were(name):
     if name == "Pretrained":
         pytest.importorskip("huggingface_hub")
