@@ -46,7 +46,7 @@ class FakeRuntime(Runtime):
             arch="vit",
             image_size=64,
             blocks=uniform_blocks(1, 8, 1, (0,), window=0),
-            decoder=DecoderConfig(dim=8),
+            decoder=DecoderConfig(dim=16),
             thresholds=Thresholds(pred_iou=0.5, stability=0.5),
         )
         self.log = [] if log is None else log
