@@ -56,6 +56,32 @@ CLOCKS = ("wall_ms", "cpu_ms")
 
 
 @dataclass(frozen=True)
+class Summary:
+    """One form of a network: medians of its turns, and its wall time over its peers'."""
+
+    name: str
+    wall_ms: float
+    cpu_ms: float
+    over_yardstick: float | None
+    over_best_float: float
+    peak_bytes: int
+
+
+def summaries(turns: Mapping[str, Mapping[str, Any]], network: str) -> list[Summary]:
+    """A network's forms, of the `turns` that a file of results holds."""
+    forms = {name: one for name, one in turns.items() if name.split(" ")[0] == network}
+    wall, cpu = ({name: median(one[clock]) for name, one in forms.items()} for clock in CLOCKS)
+    best = min(ms for name, ms in wall.items() if " int8 " not in name)
+    yardstick = wall.get(f"{network} yardstick")
+    return [
+        Summary(
+            name, ms, cpu[name], None if yardstick is None else ms / yardstick, ms / best, forms[name]["peak_bytes"]
+        )
+        for name, ms in wall.items()
+    ]
+
+
+@dataclass(frozen=True)
 class Bar:
     """How much of its peers' time a network's integers may take: of the fastest of each."""
 
@@ -109,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "turns": {name: asdict(turns) for name, turns in found.items()},
         "bars": list(_bars(found)),
     }
-    console.print(_times(found, given.networks, machine))
+    console.print(_times(results["turns"], given.networks, machine))
     console.print(_held(results["bars"]))
     if (words := disturbance.words()) is not None:
         console.print(words)
@@ -174,7 +200,7 @@ def _bars(found: Mapping[str, Turns]) -> Iterator[dict[str, Any]]:
             yield {**asdict(bar), "ratio": ratio, "processor_ratio": bar.ratio(cpu)}
 
 
-def _times(found: Mapping[str, Turns], networks: Sequence[str], machine: Mapping[str, Any]) -> Table:
+def _times(turns: Mapping[str, Mapping[str, Any]], networks: Sequence[str], machine: Mapping[str, Any]) -> Table:
     table = Table(
         title="encoder, one picture, medians in turn",
         caption=f"{machine['cpu']} ({', '.join(machine['features'])}), {machine['threads']} threads; "
@@ -183,19 +209,17 @@ def _times(found: Mapping[str, Turns], networks: Sequence[str], machine: Mapping
     for heading in ("", "wall", "processor", "/ yardstick", "/ best float", "GMAC/s", "memory"):
         table.add_column(heading, justify="right" if heading else "left")
     for network in networks:
-        forms = {name: turns for name, turns in found.items() if name.startswith(f"{network} ")}
-        wall = {name: median(turns.wall_ms) for name, turns in forms.items()}
-        best = min(ms for name, ms in wall.items() if " int8 " not in name)
         macs = cost(KNOWN[network].config).encoder_macs_with_attention
-        for name, turns in forms.items():
+        for form in summaries(turns, network):
+            assert form.over_yardstick is not None
             table.add_row(
-                name,
-                f"{wall[name]:.0f} ms",
-                f"{median(turns.cpu_ms):.0f} ms",
-                f"{wall[name] / wall[f'{network} yardstick']:.2f}",
-                f"{wall[name] / best:.2f}",
-                f"{macs / wall[name] / 1e6:.0f}",
-                f"{turns.peak_bytes / 1e9:.2f} GB",
+                form.name,
+                f"{form.wall_ms:.0f} ms",
+                f"{form.cpu_ms:.0f} ms",
+                f"{form.over_yardstick:.2f}",
+                f"{form.over_best_float:.2f}",
+                f"{macs / form.wall_ms / 1e6:.0f}",
+                f"{form.peak_bytes / 1e9:.2f} GB",
             )
     return table
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from sam_edge.bench.provenance import RANDOM, made_of, model_sha256
 from sam_edge.errors import DataError, SamEdgeError
 from sam_edge.files import atomic_file
 from sam_edge.studies import papers
+from sam_edge.studies.lineage import summaries
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST, RESULTS = Path("docs/results.toml"), Path("docs/results")
@@ -137,24 +137,16 @@ def lineage(results: Results) -> str:
     networks = list(dict.fromkeys(name.split(" ")[0] for name in found["turns"]))
     rows = []
     for network in networks:
-        forms = {name: turns for name, turns in found["turns"].items() if name.split(" ")[0] == network}
-        wall = {name: median(turns["wall_ms"]) for name, turns in forms.items()}
-        best = min(ms for name, ms in wall.items() if " int8 " not in name)
-        for name, turns in forms.items():
-            if not results.current("lineage", f"{RANDOM}{network}"):
-                rows.append((name, *[EMPTY] * 5))
-                continue
-            yardstick = wall.get(f"{network} yardstick")
-            rows.append(
-                (
-                    name,
-                    _number(wall[name], ".0f", " ms"),
-                    _number(median(turns["cpu_ms"]), ".0f", " ms"),
-                    _number(None if yardstick is None else wall[name] / yardstick, ".2f"),
-                    f"{wall[name] / best:.2f}",
-                    f"{turns['peak_bytes'] / 1e9:.2f} GB",
-                )
+        now = results.current("lineage", f"{RANDOM}{network}")
+        for form in summaries(found["turns"], network):
+            cells = (
+                _number(form.wall_ms, ".0f", " ms"),
+                _number(form.cpu_ms, ".0f", " ms"),
+                _number(form.over_yardstick, ".2f"),
+                _number(form.over_best_float, ".2f"),
+                _number(form.peak_bytes / 1e9, ".2f", " GB"),
             )
+            rows.append((form.name, *(cells if now else [EMPTY] * len(cells))))
     head = ("encoder, one picture", "wall", "processor", "/ yardstick", "/ best float", "memory")
     return "\n\n".join([table(head, rows), machine(results, "lineage")])
 
