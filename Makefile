@@ -51,10 +51,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# what ships beside nano's weights: integers, and the graphs that are nano where there is no torch
+# what ships beside nano's weights: the graphs, in integers, that are nano where there is no torch
 ship: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/sam-edge quantize nano --images $(PHOTOS) --out sam_edge/shipped/nano-int8
-	$(BIN)/sam-edge export-onnx sam_edge/shipped/nano-int8 --precision int8 --products none \
+	rm -rf build/nano-int8 sam_edge/shipped/nano-onnx
+	OMP_NUM_THREADS=1 $(BIN)/sam-edge quantize nano --images $(PHOTOS) --out build/nano-int8
+	$(BIN)/sam-edge export-onnx build/nano-int8 --precision int8 --products none \
 		--images $(PHOTOS) --data $(PHOTOS) --out sam_edge/shipped/nano-onnx
 
 # what the page of export-web runs graphs with, from npm, of the version and hash in package-lock.json

@@ -61,7 +61,7 @@ slimming = Slimming(model, open_images("synthetic:8"), slim, label_loss=Labelled
 model = slimming.run()
 slimming.closeness()
 prompting = HardPromptOptions(prompts=3, max_rounds=2)
-tiny = TinySamOptions(StudentOptions("nano-t"), prompting=prompting, steps=1, batch_size=2, workers=0)
+tiny = TinySamOptions(StudentOptions("vit_t"), prompting=prompting, steps=1, batch_size=2, workers=0)
 with tempfile.TemporaryDirectory() as scratch:
     embed_pictures(model, open_images("synthetic:4"), Path(scratch) / "store", EmbedOptions(mask_points=2))
     distil_full_stage(resized(model, 32), model, StoredEmbeddings(Path(scratch) / "store"), SyntheticScenes(4), tiny)

@@ -157,6 +157,10 @@ def card(
     model: Model,
     data: Annotated[list[str], typer.Option(metavar="DIR", help="Labelled pictures, as for eval; repeat it.")],
     out: Out,
+    shown: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Labelled pictures that may be shown by licence; else --data. Repeat it."),
+    ] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown put first: what no measurement knows.")] = None,
     split: EvalSplit = "val",
     limit: Annotated[
@@ -175,6 +179,7 @@ def card(
             model,
             data,
             out,
+            shown=shown or (),
             notes=notes,
             split=split,
             limit=limit,

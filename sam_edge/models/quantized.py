@@ -146,8 +146,7 @@ class QuantizedConv2d(QuantizedLayer):
     def counted_bias(self) -> Float[Tensor, "out"] | None:
         """The bias in whole steps of the accumulator, to which ONNX Runtime rounds it anyway.
 
-        In 6 bits a step is up to half of the output's: with the bias in float here, nano-t's masks agreed with those of
-        ONNX Runtime by 0.91 only.
+        In 6 bits a step is up to half of the output's: a bias in float here would be another model than is exported.
         """
         if self.bias is None:
             return None
@@ -160,7 +159,7 @@ class QuantizedPatches(QuantizedLayer):
 
     Of a convolution, runtimes compute in integers only what they may also round to 8 bits behind it, with one step for
     all channels; a product's result stays in float. So the convolutions are computed whose result everything reads: the
-    patch embedding, and the neck: rounding its last convolution alone takes nano's embedding off by 0.009 of its norm.
+    patch embedding, and the neck.
     """
 
     def __init__(self, conv: nn.Conv2d, plan: LayerQuantization) -> None:

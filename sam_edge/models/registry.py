@@ -138,8 +138,8 @@ def packaged_folder(name: str) -> Path:
     folder = shipped_folder(name)
     if not is_checkpoint_folder(folder):
         raise CheckpointError(
-            f"{name} is not in this installation ({folder} has no {WEIGHTS}): "
-            "reinstall sam-edge from a release, or choose another model."
+            f"{name} is not in this installation ({folder} has no {WEIGHTS}): install sam-edge from its "
+            "repository, which has all weights, or choose another model."
         )
     return folder
 

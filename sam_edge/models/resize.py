@@ -1,4 +1,4 @@
-"""The same SAM at another image size: resolution as an axis of compression, and a cheap first stage of training."""
+"""The same SAM at another image size or on another grid: resolution as an axis of compression and of training."""
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,24 @@ def resized(model: EdgeSam, image_size: int, *, same_pixels: bool = False) -> Ed
     if same_pixels:
         name = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
         state[name] = state[name] * (image_size / model.config.image_size)
+    other.load_state_dict(state)
+    return other.to(next(model.parameters()).device)
+
+
+def regridded(model: EdgeSam, patch_size: int) -> EdgeSam:
+    """A copy of a SAM behind a timm backbone, on a finer grid: its pyramid takes in the finest map there unpatched.
+
+    A map that came by patches of `n` x `n` cells comes by each cell, with the sum of the patch's weights: the same
+    function of a map that is even. All else is as it is, for positions are shares of the picture.
+
+    Raises:
+        ModelError: no such grid behind this backbone.
+    """
+    other = EdgeSam(model.config.replace(patch_size=patch_size))
+    state = model.state_dict()
+    for name, wanted in other.state_dict().items():
+        if state[name].shape != wanted.shape:
+            state[name] = state[name].sum((2, 3), keepdim=True)
     other.load_state_dict(state)
     return other.to(next(model.parameters()).device)
 

@@ -81,11 +81,13 @@ class Refinement(nn.Module):
         super().__init__()
         self.norm = LayerNorm2d(width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        # a module, which quantization sees the bounds of
+        self.act = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """x and what its surroundings add."""
-        return x + self.conv2(F.relu(self.conv1(self.norm(x))))
+        return x + self.conv2(self.act(self.conv1(self.norm(x))))
 
 
 def build_backbone(backbone: BackboneConfig) -> tuple[nn.Module, list[int]]:

@@ -134,6 +134,8 @@ class Seen:
     input_high: float = float("-inf")
     output_low: float = float("inf")
     output_high: float = float("-inf")
+    clamp: tuple[float, float] = (float("-inf"), float("inf"))
+    """Bounds of the activation that alone reads the output: what lies outside of them nothing sees."""
     heads: dict[str, Tensor] = field(default_factory=dict)
     """Of an attention: per head, the largest magnitude of q, k, v and relative positions."""
     rows: Kept[Rows] = field(default_factory=lambda: Kept(LARGEST_SAMPLE))

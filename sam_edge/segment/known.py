@@ -1,7 +1,7 @@
 """The models known by name: what they are made of, and where their weights come from."""
 
 import importlib.resources
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from sam_edge.segment.config import BackboneConfig, DecoderConfig, ModelConfig, StageConfig, uniform_blocks
@@ -49,37 +49,24 @@ def _vit(depth: int, embed: int, heads: int, global_at: tuple[int, ...], mlp: in
 
 
 NANO_CONFIG = ModelConfig(
-    arch="slim_vit",
-    image_size=512,
-    patch_size=8,
-    blocks=uniform_blocks(8, 160, 5, (3, 7), window=8),
-    decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True, draws_points=True),
-)
-"""The architecture of `nano`; a test holds the packaged weights to it."""
-
-TIMM_NANO_CONFIG = ModelConfig(
     arch="timm",
     image_size=512,
-    patch_size=16,
+    patch_size=8,
     backbone=BackboneConfig("tf_efficientnet_lite2"),
     decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True, draws_points=True),
     pixel_mean=(127.5, 127.5, 127.5),
     pixel_std=(127.5, 127.5, 127.5),
 )
-"""The architecture of the second generation of `nano`."""
+"""The architecture of `nano`; a test holds the packaged weights to it."""
 
-NANO_T_CONFIG = ModelConfig(
-    arch="tiny_vit",
-    image_size=256,
+NANO_VIT_CONFIG = ModelConfig(
+    arch="slim_vit",
+    image_size=512,
     patch_size=8,
-    stages=(
-        StageConfig(embed=32, depth=1, heads=0, window=0, stride=1),
-        StageConfig(embed=128, depth=6, heads=4, window=16, stride=2),
-    ),
-    decoder=replace(NANO_CONFIG.decoder, draws_points=False),
+    blocks=uniform_blocks(8, 160, 5, (3, 7), window=8),
+    decoder=NANO_CONFIG.decoder,
 )
-"""A student of an earlier `nano`: a TinyViT at half of today's resolution, with less than half of its encoder's
-parameters."""
+"""The architecture of `nano-vit`, the first `nano`: SAM's own ViT, small, for what is shown on ViTs."""
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/"
@@ -145,9 +132,9 @@ _MODELS = (
         "Apache-2.0",
     ),
     KnownModel(
-        "nano-t",
-        NANO_T_CONFIG,
-        "nano's student: a TinyViT for 256 px, needs no download",
+        "nano-vit",
+        NANO_VIT_CONFIG,
+        "the first nano: a small ViT as SAM's, of sam-edge's repository alone",
         PACKAGED,
         WEIGHTS,
         "Apache-2.0",
@@ -159,5 +146,6 @@ KNOWN: dict[str, KnownModel] = {model.name: model for model in _MODELS}
 
 
 def shipped_folder(name: str) -> Path:
-    """A folder that ships with sam-edge: `nano` holds weights, `nano-int8` integers, `nano-onnx` graphs."""
+    """A folder that ships with sam-edge: `nano` holds weights, `nano-onnx` graphs in integers; `nano-vit` holds weights
+    in the repository, and is left out of packages."""
     return Path(str(importlib.resources.files("sam_edge") / "shipped" / name))

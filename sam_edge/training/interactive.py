@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from sam_edge.models.canvas import CanvasWindow, Place, window_side
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.prompts import BOX_END, BOX_START, FOREGROUND, NOT_A_POINT, Prompts
 from sam_edge.training.features import FeatureLoss
-from sam_edge.training.losses import segmentation_loss
+from sam_edge.training.losses import brought_to, segmentation_loss
 from sam_edge.training.prompting import correction, jitter_boxes, random_cells, seeded
 from sam_edge.training.stream import ViewBatch, first_example
 
@@ -84,14 +83,13 @@ class InteractiveSegmentation:
         for number in range(options.rounds if interactive else 1):
             prompts = Prompts(coords.to(device), labels.to(device), masks)
             logits, iou, taught = self.decode(sees, batch, embeddings, prompts)
-            finest = _brought_to(logits.float(), wanted)
-            loss, parts = segmentation_loss(finest, iou.float(), wanted, prompts.single_points)
+            loss, parts = segmentation_loss(logits.float(), iou.float(), wanted, prompts.single_points)
             losses.append(loss)
             beside |= taught
             report = report or parts | {name: value.detach() for name, value in beside.items()}
             if number + 1 < options.rounds and interactive:
                 masks = logits[:, :, 0:1].detach().float()
-                predicted = finest[:, :, 0].detach().cpu() > 0
+                predicted = brought_to(masks[:, :, 0], (wanted.shape[-2], wanted.shape[-1])).cpu() > 0
                 cells, new_labels = _joined(
                     correction(predicted[i : i + 1], target[i : i + 1] > 0.5, g) for i, g in enumerate(generators)
                 )
@@ -133,14 +131,6 @@ class InteractiveSegmentation:
     @staticmethod
     def _to_pixels(cells: Tensor, batch: ViewBatch) -> Float[Tensor, "b k 2"]:
         return (cells.float() + 0.5) * (batch.image.shape[-1] / batch.masks.shape[-1]) - 0.5
-
-
-def _brought_to(logits: Float[Tensor, "b n 4 h w"], target: Float[Tensor, "b n H W"]) -> Float[Tensor, "b n 4 H W"]:
-    """Logits at the size of targets, as they are brought to a picture's."""
-    if logits.shape[-2:] == target.shape[-2:]:
-        return logits
-    finer = F.interpolate(logits.flatten(0, 1), target.shape[-2:], mode="bilinear", align_corners=False)
-    return finer.unflatten(0, logits.shape[:2])
 
 
 def _joined(drawn: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

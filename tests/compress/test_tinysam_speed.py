@@ -31,8 +31,8 @@ def batch_of(config, teacher) -> DistilBatch:
 
 @pytest.mark.slow
 def test_a_step_takes_at_most_a_quarter_more_than_the_passes_it_needs(seconds):
-    teacher = random_model("nano")
-    student = build_student(teacher, StudentOptions("nano-t"), seed=0).train()
+    teacher = random_model("nano-vit")
+    student = build_student(teacher, StudentOptions("vit_t"), seed=0).train()
     batch = batch_of(student.config, teacher.config)
     method = FullStage(student, teacher, LossWeights(), HardPromptOptions(prompts=PROMPTS), seed=0)
     options = HardPromptOptions(prompts=PROMPTS)

@@ -13,7 +13,7 @@ from sam_edge.segment.prompts import Prompts
 
 @pytest.fixture
 def model():
-    return load_model("nano").float().eval()
+    return load_model("nano-vit").float().eval()
 
 
 def box(*corners: float) -> Prompts:

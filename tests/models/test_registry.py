@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from sam_edge.errors import BackendUnavailableError, CheckpointError, ModelError, SamEdgeError
 from sam_edge.models import registry
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
-from sam_edge.models.cost import cost
 from sam_edge.models.registry import load_model, random_model
 from sam_edge.segment.config import Thresholds
 from sam_edge.segment.known import KNOWN, KnownModel, shipped_folder
@@ -75,6 +74,9 @@ def test_weights_parted_from_their_folder_are_the_same_model(checkpoint, tiny_sa
 def test_shipped_weights_parted_from_their_folder_are_the_same_model_or_none(tmp_path):
     """What nano draws of prompts is in no weight: read as another model it lost all its boxes."""
     copied = shutil.copy(shipped_folder("nano") / "model.safetensors", tmp_path)
+    assert load_model(copied).config == load_model("nano").config
+    # of before files kept their config
+    copied = shutil.copy(shipped_folder("nano-vit") / "model.safetensors", tmp_path)
     with pytest.raises(CheckpointError, match="Give the checkpoint folder"):
         load_model(copied)
 
@@ -99,7 +101,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
-    with pytest.raises(ModelError, match=r"did you mean slimsam-50\? Known models are vit_b, .*nano-t\.$"):
+    with pytest.raises(ModelError, match=r"did you mean slimsam-50\? Known models are vit_b, .*nano-vit\.$"):
         load_model("slimsam50")
     with pytest.raises(ModelError, match=r"^'zzz' is neither a known model nor a file or folder: Known") as caught:
         load_model("zzz")
@@ -129,7 +131,7 @@ def test_a_known_name_wins_over_a_path_without_a_separator(checkpoint, monkeypat
     assert load_model(Path("nano")).config.image_size == 64
 
 
-@pytest.mark.parametrize("name", ["nano", "nano-t"])
+@pytest.mark.parametrize("name", ["nano", "nano-vit"])
 def test_a_packaged_model_is_what_its_name_says_or_its_absence_is_explained(name):
     folder = shipped_folder(name)
     if not is_checkpoint_folder(folder):
@@ -151,14 +153,6 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone():
     assert model.config == KNOWN["nano"].config
     other = random_model("nano", seed=1).state_dict()["image_encoder.neck.0.weight"]
     assert not torch.equal(model.state_dict()["image_encoder.neck.0.weight"], other)
-
-
-def test_nano_t_is_a_student_that_needs_no_projection_for_nano():
-    teacher, student = KNOWN["nano"].config, KNOWN["nano-t"].config
-    assert replace(student.decoder, draws_points=True) == teacher.decoder
-    assert student.image_size < teacher.image_size
-    assert cost(student).encoder_parameters < 0.6 * cost(teacher).encoder_parameters
-    assert cost(student).encoder_macs_with_attention < 0.3 * cost(teacher).encoder_macs_with_attention
 
 
 def test_random_weights_need_a_known_name():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sam_edge.errors import ModelError
-from sam_edge.models.resize import resized
+from sam_edge.models.resize import regridded, resized
 from sam_edge.segment.prompts import Prompts
 
 
@@ -84,3 +84,16 @@ def test_a_tiny_vit_keeps_its_weights_and_gains_a_grid(tiny_vit_config, make_sam
     larger = resized(sam, 2 * tiny_vit_config.image_size)
     torch.testing.assert_close(larger.state_dict(), sam.state_dict(), rtol=0, atol=0)
     assert larger.config.grid == 2 * sam.config.grid
+
+
+def test_a_finer_grid_sees_the_same_where_a_picture_is_even(timm_config, make_sam):
+    sam = make_sam(timm_config).eval()
+    finer = regridded(sam, 8)
+    assert (finer.config.grid, finer.config.mask_size) == (8, 32)
+    changed = {name for name, value in finer.state_dict().items() if value.shape != sam.state_dict()[name].shape}
+    assert changed == {"image_encoder.pyramid.laterals.0.weight"}
+    maps = torch.randn(1, 24, 1, 1).expand(-1, -1, 8, 8)
+    before, after = (each.image_encoder.pyramid.laterals[0] for each in (sam, finer))
+    torch.testing.assert_close(after(maps), before(maps).repeat_interleave(2, 2).repeat_interleave(2, 3))
+    with pytest.raises(ModelError, match="strides from 8"):
+        regridded(sam, 4)

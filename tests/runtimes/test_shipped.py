@@ -14,7 +14,7 @@ from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.known import KNOWN, shipped_folder
 from sam_edge.segment.predictor import SamPredictor
 
-MOST_BYTES = {"nano": 12_000_000, "nano-t": 12_000_000, "nano-int8": 8_000_000, "nano-onnx": 8_000_000}
+MOST_BYTES = {"nano": 12_000_000, "nano-onnx": 8_000_000}
 CUP = np.array([140, 20, 470, 290])
 
 

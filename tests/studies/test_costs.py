@@ -9,7 +9,7 @@ from sam_edge.studies.costs import layer_costs, main
 
 @pytest.mark.slow
 def test_layers_add_up_to_the_encoder() -> None:
-    config = KNOWN["nano-t"].config
+    config = KNOWN["vit_t"].config
     whole, counted = cost(config), layer_costs(config)
     encoder = counted[0]
     assert encoder.name == "encoder"
@@ -21,9 +21,9 @@ def test_layers_add_up_to_the_encoder() -> None:
     assert sum(layer.macs_with_attention for layer in top) == encoder.macs_with_attention
 
 
-def test_a_block_of_nano_is_counted_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_block_is_counted_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     """The first block: 4096 tokens of 160 channels in windows of 64, qkv and projection, and a hidden layer of 640."""
-    blocks = {layer.name: layer for layer in main(["nano"])}
+    blocks = {layer.name: layer for layer in main(["nano-vit"])}
     block = blocks["blocks.0"]
     assert block.macs == 4096 * 160 * (4 * 160 + 2 * 640)
     products = 2 * 4096 * 64 * 160

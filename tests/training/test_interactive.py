@@ -12,6 +12,7 @@ from sam_edge.segment.scaling import Scaling
 from sam_edge.training import interactive
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions
+from sam_edge.training.losses import brought_to
 from sam_edge.training.stream import Source, ViewBatch, ViewStream, step_batches
 from sam_edge.training.stream import stack_views as stacked
 from sam_edge.training.train import TrainOptions
@@ -138,9 +139,10 @@ def test_targets_meet_logits_brought_to_their_size(tiny_sam, monkeypatch, scale)
     monkeypatch.setattr(method, "decode", lambda *given: decoded.append(decode(*given)) or decoded[-1])
     monkeypatch.setattr(interactive, "segmentation_loss", lambda *given: met.append(given) or loss(*given))
     method(batch, 0)
-    for (logits, *_), (finer, _, target, _) in zip(decoded, met, strict=True):
-        assert logits.shape[-1] == size
-        assert finer.shape[-1] == target.shape[-1] == scale * size
+    for (logits, *_), (given, _, target, _) in zip(decoded, met, strict=True):
+        assert given.shape[-1] == logits.shape[-1] == size
+        assert target.shape[-1] == scale * size
+        finer = brought_to(given, (scale * size, scale * size))
         # 2 x: the view's own pixels, as the predictor brings masks to a picture of this size
         each = logits.detach().reshape(-1, size, size).numpy()
         wanted = np.stack([mask if scale == 1 else scaling.full(mask) for mask in each])

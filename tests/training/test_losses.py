@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam_edge.training.losses import dice_loss, focal_loss, mask_iou, mask_loss, segmentation_loss
+from sam_edge.training import losses
+from sam_edge.training.losses import brought_to, dice_loss, focal_loss, mask_iou, mask_loss, segmentation_loss
 
 
 def random_case(*shape: int, soft: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,6 +79,48 @@ def test_a_perfect_prediction_costs_nothing_and_its_opposite_much():
 def test_the_mask_loss_is_twenty_parts_focal_and_one_dice():
     logits, target = random_case(2, 5, 4)
     torch.testing.assert_close(mask_loss(logits, target), 20 * focal_loss(logits, target) + dice_loss(logits, target))
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_the_gradient_of_the_mask_loss_is_that_of_its_two_parts(soft):
+    logits, target = (case.double() for case in random_case(4, 7, 5, soft=soft))
+    logits.requires_grad_()
+    weights = torch.arange(1.0, 5.0, dtype=torch.double)
+    (fused,) = torch.autograd.grad((weights * mask_loss(logits, target)).sum(), logits)
+    (parts,) = torch.autograd.grad(
+        (weights * (20 * focal_loss(logits, target) + dice_loss(logits, target))).sum(), logits
+    )
+    torch.testing.assert_close(fused, parts, rtol=1e-10, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: mask_loss(x, target), (logits,))
+
+
+def test_masks_are_worked_on_a_few_at_a_time_with_the_same_result(monkeypatch):
+    logits, target = random_case(9, 6, 6)
+    whole = mask_loss(logits, target)
+    monkeypatch.setattr(losses._MaskLoss, "CELLS", 80)
+    torch.testing.assert_close(mask_loss(logits, target), whole, rtol=0, atol=0)
+    assert mask_loss(logits[:0], target[:0]).shape == (0,)
+
+
+def test_finer_targets_are_met_by_what_learns_alone():
+    """Single masks, and of ambiguous prompts the one that is best on the logits' own cells."""
+    logits, iou, _ = case_of_four()
+    target = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+    logits.requires_grad_()
+    loss, parts = segmentation_loss(logits, iou, target, AMBIGUOUS)
+    loss.backward()
+    finer = brought_to(logits, (12, 12))
+    cells = torch.nn.functional.avg_pool2d(target, 2)
+    single = best = 0.0
+    for index in np.ndindex(2, 3):
+        single += mask_loss(finer[index][0], target[index]).item() / 6
+        coarse = [mask_loss(logits[index][k], cells[index]).item() for k in range(1, 4)]
+        chosen = 1 + int(np.argmin(coarse))
+        best += mask_loss(finer[index][chosen], target[index]).item() / 6 if AMBIGUOUS[index] else 0.0
+        learns = logits.grad[index].flatten(1).any(-1)
+        assert learns.tolist() == [k == 0 or (k == chosen and bool(AMBIGUOUS[index])) for k in range(4)]
+    assert parts["mask"].item() == pytest.approx(single, rel=1e-5)
+    assert parts["best_of_three"].item() == pytest.approx(best, rel=1e-5)
 
 
 AMBIGUOUS = torch.tensor([[True, False, True], [False, True, True]])

@@ -1,4 +1,4 @@
-"""The recipe of the next nano, on a tiny model: its stages follow each other and are not run twice."""
+"""The recipe of nano, on a tiny model: its stages follow each other and are not run twice."""
 
 import pytest
 import timm
@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from sam_edge.models.checkpoint import load_checkpoint, weights_sha256
 from sam_edge.models.timm_weights import open_classifier
-from sam_edge.segment.known import TIMM_NANO_CONFIG
+from sam_edge.segment.known import NANO_CONFIG
 from sam_edge.training import nano
 
 TRAINED = ("small", "large")
@@ -22,7 +22,7 @@ def backbone(monkeypatch, timm_config, tmp_path) -> str:
     }
     monkeypatch.setattr(nano, "STAGES", stages)
     monkeypatch.setattr(nano, "MIX", {nano.SYNTHETIC: 1.0})
-    monkeypatch.setattr(nano, "TIMM_NANO_CONFIG", timm_config)
+    monkeypatch.setattr(nano, "NANO_CONFIG", timm_config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = timm.create_model(timm_config.backbone.name)
@@ -49,5 +49,5 @@ def test_stages_follow_each_other_and_are_not_run_twice(tmp_path, backbone):
 
 def test_the_recipe_trains_what_it_says():
     assert not {source for source in nano.MIX if source.startswith("bsds")}, "for evaluation alone"
-    assert TIMM_NANO_CONFIG.backbone is not None
-    assert TIMM_NANO_CONFIG.grid == 32
+    assert NANO_CONFIG.backbone is not None
+    assert NANO_CONFIG.grid == 64

@@ -16,8 +16,8 @@ from sam_edge.data import Dataset, LabelledImage, open_some
 from sam_edge.data.split import Split
 from sam_edge.errors import DataError
 from sam_edge.evaluate.clicks import evaluate_clicks
-from sam_edge.evaluate.failures import Failure, worst_masks
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
+from sam_edge.evaluate.pictured import Example, Failure, examples, worst_masks
 from sam_edge.files import atomic_folder, check_target
 from sam_edge.runtimes.open import open_for_many
 from sam_edge.segment.config import ModelConfig
@@ -27,8 +27,9 @@ from sam_edge.segment.runtime import Runtime
 
 CLICKS = 5
 SHOWN_CLICKS = (1, 3, 5)
-FAILURES = 8
+EXAMPLES, FAILURES = 6, 8
 TILE_PX = 224
+Picture = UInt8[np.ndarray, "h w 3"]
 
 
 def write_card(
@@ -36,6 +37,7 @@ def write_card(
     data: Sequence[str],
     out: Path,
     *,
+    shown: Sequence[str] = (),
     notes: Path | None = None,
     split: Split = "val",
     limit: int | None = None,
@@ -44,9 +46,10 @@ def write_card(
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Measure MODEL on each of `data` and write `CARD.md`, `card.json` and `failures.png`.
+    """Measure MODEL on each of `data` and write `CARD.md`, `card.json`, `examples.png` and `failures.png`.
 
-    `notes` is a Markdown file put first: what a measurement cannot know, such as licences.
+    `shown` are labelled pictures whose licences allow to show them, of `data` where it is empty. `notes` is a Markdown
+    file put first: what a measurement cannot know, such as licences.
 
     Raises:
         DataError: unreadable notes.
@@ -58,17 +61,21 @@ def write_card(
     measured = [
         {"data": source, **_measure(opened, some, on_progress)} for source, some in zip(data, pictures, strict=True)
     ]
-    share = -(-FAILURES // len(data))
-    failures = [failure for some in pictures for failure in worst_masks(opened, some, share)]
-    page = _page(first, spec, opened.config, cost_of(opened), measured, limit, bool(failures))
+    to_show = [open_some(source, split, limit=limit, seed=seed) for source in shown] or pictures
+    shown_examples = [e for some in to_show for e in examples(opened, some, -(-EXAMPLES // len(to_show)))]
+    failures = [failure for some in to_show for failure in worst_masks(opened, some, -(-FAILURES // len(to_show)))]
+    page = _page(first, spec, opened.config, cost_of(opened), measured, limit)
+    page += _pictured(shown or data, bool(shown_examples), bool(failures))
     settings = {"split": split, "limit": limit, "seed": seed, "runtime": opened.name, "device": device}
     seen = {row["data"]: row["box"]["data_sha256"] for row in measured}
     told = {"model": spec, "provenance": provenance({spec: used_sha256(spec)}, seen)}
     with atomic_folder(out) as work:
         (work / "CARD.md").write_text(page)
         (work / "card.json").write_text(json.dumps({**told, **settings, "measured": measured}, indent=1))
+        if shown_examples:
+            Image.fromarray(_sheet([_found(example) for example in shown_examples])).save(work / "examples.png")
         if failures:
-            Image.fromarray(_sheet(failures)).save(work / "failures.png")
+            Image.fromarray(_sheet([_wrong(failure) for failure in failures])).save(work / "failures.png")
     return {**told, **settings, "out": str(out), "measured": measured}
 
 
@@ -98,7 +105,6 @@ def _page(
     size: Cost | None,
     measured: list[dict[str, Any]],
     limit: int | None,
-    pictured: bool,
 ) -> str:
     sources = " ".join(f"--data {Path(row['data']).name}" for row in measured)
     parts = [
@@ -131,13 +137,23 @@ def _page(
         "Box prompts, by tenths of the predicted IoU: mean predicted / mean actual IoU (masks).",
         _calibration(measured),
     ]
-    if pictured:
-        parts += [
-            "## Where it fails",
-            "The worst masks of at least 1 % of their picture, one per picture: wanted above, predicted below.",
-            "![The worst masks](failures.png)",
-        ]
     return "\n\n".join(parts) + "\n"
+
+
+def _pictured(sources: Sequence[str], found: bool, wrong: bool) -> str:
+    names = " and ".join(Path(source).name for source in sources)
+    text = ""
+    if found:
+        text += (
+            f"\n## What it finds\n\nThe first pictures of {names}. Above, the largest labelled things, each by a point "
+            "alone; below, everything mode.\n\n![By points, and everything](examples.png)\n"
+        )
+    if wrong:
+        text += (
+            "\n## Where it fails\n\nThe worst masks by a box, of at least 1 % of their picture, one each: wanted "
+            "above, predicted below.\n\n![The worst masks](failures.png)\n"
+        )
+    return text
 
 
 def _costs(size: Cost | None) -> str:
@@ -209,18 +225,24 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _sheet(failures: Sequence[Failure]) -> UInt8[np.ndarray, "h w 3"]:
-    """Wanted above predicted, one column per failure."""
-    columns = []
-    for failure in failures:
-        x, y, width, height = failure.annotation.bbox_xywh
-        box = [(x, y, x + width, y + height)]
-        pair = (
-            overlay(failure.sample.image, [failure.annotation.mask()], boxes=box),
-            overlay(failure.sample.image, [failure.mask], boxes=box),
-        )
-        columns.append(np.vstack([_tile(picture) for picture in pair]))
-    return np.hstack(columns)
+def _found(example: Example) -> tuple[Picture, Picture]:
+    """By points, and everything."""
+    points = [(x, y, 1) for x, y in example.points]
+    image = example.sample.image
+    return overlay(image, example.by_points, points=points), overlay(image, example.everything)
+
+
+def _wrong(failure: Failure) -> tuple[Picture, Picture]:
+    """Wanted, and predicted."""
+    x, y, width, height = failure.annotation.bbox_xywh
+    box = [(x, y, x + width, y + height)]
+    image = failure.sample.image
+    return overlay(image, [failure.annotation.mask()], boxes=box), overlay(image, [failure.mask], boxes=box)
+
+
+def _sheet(pairs: Sequence[tuple[Picture, Picture]]) -> Picture:
+    """The first of each pair above the second, one column per pair."""
+    return np.hstack([np.vstack([_tile(picture) for picture in pair]) for pair in pairs])
 
 
 def _tile(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "t t 3"]:

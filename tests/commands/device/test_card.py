@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_edge.commands.device import card
 from sam_edge.commands.device.card import write_card
+from sam_edge.data import open_some
 from sam_edge.errors import DataError
 from sam_edge.models.checkpoint import save_checkpoint
+from sam_edge.segment.overlay import overlay
 
 DATA = "synthetic:3:1"
 
@@ -36,9 +39,27 @@ def test_a_card_holds_its_notes_the_measurements_and_the_worst_masks(checkpoint,
         assert f"| {value:.3f} " in page
     assert "| train | coco128 (100 pictures, weight 2), sa1b (12 shards, weight 1) | 7 | 3 | 0.20 |" in page
     assert "| average of 0.25 small + 0.75 large |" in page
-    picture = np.array(Image.open(tmp_path / "card" / "failures.png"))
-    assert picture.shape[0] == 2 * 224
-    assert picture.shape[1] % 224 == 0
+    for name in ("examples.png", "failures.png"):
+        assert f"({name})" in page
+        picture = np.array(Image.open(tmp_path / "card" / name))
+        assert picture.shape[0] == 2 * 224
+        assert picture.shape[1] % 224 == 0
+
+
+def test_pictures_are_of_what_may_be_shown(checkpoint, tmp_path, monkeypatch):
+    """Others are measured alone."""
+    drawn = []
+
+    def draw(image, *given, **more):
+        drawn.append(image)
+        return overlay(image, *given, **more)
+
+    monkeypatch.setattr(card, "overlay", draw)
+    write_card(checkpoint, [DATA], tmp_path / "card", shown=["synthetic:2:7"], split="all")
+    allowed = [sample.image for sample in open_some("synthetic:2:7", "all", limit=None, seed=0)]
+    assert drawn
+    assert all(any(np.array_equal(image, other) for other in allowed) for image in drawn)
+    assert "The first pictures of synthetic:2:7." in (tmp_path / "card" / "CARD.md").read_text()
 
 
 def test_unreadable_notes_leave_nothing(checkpoint, tmp_path):

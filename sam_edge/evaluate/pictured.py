@@ -1,5 +1,6 @@
-"""The masks that a model gets most wrong: what a model card shows, and where training data is missing."""
+"""What a model card shows in pictures: what points and everything mode find, and the masks that are most wrong."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +9,27 @@ from jaxtyping import Bool
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import Annotation, LabelledImage
 from sam_edge.evaluate.miou import iou
+from sam_edge.segment.everything import EverythingGenerator
 from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.runtime import Runtime
 
 SMALLEST_SHARE = 0.01
 """Area of the smallest mask looked at, as a share of the picture: of smaller ones a picture shows little."""
+MOST_POINTS = 6
+"""Masks asked for by points in one example: of more a picture shows none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What is found in a picture."""
+
+    sample: LabelledImage
+    points: Sequence[tuple[float, float]]
+    """The stored points of its largest labelled masks, (x, y)."""
+    by_points: Sequence[Bool[np.ndarray, "h w"]]
+    """By each point alone, the single mask."""
+    everything: Sequence[Bool[np.ndarray, "h w"]]
+    """By everything mode, with the model's own thresholds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +40,27 @@ class Failure:
     annotation: Annotation
     mask: Bool[np.ndarray, "h w"]
     iou: float
+
+
+def examples(runtime: Runtime, dataset: Dataset[LabelledImage], count: int) -> list[Example]:
+    """The first `count` pictures that have masks."""
+    found: list[Example] = []
+    for sample in dataset:
+        if len(found) == count:
+            break
+        if sample.annotations:
+            found.append(_example(runtime, sample))
+    return found
+
+
+def _example(runtime: Runtime, sample: LabelledImage) -> Example:
+    predictor = SamPredictor(runtime)
+    predictor.set_image(sample.image)
+    largest = sorted(sample.annotations, key=lambda annotation: -annotation.area)[:MOST_POINTS]
+    points = [annotation.point_xy for annotation in largest]
+    masks = [predictor.predict(np.array([point]), np.array([1]), multimask_output=False)[0][0] for point in points]
+    records = EverythingGenerator(runtime).generate(sample.image)
+    return Example(sample, points, masks, [record["segmentation"] for record in records])
 
 
 def worst_masks(runtime: Runtime, dataset: Dataset[LabelledImage], count: int) -> list[Failure]:
