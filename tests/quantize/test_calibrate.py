@@ -72,3 +72,15 @@ def test_a_walk_without_gradients_takes_the_rows_of_one_with_them(observe):
     for name, seen in without.items():
         for mine, its in zip(seen.rows, with_them[name].rows, strict=True):
             torch.testing.assert_close(mine.a, its.a, rtol=1e-5, atol=1e-5)
+
+
+def test_the_bounds_of_the_activation_behind_a_layer_are_seen(timm_config, make_sam, photo):
+    model = make_sam(timm_config)
+    prepare_for_quantization(model)
+    layers = layers_to_quantize(model, ("prompt_encoder.*",))
+    clamps = {name: seen.clamp for name, seen in Observer(model, False).observe(layers, [photo], WALK).items()}
+    backbone, unbounded = "image_encoder.backbone.", (-float("inf"), float("inf"))
+    # ReLU in this network, ReLU in the pyramid, none behind a bottleneck
+    assert clamps[f"{backbone}blocks.1.0.conv_pw"] == (0.0, float("inf"))
+    assert clamps["image_encoder.pyramid.blocks.0.conv1"] == (0.0, float("inf"))
+    assert clamps[f"{backbone}blocks.1.0.conv_pwl"] == clamps["image_encoder.neck.2"] == unbounded

@@ -281,3 +281,16 @@ def test_a_convolutions_output_fills_its_container_whatever_the_bits_of_inputs()
     seen = seen_by(convolution, random(2, 3, 8, 8))
     plan, _ = search_layer(convolution, seen, bits=(4, 6), metric="mse", twin=False, rounds_output=True)
     assert (plan.bits, plan.input.bits, plan.output.bits) == (4, 6, 8)
+
+
+@pytest.mark.parametrize("metric", ["mse", "minmax"])
+def test_an_output_s_grid_holds_it_with_its_bias_and_no_more_than_its_activation_passes(metric):
+    convolution = nn.Conv2d(3, 8, 1)
+    convolution.weight.data.copy_(random(8, 3, 1, 1) * 4)
+    convolution.bias.data.fill_(30.0)
+    seen = seen_by(convolution, random(2, 3, 9, 9, seed=1))
+    grid = search_layer(convolution, seen, bits=(8, 8), metric=metric, twin=False, rounds_output=True)[0].output
+    assert grid.range[1] > 30
+    seen.clamp = 0.0, 6.0
+    grid = search_layer(convolution, seen, bits=(8, 8), metric=metric, twin=False, rounds_output=True)[0].output
+    assert grid.range == pytest.approx((0, 6), abs=0.1)
