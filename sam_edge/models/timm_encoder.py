@@ -38,7 +38,10 @@ class TimmEncoder(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Image embedding of normalised, padded pixels."""
-        return self.neck(self.pyramid(self.backbone(pixels)))
+        if pixels.device.type == "cpu" and not torch.compiler.is_exporting():
+            # what torch's CPU convolutions want: from channels first each of them reorders its maps, and back
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return self.neck(self.pyramid(self.backbone(pixels))).contiguous()
 
     def train(self, mode: bool = True) -> "TimmEncoder":
         """Batch norms keep the statistics of pretraining: those of a few views would be worse (as detectors do)."""
