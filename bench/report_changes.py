@@ -91,12 +91,19 @@ def changes(report: Report, step: StepReport) -> dict[str, float]:
     return found
 
 
-def headline(report: Report) -> list[tuple[str, str, Cell]]:
-    """Label, the first step's value and the last step's cell, of each main metric that both have."""
-    if len(report.steps) < 2:
-        return []
+def ends(report: Report) -> tuple[StepReport, StepReport]:
+    """The first model and the last step, both on the runtime of the last, where the first was measured there."""
     first, last = report.steps[0], report.steps[-1]
-    names = ("file_bytes", "miou_point", "miou_box", "latency_ms", "end_to_end_ms", "peak_bytes")
+    forms = [first, *(step for step in report.steps if step.parent == first.name and step.kind == "onnx fp32")]
+    return next((step for step in forms if step.runtime == last.runtime), first), last
+
+
+def headline(report: Report) -> list[tuple[str, str, Cell]]:
+    """Label, the first model's value and the last step's cell, of each main metric that both have."""
+    first, last = ends(report)
+    if first is last:
+        return []
+    names = ("latency_ms", "end_to_end_ms", "file_bytes", "peak_bytes", "miou_point", "miou_box")
     return [
         (metric.label, metric.show(first.number(metric.name)), cell(metric, last, first))
         for name in names

@@ -13,6 +13,7 @@ from sam_edge.bench.report_changes import (
     Cell,
     Metric,
     cell,
+    ends,
     headline,
 )
 from sam_edge.bench.report_data import Report, StepReport
@@ -60,8 +61,8 @@ def _headline(report: Report) -> str:
     cards = headline(report)
     if not cards:
         return ""
-    ends = f"From <code>{escape(report.steps[0].name)}</code> to <code>{escape(report.steps[-1].name)}</code>"
-    return f'<p class="ends">{ends}</p>\n<div class="cards">{"".join(map(_card, cards))}</div>\n'
+    first, last = (f"<code>{escape(step.name)}</code>" for step in ends(report))
+    return f'<p class="ends">From {first} to {last}</p>\n<div class="cards">{"".join(map(_card, cards))}</div>\n'
 
 
 def _card(card: tuple[str, str, Cell]) -> str:

@@ -11,6 +11,7 @@ from sam_edge.bench.report_changes import (
     SIZE_AND_COST,
     Metric,
     cell,
+    ends,
     headline,
 )
 from sam_edge.bench.report_data import LayerTime, Report
@@ -22,12 +23,7 @@ NOTHING_FAILED = "Nothing, as far as it was measured: no step is slower, less ac
 
 def markdown(report: Report, plot_file: str | None, picture_files: Sequence[str]) -> str:
     """The text of `report.md`; pictures are named by files beside it."""
-    parts = [f"# {_line(report.title)}", _fenced(report.command)]
-    if cards := headline(report):
-        ends = f"From `{report.steps[0].name}` to `{report.steps[-1].name}`:"
-        parts += [ends, "\n".join(f"- {label}: {before} -> {after}" for label, before, after in cards)]
-    parts.append(gained(report) or "")
-    parts += ["## What did not pay", _bullets(did_not_pay(report)) or NOTHING_FAILED]
+    parts = [f"# {_line(report.title)}", _fenced(report.command), summary(report)]
     parts += ["## Accuracy and speed", _table(report, ACCURACY_AND_SPEED)]
     if plot_file is not None:
         parts.append(f"![Accuracy against speed]({plot_file})")
@@ -52,6 +48,18 @@ def markdown(report: Report, plot_file: str | None, picture_files: Sequence[str]
     ]
     parts += ["## Recipe", _fenced(report.recipe)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary(report: Report) -> str:
+    """What was gained from the first model to the last step, and what did not pay."""
+    parts = []
+    if cards := headline(report):
+        first, last = ends(report)
+        parts.append(f"From `{first.name}` to `{last.name}`:")
+        parts.append("\n".join(f"- {label}: {before} -> {after}" for label, before, after in cards))
+    parts.append(gained(report) or "")
+    parts += ["## What did not pay", _bullets(did_not_pay(report)) or NOTHING_FAILED]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _table(report: Report, metrics: Sequence[Metric]) -> str:

@@ -1,4 +1,4 @@
-"""`python -m sam_edge.bench.roofline MODEL...`: each node's time over what this machine allows for it, and a chart.
+"""`sam-edge study roofline MODEL...`: each node's time over what this machine allows for it, and a chart.
 
 ONNX Runtime's own profile of an encoder gives times and shapes. A node's limit is what its multiplications take at the
 rate of NumPy's matrix product in float32, or the bytes that it reads and writes at that of a copy, whichever is more
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         BenchError: a model that is no exported folder.
     """
-    parser = argparse.ArgumentParser(prog="python -m sam_edge.bench.roofline", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sam-edge study roofline", description=__doc__)
     parser.add_argument(
         "model", nargs="?", default="nano", help="an exported folder, or a known name that ships as one"
     )

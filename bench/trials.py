@@ -1,4 +1,4 @@
-"""`python -m sam_edge.bench.trials`: whether `bench`'s comparison can be believed on this machine.
+"""`sam-edge study trials`: whether `bench`'s comparison can be believed on this machine.
 
 Products of matrices stand for a model. Trial after trial, a contender takes turns with itself: of intervals that hold
 95 % all but one in twenty should contain 1. Then with a copy of itself that has a twentieth more to do, which should be
@@ -97,7 +97,7 @@ def _repeats(part_s: float = 1e-4) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print, and return what was printed."""
-    parser = argparse.ArgumentParser(prog="python -m sam_edge.bench.trials", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sam-edge study trials", description=__doc__)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--json", action="store_true")

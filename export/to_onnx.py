@@ -58,20 +58,14 @@ class OnnxOptions:
     precision: Precision = "fp32"
     """`int8` needs a quantized checkpoint, `fp32` and `fp16` a float one."""
     dialect: Dialect = "cpu"
-    """For whom: `cpu` takes attention in bands, and integers with asymmetric uint8 activations; `tensorrt` takes
-    attention whole, and integers with symmetric int8 ones."""
+    """For which runtimes the graph is written: `cpu` takes attention in bands, and integers with asymmetric uint8
+    activations; `tensorrt` takes attention whole, and integers with symmetric int8 ones."""
     twin: bool = False
-    """Write twin scales as two integer products that are summed; else the plain grid searched beside them.
-
-    Measured on SAM-B's MLP: 1.6 x as slow in ONNX Runtime and OpenVINO, hence not the default.
-    """
+    """Write twin scales as two integer products that are summed, which is slower; else the plain grid searched beside
+    them."""
     products: Products = "auto"
-    """Attention products that become integers, of the encoder and of a decoder in integers: `all`, `none`, or those
-    that pay in ONNX Runtime; `model.json` lists the others.
-
-    Measured on SAM-B at 1024 px: global attention takes half of its float time, and a tenth of its memory; windows take
-    as long as in float. OpenVINO is faster with `none`.
-    """
+    """Matrix products of attention (q with k, weights with v) that become integers: `all`, `none`, or those that pay in
+    ONNX Runtime, which are global attention's; `model.json` lists the others. OpenVINO is faster with `none`."""
     layers: Layers = "all"
     """Encoder layers that become integers: `all`, or those that were measured to be faster so in ONNX Runtime, on this
     machine's family of processors (`here`) or on another (`avx2`). Where a family was not measured, all are integers.
@@ -79,12 +73,8 @@ class OnnxOptions:
     in a whole graph `all` can still be the faster, hence the default.
     """
     decoder: DecoderArithmetic = "float"
-    """What the decoder of int8 weights computes in.
-
-    Measured on nano, one thread: in float, a batch of clicks is predicted 1.15 x as fast as in integers in ONNX Runtime
-    and 1.45 x as fast in OpenVINO, since few tokens hardly use them and a walk of float layers never forms the image
-    tokens; boxes and masks, which walk through them, take 1.15 and 1.24 x as long.
-    """
+    """What the decoder of int8 weights computes in: `float`, in which clicks never form the image tokens and are faster,
+    or `integers`, in which boxes and masks are."""
 
 
 def export_onnx(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,28 +16,21 @@ from sam_edge import __version__
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.kernels import measured_rates
 from sam_edge.bench.memory import file_bytes
-from sam_edge.bench.report import LayerTime, Picture, Report, StepReport, write_report
+from sam_edge.bench.report import LayerTime, Picture, Report, StepReport, summary, write_report
 from sam_edge.bench.roofline import by_operator, profiled
 from sam_edge.bench.table import BenchRow, as_dict
 from sam_edge.bench.widths import widths_png
-from sam_edge.commands.common import OnProgress
+from sam_edge.commands.common import OnProgress, counting
 from sam_edge.commands.device.bench import bench
-from sam_edge.commands.device.evaluate import evaluate
 from sam_edge.commands.workshop.compress import compress
 from sam_edge.commands.workshop.export import to_engines, to_onnx
 from sam_edge.commands.workshop.quantize import quantize
-from sam_edge.compress.distil import DistilOptions
-from sam_edge.compress.importance import ImportanceOptions
-from sam_edge.compress.slimming import Schedule, SlimOptions
-from sam_edge.compress.widths import ImportanceName, PruneOptions, Ranking
-from sam_edge.data import open_labelled
-from sam_edge.errors import BackendUnavailableError, DataError, RecipeError, SamEdgeError
-from sam_edge.evaluate.miou import iou
+from sam_edge.data import open_labelled, open_some
+from sam_edge.errors import BackendUnavailableError, DataError, SamEdgeError
+from sam_edge.evaluate.miou import Asked, evaluate_prompts, iou
 from sam_edge.export.to_onnx import OnnxOptions
-from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.files import atomic_file, put_right, sha256_of
 from sam_edge.models.registry import load_model
-from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.recipe import Recipe, read_recipe
 from sam_edge.runtimes.open import open_runtime
 from sam_edge.runtimes.openvino_runtime import float_runtimes
@@ -50,7 +43,8 @@ __all__ = ["read_recipe", "run"]
 PICTURES, LOOKED_AT = 3, 9
 """Pictures in the report, those of the val split's first so many that lose most from the first model to the last."""
 
-AS_EXPORTED = "evaluated as exported: torch only simulates integers, six times slower"
+AS_EXPORTED = "evaluated as exported: the export holds that graphs and checkpoint agree"
+SIMULATED = f"{AS_EXPORTED}; torch only simulates integers, so not timed in it"
 RIVAL = "timed for comparison: the same graphs, so not evaluated again"
 
 
@@ -65,15 +59,30 @@ class Stage:
     spec: str
     """What opens it: a MODEL."""
     runtime: str | None
-    """What it is measured on; None for an engine, which needs its GPU, and for what is measured as exported."""
+    """What it is timed on; None for an engine, which needs its GPU, and for simulated integers."""
     note: str | None = None
+    exported: str | None = None
+    """The stage whose accuracy is its own."""
 
 
 class Ledger:
     """What has been done in a run's folder, and from which inputs."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None], on_progress: OnProgress | None = None) -> None:
-        self.folder, self.say, self.on_progress = folder, say, on_progress
+    def __init__(
+        self, folder: Path, say: Callable[[str], None], on_progress: OnProgress | None = None, total: int | None = None
+    ) -> None:
+        """`total` steps are to come."""
+        self.folder, self.on_progress = folder, on_progress
+        self._say, self._begun, self._total = say, 0, total
+
+    def begin(self, name: str) -> None:
+        """Say which step of how many it is."""
+        self._begun += 1
+        self.say(f"{name} ...")
+
+    def say(self, text: str) -> None:
+        """A line, behind the step's number."""
+        self._say(text if self._total is None else f"[{self._begun}/{self._total}] {text}")
 
     def step(self, name: str, inputs: Any, made: Path | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of `work()`, or the one on record if inputs and what was made are unchanged."""
@@ -82,12 +91,13 @@ class Ledger:
         if record.is_file():
             saved = json.loads(record.read_text())
             if saved["key"] == key and saved["made"] == _fingerprint(made):
+                self._begun += 1
                 self.say(f"{name}: unchanged, skipped")
                 return saved["result"]
         for written in (record, made):
             if written is not None:
                 put_right(written)
-        self.say(f"{name} ...")
+        self.begin(name)
         started = perf_counter()
         result = {**work(), "step_seconds": perf_counter() - started}
         with atomic_file(record) as part:
@@ -126,11 +136,12 @@ def run(
     """
     if out.is_file():
         raise SamEdgeError(f"{out} is a file: --out needs a folder.")
-    ledger = Ledger(out, say, on_progress)
+    # two models made, three exported, three evaluated; then times, and the report
+    ledger = Ledger(out, say, on_progress, total=10 + bool(recipe.engine.targets))
     stages, seconds = _make(recipe, out, ledger, device)
     measured = _measure(recipe, stages, out, ledger, device)
-    pictures = _pictures(recipe, [stage for stage in stages if stage.runtime], out, device)
-    pictures += (_widths(stages, out),)
+    ledger.begin("report")
+    pictures = (*_pictures(recipe, stages, out, device, on_progress), _widths(stages, out))
     reports = tuple(_step_report(stage, measured, seconds) for stage in stages)
     report = Report(
         title=recipe.title,
@@ -142,11 +153,16 @@ def run(
         layers=_layers(stages),
         notes=(
             f"mIoU over the val split of {recipe.data}; latency is the median of {recipe.bench.runs} runs, in which "
-            "the models of a runtime take turns; a quantized checkpoint in torch is simulated in float, so not timed.",
+            "the models of a runtime take turns.",
         ),
     )
     path = write_report(report, out / "report")
-    return {"out": str(out), "report": str(path), "steps": [asdict(step) for step in reports]}
+    return {
+        "out": str(out),
+        "report": str(path),
+        "summary": summary(report),
+        "steps": [asdict(step) for step in reports],
+    }
 
 
 def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[Stage], dict[str, float]]:
@@ -161,9 +177,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
         return _fingerprint(made)
 
     compressed, quantized = out / "compressed", out / "quantized"
-    slim = _slim_options(recipe)
-    integer = QuantizeOptions(recipe.quantize.weights, recipe.quantize.activations, seed=seed)
-    calibration = recipe.quantize.calibration_images
+    slim, integer, trt = recipe.compress, recipe.quantize, recipe.engine
 
     def onnx(name: str, spec: str, parent: Any, options: OnnxOptions) -> Path:
         made = out / name
@@ -179,7 +193,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
     )
     quantized_key = step(
         "quantized",
-        [compressed_key, pictures, asdict(integer), calibration],
+        [compressed_key, pictures, asdict(integer)],
         quantized,
         partial(
             quantize,
@@ -187,7 +201,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
             images,
             quantized,
             integer,
-            calibration_images=calibration,
+            calibration_images=integer.calibration_images,
             device=device,
             on_progress=ledger.on_progress,
         ),
@@ -196,22 +210,21 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
     compressed_onnx = onnx("compressed-onnx", str(compressed), compressed_key, OnnxOptions("fp32"))
     integer_onnx = onnx("quantized-onnx", str(quantized), quantized_key, OnnxOptions("int8", "cpu"))
     stages = [
-        Stage("base", None, "checkpoint", base, "torch"),
+        Stage("base", None, "checkpoint", base, "torch", AS_EXPORTED, "base-onnx"),
         Stage("base-onnx", "base", "onnx fp32", str(base_onnx), "onnxruntime"),
         *(
             Stage(f"base-{form}", "base", "onnx fp32", str(base_onnx), form, RIVAL)
             for form in float_runtimes()
             if form != "onnxruntime"
         ),
-        Stage("compressed", "base", "compress", str(compressed), "torch"),
+        Stage("compressed", "base", "compress", str(compressed), "torch", AS_EXPORTED, "compressed-onnx"),
         Stage("compressed-onnx", "compressed", "onnx fp32", str(compressed_onnx), "onnxruntime"),
-        Stage("quantized", "compressed", "quantize", str(quantized), None, AS_EXPORTED),
+        Stage("quantized", "compressed", "quantize", str(quantized), None, SIMULATED, "quantized-onnx"),
     ]
-    if recipe.engine.targets:
+    if trt.targets:
         engine = out / "engine"
-        trt = TrtOptions(recipe.engine.flavor, recipe.engine.targets)  # type: ignore[arg-type, unused-ignore]
         work = partial(to_engines, str(quantized), images, engine, trt, seed=seed, device="cpu")
-        note = f"built for {', '.join(recipe.engine.targets)}; runs on such a GPU only, so not timed here"
+        note = f"built for {', '.join(trt.targets)}; runs on such a GPU only, so not timed here"
         try:
             step("engine", [quantized_key, pictures, asdict(trt), seed], engine, work)
             stages.append(Stage("engine", "quantized", "engine int8", str(engine), None, note))
@@ -221,58 +234,24 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
     return stages, seconds
 
 
-def _slim_options(recipe: Recipe) -> SlimOptions:
-    """The recipe's words as options.
-
-    Raises:
-        RecipeError: a word that the command line would not take.
-    """
-    wanted = recipe.compress
-    for name, kind in (("schedule", Schedule), ("importance", ImportanceName), ("ranking", Ranking)):
-        if getattr(wanted, name) not in get_args(kind):
-            allowed = ", ".join(get_args(kind))
-            raise RecipeError(f"[compress] {name} must be one of {allowed}, got {getattr(wanted, name)!r}.")
-    return SlimOptions(
-        wanted.schedule,  # type: ignore[arg-type]
-        PruneOptions(wanted.ratio, wanted.importance, wanted.ranking, seed=recipe.seed),  # type: ignore[arg-type]
-        ImportanceOptions(wanted.importance_images),
-        DistilOptions(
-            wanted.epochs,
-            batch_size=wanted.batch_size,
-            learning_rate=wanted.learning_rate,
-            views=wanted.views,
-            seed=recipe.seed,
-        ),
-    )
-
-
 def _measure(recipe: Recipe, stages: list[Stage], out: Path, ledger: Ledger, device: str) -> dict[str, dict[str, Any]]:
     """mIoU of each stage by point and by box, and one bench of all that can be timed here."""
     measured: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
     data = _data_state(recipe.data)
     for stage in stages:
-        if stage.runtime is None or stage.note is RIVAL:
+        if stage.runtime is None or stage.note is not None:
             continue
-        made = Path(stage.spec) if Path(stage.spec).exists() else None
-        inputs = [stage.spec, _fingerprint(made), data, asdict(recipe.evaluate), recipe.seed]
+        inputs = [_fingerprint(Path(stage.spec)), data, asdict(recipe.evaluate), recipe.seed]
 
         def work(stage: Stage = stage) -> dict[str, Any]:
-            found = {}
-            for prompt in ("point", "box"):
-                found[prompt] = evaluate(
-                    stage.spec,
-                    recipe.data,
-                    prompt=prompt,
-                    multimask=prompt == "point",
-                    limit=recipe.evaluate.limit,
-                    seed=recipe.seed,
-                    runtime=stage.runtime or "auto",
-                    device=device,
-                    on_progress=ledger.on_progress,
-                )
-            return found
+            labelled = open_some(recipe.data, "val", limit=recipe.evaluate.limit, seed=recipe.seed)
+            asked = Asked("point", multimask=True), Asked("box")
+            on_image = counting(len(labelled), "mIoU", ledger.on_progress)
+            runtime = open_runtime(stage.spec, stage.runtime or "auto", device)
+            found = evaluate_prompts(runtime, labelled, asked, on_image=on_image)
+            return {how.prompt: result.as_dict() for how, result in zip(asked, found, strict=True)}
 
-        measured[stage.name] |= ledger.step(f"eval-{stage.name}", inputs, made, work)
+        measured[stage.name] |= ledger.step(f"eval-{stage.name}", inputs, None, work)
     timed = [stage for stage in stages if stage.runtime]
     inputs = [[stage.spec, _fingerprint(Path(stage.spec))] for stage in timed] + [asdict(recipe.bench), hardware()]
 
@@ -296,9 +275,12 @@ def _measure(recipe: Recipe, stages: list[Stage], out: Path, ledger: Ledger, dev
     rows = {(row["model"], row["runtime"]): row for row in ledger.step("bench", inputs, None, race)["rows"]}
     for stage in timed:
         measured[stage.name]["bench"] = rows[stage.spec, stage.runtime]
-    exported = measured["quantized-onnx"]
+    for stage in stages:
+        if stage.exported is not None:
+            measured[stage.name] = measured[stage.exported] | {"bench": rows.get((stage.spec, stage.runtime))}
+    exported = measured["quantized-onnx"]["bench"]
     unlike: dict[str, Any] = {"file_bytes": file_bytes(out / "quantized"), "peak_bytes": None, "latencies": {}}
-    measured["quantized"] = exported | {"bench": exported["bench"] | unlike}
+    measured["quantized"]["bench"] = exported | unlike
     return measured
 
 
@@ -361,15 +343,19 @@ def _labelled(recipe: Recipe, count: int) -> list[Any]:
     return found
 
 
-def _pictures(recipe: Recipe, stages: list[Stage], out: Path, device: str) -> tuple[Picture, ...]:
+def _pictures(
+    recipe: Recipe, stages: list[Stage], out: Path, device: str, on_progress: OnProgress | None
+) -> tuple[Picture, ...]:
     """The same pictures and boxes through the first model, the compressed one and the last: the worst losses first."""
-    shown = [stages[0], *(stage for stage in stages if stage.name in ("compressed", "quantized-onnx"))]
+    shown = [stage for stage in stages if stage.name in ("base-onnx", "compressed-onnx", "quantized-onnx")]
     samples = _labelled(recipe, LOOKED_AT)
+    one_more = counting(len(shown) * len(samples), "pictures", on_progress)
     columns: list[list[tuple[np.ndarray, float]]] = [[] for _ in samples]
     for stage in shown:
         predictor = SamPredictor(open_runtime(stage.spec, stage.runtime or "auto", device))
         for column, sample in zip(columns, samples, strict=True):
             column.append(_segmented(predictor, sample))
+            one_more()
     gained = [column[-1][1] - column[0][1] for column in columns]
     pictures = []
     for index in sorted(range(len(samples)), key=gained.__getitem__)[:PICTURES]:

@@ -1,50 +1,34 @@
-"""A recipe: the settings of a whole lineage, as TOML."""
+"""A recipe: the settings of a whole lineage, as TOML. Each table holds options of the step that it is named after."""
 
 import dataclasses
 import importlib.resources
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from sam_edge.compress.slimming import SlimOptions
 from sam_edge.errors import RecipeError
+from sam_edge.export.to_tensorrt import TrtOptions
+from sam_edge.quantize.ptq import QuantizeOptions
+
+ALIASES = {"importance_images": "images"}
+"""Entries that have, as on the command line, a longer name than their field."""
+_LONGER = {name: entry for entry, name in ALIASES.items()}
 
 
 @dataclass(frozen=True)
-class CompressRecipe:
-    """Settings of `compress`."""
+class QuantizeRecipe(QuantizeOptions):
+    """Options of `quantize`."""
 
-    ratio: float = 0.5
-    schedule: str = "alternate"
-    importance: str = "disturbed-taylor"
-    importance_images: int = 1000
-    ranking: str = "global"
-    epochs: int | None = None
-    batch_size: int = 4
-    learning_rate: float = 1e-4
-    views: int = 1
-
-
-@dataclass(frozen=True)
-class QuantizeRecipe:
-    """Settings of `quantize`."""
-
-    weights: int = 8
-    activations: int = 8
     calibration_images: int = 8
-
-
-@dataclass(frozen=True)
-class EngineRecipe:
-    """Settings of `export-trt`; no targets build no engine."""
-
-    flavor: str = "rtx"
-    targets: tuple[str, ...] = ("sm86", "sm89")
+    """Pictures that scales are searched on."""
 
 
 @dataclass(frozen=True)
 class EvaluateRecipe:
-    """Settings of `eval`."""
+    """Options of `eval`."""
 
     limit: int | None = None
     """Pictures, drawn by the seed; all of the val split without it."""
@@ -52,10 +36,12 @@ class EvaluateRecipe:
 
 @dataclass(frozen=True)
 class BenchRecipe:
-    """Settings of `bench`."""
+    """Options of `bench`."""
 
     warmup: int = 2
+    """Runs before any is counted."""
     runs: int = 10
+    """Counted runs of each measurement."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +58,16 @@ class Recipe:
     """Labelled pictures for mIoU."""
     seed: int = 0
     """Seed of every step."""
-    compress: CompressRecipe = field(default_factory=CompressRecipe)
+    compress: SlimOptions = field(default_factory=SlimOptions)
+    """Pruning and distillation."""
     quantize: QuantizeRecipe = field(default_factory=QuantizeRecipe)
-    engine: EngineRecipe = field(default_factory=EngineRecipe)
+    """Integers."""
+    engine: TrtOptions = field(default_factory=lambda: TrtOptions(targets=("sm86", "sm89")))
+    """Engines; without targets none are built."""
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
+    """Accuracy."""
     bench: BenchRecipe = field(default_factory=BenchRecipe)
+    """Times."""
 
 
 def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
@@ -92,36 +83,66 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
         raise RecipeError(f"{source} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{source} is not TOML: {error}.") from error
-    return _build(Recipe, {**values, **overrides}, str(source))
-
-
-def _build(kind: type, values: dict[str, Any], where: str) -> Any:
-    """A dataclass from a table; its nested tables likewise, and every value of the type of its default."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(values.keys() - fields.keys())
-    if unknown:
-        raise RecipeError(f"{where}: unknown entry {unknown[0]!r}; allowed: {', '.join(fields)}.")
-    defaults = kind()
-    built: dict[str, Any] = {}
+    values |= overrides
+    recipe = Recipe()
+    found: dict[str, Any] = {}
+    hints = get_type_hints(Recipe)
     for name, value in values.items():
-        default = getattr(defaults, name)
+        if name not in hints:
+            raise RecipeError(f"{source}: unknown entry {name!r}; allowed: {', '.join(hints)}.")
+        if not dataclasses.is_dataclass(hints[name]):
+            found[name] = _checked(name, value, hints[name], str(source))
+        elif not isinstance(value, dict):
+            raise RecipeError(f"{source}: [{name}] must be a table, got {value!r}.")
+    for name in hints:
+        default = getattr(recipe, name)
         if dataclasses.is_dataclass(default):
-            if not isinstance(value, dict):
-                raise RecipeError(f"{where}: [{name}] must be a table, got {value!r}.")
-            built[name] = _build(type(default), value, f"{where} [{name}]")
-        else:
-            built[name] = _checked(name, value, default, where)
-    return kind(**built)
+            # a field that has a longer name has that one alone
+            table = {
+                ALIASES.get(key, key + "?" * (key in _LONGER)): value for key, value in values.get(name, {}).items()
+            }
+            found[name] = _filled(default, table, f"{source} [{name}]", found.get("seed", recipe.seed))
+    return dataclasses.replace(recipe, **found)
 
 
-def _checked(name: str, value: Any, default: Any, where: str) -> Any:
-    if isinstance(default, tuple):
+def _filled(options: Any, table: dict[str, Any], where: str, seed: int) -> Any:
+    """Options with the entries of a table, which options inside them share, and with the recipe's seed."""
+    allowed = _entries(type(options)) - {"seed"}
+    if unknown := sorted(table.keys() - allowed):
+        told = ", ".join(sorted(_LONGER.get(name, name) for name in allowed))
+        raise RecipeError(f"{where}: unknown entry {unknown[0].rstrip('?')!r}; allowed: {told}.")
+    changed: dict[str, Any] = {}
+    for name, hint in get_type_hints(type(options)).items():
+        if dataclasses.is_dataclass(hint):
+            inside = getattr(options, name)
+            own = {key: value for key, value in table.items() if key in _entries(type(inside))}
+            changed[name] = _filled(inside, own, where, seed)
+        elif name == "seed":
+            changed[name] = seed
+        elif name in table:
+            changed[name] = _checked(name, table[name], hint, where)
+    return dataclasses.replace(options, **changed)
+
+
+def _entries(kind: type) -> set[str]:
+    """Names that a table of these options may have: of plain fields, at whatever depth."""
+    hints = get_type_hints(kind)
+    nested = (_entries(hint) for hint in hints.values() if dataclasses.is_dataclass(hint))
+    return {name for name, hint in hints.items() if not dataclasses.is_dataclass(hint)}.union(*nested)
+
+
+def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
+    """A value of the type that a field has."""
+    if get_origin(hint) is tuple:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise RecipeError(f"{where}: {name} must be a list of strings, got {value!r}.")
         return tuple(value)
-    wanted = int if default is None else type(default)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        raise RecipeError(f"{where}: {name} must be {wanted.__name__}, got {value!r}.")
+    kinds = [kind for kind in (get_args(hint) if NoneType in get_args(hint) else (hint,)) if kind is not NoneType]
+    if float in kinds and type(value) is int:
+        return float(value)
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if words and value not in words:
+        raise RecipeError(f"{where}: {name} must be one of {', '.join(map(str, words))}, got {value!r}.")
+    if not words and type(value) not in kinds:
+        raise RecipeError(f"{where}: {name} must be {kinds[0].__name__}, got {value!r}.")
     return value

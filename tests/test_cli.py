@@ -21,7 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from sam_edge.cli import COMMANDS, MAKE, MEASURE, USE, application
+from sam_edge.cli import COMMANDS, MAKE, MEASURE, USE, application, output
 from sam_edge.cli.examples import EXAMPLES
 from sam_edge.cli.output import progress
 from sam_edge.cli.study import MODULES
@@ -137,6 +137,15 @@ def test_an_error_leaves_no_bar_before_it(monkeypatch):
         raise SamEdgeError("no")
     # the bar's line is erased behind it, and nothing drawn after that
     assert screen.getvalue().rstrip().endswith("\x1b[2K")
+
+
+def test_a_log_gets_a_line_of_what_takes_long(monkeypatch, capsys):
+    now = iter([0.0, 1.0, 15.0, 15.0, 29.0, 30.0, 30.0])
+    monkeypatch.setattr(output, "monotonic", lambda: next(now))
+    with progress("work") as on_progress:
+        for done in range(1, 5):
+            on_progress(done, 4, "stirring")
+    assert capsys.readouterr() == ("", "work: stirring, 2 of 4\nwork: stirring, 4 of 4\n")
 
 
 def test_show_opens_the_overlay_of_one_picture(sam_edge, checkpoint, tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ DEVICE = {
     "files": 0,
     "journal": 0,
     "halves": 0,
-    "option_docs": 0,
     "verbs": 0,
     "paired": 0,
     "segment": 0,

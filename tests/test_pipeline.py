@@ -8,8 +8,11 @@ import pytest
 from sam_edge import pipeline
 from sam_edge.bench.memory import Taken
 from sam_edge.commands.device import bench
+from sam_edge.compress.distil import DistilOptions
+from sam_edge.compress.slimming import SlimOptions
+from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.models.checkpoint import save_checkpoint
-from sam_edge.recipe import BenchRecipe, CompressRecipe, EngineRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
+from sam_edge.recipe import BenchRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
 from sam_edge.runtimes.openvino_runtime import float_runtimes
 
 
@@ -19,9 +22,9 @@ def recipe(tiny_slim, tmp_path) -> Recipe:
         model=str(save_checkpoint(tiny_slim, tmp_path / "model")),
         images="synthetic:12:1",
         data="synthetic:24:2",
-        compress=CompressRecipe(epochs=1),
+        compress=SlimOptions(distil=DistilOptions(epochs=1)),
         quantize=QuantizeRecipe(calibration_images=2),
-        engine=EngineRecipe(targets=()),
+        engine=TrtOptions(targets=()),
         evaluate=EvaluateRecipe(limit=1),
         bench=BenchRecipe(warmup=0, runs=1),
     )
@@ -38,13 +41,22 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     rivals = [f"base-{form}" for form in float_runtimes() if form != "onnxruntime"]
     assert all(by_name[name]["latency_ms"] > 0 for name in rivals)
     assert "Over the best that `base` does" in (out / "report" / "report.md").read_text()
+    # what it ends with is of the first model in float and the last, on one runtime
+    assert result["summary"].startswith("From `base-onnx` to `quantized-onnx`:\n\n- Encode: ")
     names = [step["name"] for step in report["steps"] if step["name"] not in rivals]
     assert names == ["base", "base-onnx", "compressed", "compressed-onnx", "quantized", "quantized-onnx"]
     by_name = {step["name"]: step for step in result["steps"]}
     assert by_name["compressed"]["parameters"] < by_name["base"]["parameters"]
     assert by_name["quantized-onnx"]["file_bytes"] < by_name["compressed-onnx"]["file_bytes"]
     assert all(by_name[name]["miou_box"] is not None for name in names)
+    for name in ("base", "compressed", "quantized"):
+        # a checkpoint is as accurate as its graphs, which agree with it; its times are its own
+        assert by_name[name]["miou_point"] == by_name[f"{name}-onnx"]["miou_point"]
     assert by_name["quantized"]["latency_ms"] is None
+    assert by_name["base"]["latency_ms"] != by_name["base-onnx"]["latency_ms"]
+    # each step is announced by its number, of as many as there are
+    begun = [text for text in said if text.endswith("...")]
+    assert [text.split("]")[0] for text in begun] == [f"[{number}/{len(begun)}" for number in range(1, len(begun) + 1)]
     captions = " ".join(picture["caption"] for picture in report["pictures"])
     gains = [float(text) for text in re.findall(r"less the first's: ([+-][0-9]+[.][0-9]+)", captions)]
     assert len(gains) == len(report["pictures"]) - 1
@@ -53,11 +65,11 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     assert "Widths per block" in (out / "report" / "report.md").read_text()
     assert "data:image/png" in (out / "report" / "report.html").read_text()
 
-    for done in ("compress", "quantize", "to_onnx", "evaluate", "bench"):
+    for done in ("compress", "quantize", "to_onnx", "evaluate_prompts", "bench"):
         monkeypatch.setattr(pipeline, done, lambda *a, **k: pytest.fail("done twice"))
     again: list[str] = []
     assert pipeline.run(recipe, out, device="cpu", say=again.append)["steps"] == result["steps"]
-    assert all("skipped" in text for text in again)
+    assert all("skipped" in text for text in again[:-1])
 
 
 def test_a_changed_or_lost_result_is_made_again(tmp_path):

@@ -18,7 +18,17 @@ def test_the_packaged_recipe_reads():
 
 def test_what_is_not_given_keeps_its_default_and_overrides_win(tmp_path):
     recipe = read_recipe(write(tmp_path, 'images = "a"\n[compress]\nratio = 0.25\n'), {"images": "b", "seed": 3})
-    assert (recipe.images, recipe.seed, recipe.compress.ratio, recipe.compress.batch_size) == ("b", 3, 0.25, 4)
+    slim = recipe.compress
+    assert (recipe.images, recipe.seed, slim.prune.ratio, slim.distil.batch_size) == ("b", 3, 0.25, 4)
+
+
+def test_tables_hold_the_steps_own_options_and_every_step_has_the_seed(tmp_path):
+    text = "seed = 5\n[compress]\nimportance = 'taylor'\nimportance_images = 3\nepochs = 2\nlearning_rate = 1\n"
+    recipe = read_recipe(write(tmp_path, text + "[quantize]\nmetric = 'mse'\n[engine]\ntargets = []\n"), {})
+    slim = recipe.compress
+    assert (slim.prune.importance, slim.importance.images, slim.distil.epochs) == ("taylor", 3, 2)
+    assert (slim.distil.learning_rate, recipe.quantize.metric, recipe.engine.targets) == (1.0, "mse", ())
+    assert {slim.prune.seed, slim.distil.seed, recipe.quantize.seed} == {5}
 
 
 @pytest.mark.parametrize(
@@ -26,7 +36,10 @@ def test_what_is_not_given_keeps_its_default_and_overrides_win(tmp_path):
     [
         ("modle = 'nano'", "unknown entry 'modle'"),
         ("[compress]\nratioo = 1", "unknown entry 'ratioo'"),
+        ("[compress]\nimages = 3", "unknown entry 'images'; allowed: .*importance_images"),
         ("[compress]\nratio = 'half'", "ratio must be float"),
+        ("[compress]\nranking = 'best'", "ranking must be one of local, global, got 'best'"),
+        ("[quantize]\nseed = 3", "unknown entry 'seed'"),
         ("compress = 3", "must be a table"),
         ("[engine]\ntargets = 'sm89'", "list of strings"),
         ("seed = true", "seed must be int"),

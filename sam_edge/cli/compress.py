@@ -28,7 +28,7 @@ from sam_edge.cli.options import (
     claim,
 )
 from sam_edge.cli.output import is_first_process, progress, report
-from sam_edge.option_docs import doc
+from sam_edge.cli.option_docs import doc
 
 _SLIM = partial(doc, "sam_edge.compress.slimming", "SlimOptions")
 _PRUNE = partial(doc, "sam_edge.compress.widths", "PruneOptions")

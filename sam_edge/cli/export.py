@@ -26,7 +26,7 @@ from sam_edge.cli.options import (
     claim,
 )
 from sam_edge.cli.output import progress, report
-from sam_edge.option_docs import doc
+from sam_edge.cli.option_docs import doc
 
 _ONNX = partial(doc, "sam_edge.export.to_onnx", "OnnxOptions")
 _TRT = partial(doc, "sam_edge.export.to_tensorrt", "TrtOptions")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, NoReturn
 
 import typer
@@ -23,6 +24,10 @@ STATES = (
     ".{}.state.safetensors",
 )
 """Where unfinished work lies, beside or in what `--out` names."""
+
+
+LOG_SECONDS = 15.0
+"""Between two lines of progress in a log."""
 
 
 def is_first_process() -> bool:
@@ -91,12 +96,27 @@ def stdout() -> Any:
     return Console()
 
 
+def _now_and_then(title: str) -> Callable[[int, int, str], None]:
+    said = monotonic()
+
+    def on_progress(done: int, total: int, text: str) -> None:
+        nonlocal said
+        if monotonic() - said >= LOG_SECONDS:
+            said = monotonic()
+            print(f"{title}: {text}, {done} of {total}", file=sys.stderr, flush=True)
+
+    return on_progress
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr, shown where a person is watching."""
-    if not sys.stderr.isatty() or not is_first_process():
-        # nobody watches: drawing, and importing what draws, would be a tenth of a short command's time
+    """A progress bar on stderr where a person is watching; in a log, a line now and then of what takes long."""
+    if not is_first_process():
         yield lambda done, total, text: None
+        return
+    if not sys.stderr.isatty():
+        # drawing, and importing what draws, would be a tenth of a short command's time
+        yield _now_and_then(title)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

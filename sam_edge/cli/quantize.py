@@ -20,7 +20,7 @@ from sam_edge.cli.options import (
     Strict,
 )
 from sam_edge.cli.output import progress, report
-from sam_edge.option_docs import doc
+from sam_edge.cli.option_docs import doc
 
 _QUANTIZE = partial(doc, "sam_edge.quantize.ptq", "QuantizeOptions")
 

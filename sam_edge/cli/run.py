@@ -137,5 +137,5 @@ def run(
     if as_json:
         print_json(result)
     else:
-        typer.echo(Path(result["report"]).with_name("report.md").read_text(encoding="utf-8"))
-        typer.echo(f"report: {result['report']}", err=True)
+        typer.echo(result["summary"])
+        typer.echo(f"report, with all numbers and pictures: {result['report']}, and beside it report.md", err=True)

@@ -22,7 +22,7 @@ from sam_edge.cli.options import (
 )
 from sam_edge.cli.output import plural, progress, report
 from sam_edge.errors import SamEdgeError
-from sam_edge.option_docs import doc
+from sam_edge.cli.option_docs import doc
 
 _EVERYTHING = partial(doc, "sam_edge.commands.device.segment", "EverythingOptions")
 _CALIBRATE = partial(doc, "sam_edge.segment.calibrate", "CalibrateOptions")

@@ -27,7 +27,7 @@ from sam_edge.cli.options import (
     claim,
 )
 from sam_edge.cli.output import interruptible, print_json, progress, stdout
-from sam_edge.option_docs import doc
+from sam_edge.cli.option_docs import doc
 
 _QUANTIZE = partial(doc, "sam_edge.quantize.ptq", "QuantizeOptions")
 MODULES = {
@@ -36,6 +36,9 @@ MODULES = {
     "distillation": ("sam_edge.studies.distillation", "Repeat TinySAM's tables of full-stage distillation."),
     "pruning": ("sam_edge.studies.pruning_choices", "What compress's own choices cost, before any training."),
     "engines": ("sam_edge.studies.engines", "Build engines of every kind of model; their sizes and build times."),
+    "costs": ("sam_edge.studies.costs", "Parameters, bytes and multiply-accumulates of a model, layer by layer."),
+    "roofline": ("sam_edge.bench.roofline", "Each node's time over what this machine allows for it, and a chart."),
+    "trials": ("sam_edge.bench.trials", "Whether bench's comparison can be believed on this machine."),
     "device": ("sam_edge.bench.device", "What a device needs: an installation, processor time, memory."),
     "kernels": ("sam_edge.bench.kernels", "Race the CPU kernels against what runtimes have."),
     "cuda-kernels": ("sam_edge.bench.cuda_kernels", "Race the CUDA kernels against torch, on a GPU."),

@@ -1,5 +1,6 @@
 """What runtimes of exported graphs have in common: a SAM's five graphs, called by name with named arrays."""
 
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ Values = Mapping[str, Any]
 """Named arrays: NumPy's, or a device's own."""
 CACHED_SETS = 4
 """Prompt sets in one call on a CPU: few enough for its cache."""
+MISTAKES = (AttributeError, NameError, TypeError)
+"""What is wrong with a program, not with a file, where a line of sam-edge raises it."""
 
 
 class GraphRuntime(ABC):
@@ -53,7 +56,7 @@ class GraphRuntime(ABC):
         """The outputs of one graph, by name."""
 
     def _called(self, graph: str, inputs: Values) -> Values:
-        """`_run`, whose libraries say what is wrong with a graph in errors of all kinds.
+        """`_run`, whose libraries say what is wrong with a graph in errors of all kinds, without a common class.
 
         Raises:
             ExportError: a graph that cannot be opened, or called with this.
@@ -64,6 +67,8 @@ class GraphRuntime(ABC):
             # what sam-edge asserts is about sam-edge
             raise
         except Exception as error:
+            if isinstance(error, MISTAKES) and _raised_here(error):
+                raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ExportError(
                 f"the {graph} of {self.folder.path} does not run in {self.name} ({reason}): export it again."
@@ -193,3 +198,9 @@ def decoder_inputs(config: ModelConfig, prompts: Prompts) -> dict[str, np.ndarra
         "mask_input": masks,
         "has_mask_input": np.full((batch, sets), prompts.masks is not None, np.float32),
     }
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether a line of sam-edge raised an error, and not one of a library that it called."""
+    (*_, (frame, _)) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("sam_edge.")

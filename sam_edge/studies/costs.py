@@ -1,4 +1,4 @@
-"""`python -m sam_edge.studies.costs MODEL`: parameters, bytes and multiply-accumulates of a model, layer by layer.
+"""`sam-edge study costs MODEL`: parameters, bytes and multiply-accumulates of a model, layer by layer.
 
 MACs are counted in the papers' convention, of linear and convolutional layers alone, and with attention's products.
 Bytes are of weights in float32 and of what a layer gives, for one picture; nothing is computed (torch's meta device).
@@ -79,7 +79,7 @@ def _noting(outputs: dict[str, int], name: str) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> list[LayerCost]:
     """Count and print."""
-    parser = argparse.ArgumentParser(prog="python -m sam_edge.studies.costs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sam-edge study costs", description=__doc__)
     parser.add_argument("model", help="a known name")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules")
     parser.add_argument("--json", action="store_true")

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from sam_edge.errors import BackendUnavailableError
+from sam_edge.errors import BackendUnavailableError, ExportError
 from sam_edge.runtimes import onnx_runtime
 from sam_edge.runtimes.cuda import cuda_devices
 from sam_edge.runtimes.onnx_runtime import PROVIDERS, OnnxRuntime, clash, session_options
@@ -213,3 +213,14 @@ def test_of_embeddings_only_the_library_that_made_them_is_asked():
     runtime = OnnxRuntime.__new__(OnnxRuntime)
     np.testing.assert_array_equal(runtime.host(value), np.arange(3))
     assert runtime.host(array) is array
+
+
+def test_a_graphs_errors_are_told_and_mistakes_of_a_program_stay_what_they_are(fp32, monkeypatch):
+    with pytest.raises(ExportError, match="the encoder of .* does not run in onnxruntime .*export it again"):
+        OnnxRuntime(fp32.path, threads=1)._called("encoder", {"pixels": np.zeros((1, 2, 8, 8), np.float32)})
+    # from the library, though it is of Python's own kinds: the input is missing
+    with pytest.raises(ExportError, match="export it again"):
+        OnnxRuntime(fp32.path, threads=1)._called("encoder", {"something": np.zeros(1, np.float32)})
+    monkeypatch.setattr(OnnxRuntime, "_session", lambda *_: None)
+    with pytest.raises((AttributeError, TypeError)):
+        OnnxRuntime(fp32.path, threads=1)._called("encoder", {"pixels": np.zeros((1, 3, 8, 8), np.float32)})
