@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sam_edge.cli.option_docs import doc
 from sam_edge.cli.options import DEFAULT_IMAGES, MODEL_HELP, Json, OnDevice, RuntimeName, Seed, claim
 from sam_edge.cli.output import print_json, progress, stdout
-from sam_edge.cli.option_docs import doc
 
 SINGLE_STREAM_SECONDS = 60.0
 """Shortest run of MLPerf Inference's SingleStream scenario, which reports the 90th percentile."""

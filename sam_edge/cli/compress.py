@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sam_edge.cli.option_docs import doc
 from sam_edge.cli.options import (
     MODEL_HELP,
     Accumulation,
@@ -28,7 +29,6 @@ from sam_edge.cli.options import (
     claim,
 )
 from sam_edge.cli.output import is_first_process, progress, report
-from sam_edge.cli.option_docs import doc
 
 _SLIM = partial(doc, "sam_edge.compress.slimming", "SlimOptions")
 _PRUNE = partial(doc, "sam_edge.compress.widths", "PruneOptions")

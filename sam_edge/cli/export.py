@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sam_edge.cli.option_docs import doc
 from sam_edge.cli.options import (
     DEFAULT_IMAGES,
     DecoderArithmetic,
@@ -26,7 +27,6 @@ from sam_edge.cli.options import (
     claim,
 )
 from sam_edge.cli.output import progress, report
-from sam_edge.cli.option_docs import doc
 
 _ONNX = partial(doc, "sam_edge.export.to_onnx", "OnnxOptions")
 _TRT = partial(doc, "sam_edge.export.to_tensorrt", "TrtOptions")

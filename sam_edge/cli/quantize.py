@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sam_edge.cli.option_docs import doc
 from sam_edge.cli.options import (
     CalibrationImages,
     Curvature,
@@ -20,7 +21,6 @@ from sam_edge.cli.options import (
     Strict,
 )
 from sam_edge.cli.output import progress, report
-from sam_edge.cli.option_docs import doc
 
 _QUANTIZE = partial(doc, "sam_edge.quantize.ptq", "QuantizeOptions")
 

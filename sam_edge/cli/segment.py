@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sam_edge.cli.option_docs import doc
 from sam_edge.cli.options import (
     AsRuntime,
     Coverage,
@@ -22,7 +23,6 @@ from sam_edge.cli.options import (
 )
 from sam_edge.cli.output import plural, progress, report
 from sam_edge.errors import SamEdgeError
-from sam_edge.cli.option_docs import doc
 
 _EVERYTHING = partial(doc, "sam_edge.commands.device.segment", "EverythingOptions")
 _CALIBRATE = partial(doc, "sam_edge.segment.calibrate", "CalibrateOptions")

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from sam_edge.cli.option_docs import doc
 from sam_edge.cli.options import (
     DEFAULT_IMAGES,
     CalibrationImages,
@@ -27,7 +28,6 @@ from sam_edge.cli.options import (
     claim,
 )
 from sam_edge.cli.output import interruptible, print_json, progress, stdout
-from sam_edge.cli.option_docs import doc
 
 _QUANTIZE = partial(doc, "sam_edge.quantize.ptq", "QuantizeOptions")
 MODULES = {

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from sam_edge.cli.option_docs import doc
 from sam_edge.cli.options import MODEL_HELP, Course, ImagesRoot, Json, OnDevice, Optimizer, Out, Seed, SplitName, Strict
 from sam_edge.cli.output import progress, report
-from sam_edge.cli.option_docs import doc
 
 _LOOP = partial(doc, "sam_edge.training.loop", "LoopOptions")
 _TRAIN = partial(doc, "sam_edge.training.train", "TrainOptions")
