@@ -216,7 +216,7 @@ def test_of_embeddings_only_the_library_that_made_them_is_asked():
 
 
 def test_a_graphs_errors_are_told_and_mistakes_of_a_program_stay_what_they_are(fp32, monkeypatch):
-    with pytest.raises(ExportError, match="the encoder of .* does not run in onnxruntime .*export it again"):
+    with pytest.raises(ExportError, match=r"the encoder of .* does not run in onnxruntime .*export it again"):
         OnnxRuntime(fp32.path, threads=1)._called("encoder", {"pixels": np.zeros((1, 2, 8, 8), np.float32)})
     # from the library, though it is of Python's own kinds: the input is missing
     with pytest.raises(ExportError, match="export it again"):
