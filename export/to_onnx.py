@@ -73,8 +73,8 @@ class OnnxOptions:
     in a whole graph `all` can still be the faster, hence the default.
     """
     decoder: DecoderArithmetic = "float"
-    """What the decoder of int8 weights computes in: `float`, in which clicks are faster, since the image tokens are never
-    formed for them, or `integers`, in which boxes and masks are faster."""
+    """What the decoder of int8 weights computes in: `float`, in which clicks, for which the image tokens are never formed,
+    are faster, or `integers`, in which boxes and masks are."""
 
 
 def export_onnx(
