@@ -73,8 +73,8 @@ class OnnxOptions:
     in a whole graph `all` can still be the faster, hence the default.
     """
     decoder: DecoderArithmetic = "float"
-    """What the decoder of int8 weights computes in: `float`, in which clicks, for which the image tokens are never formed,
-    are faster, or `integers`, in which boxes and masks are."""
+    """What the decoder of int8 weights computes in: `float`, faster for clicks, which never form the image tokens so, or
+    `integers`, faster for boxes and masks."""
 
 
 def export_onnx(
