@@ -73,8 +73,8 @@ class OnnxOptions:
     in a whole graph `all` can still be the faster, hence the default.
     """
     decoder: DecoderArithmetic = "float"
-    """What the decoder of int8 weights computes in: `float`, faster for clicks, which never form the image tokens so, or
-    `integers`, faster for boxes and masks."""
+    """What the decoder of int8 weights computes in: `float`, faster for clicks, which then never form the image
+    tokens, or `integers`, faster for boxes and masks."""
 
 
 def export_onnx(
