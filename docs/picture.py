@@ -21,6 +21,7 @@ def picture() -> Image.Image:
     graphs = shipped_graphs("nano")
     assert graphs is not None
     photo = np.array(Image.open(shipped_folder("sample") / "photo.jpg").convert("RGB"))
+    size = WIDTH, WIDTH * photo.shape[0] // photo.shape[1]
     predictor = SamPredictor(open_runtime(graphs, "onnxruntime", "cpu"))
     predictor.set_image(photo)
     shown = []
