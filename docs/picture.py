@@ -28,9 +28,7 @@ def picture() -> Image.Image:
     for box in BOXES:
         masks, _, _ = predictor.predict(box=np.array(box), multimask_output=False)
         drawn = Image.fromarray(overlay(photo, [masks[0]], boxes=[box]))
-        shown.append(
-            np.array(drawn.resize((WIDTH, WIDTH * photo.shape[0] // photo.shape[1]), Image.Resampling.LANCZOS))
-        )
+        shown.append(np.array(drawn.resize(size, Image.Resampling.LANCZOS)))
     return Image.fromarray(np.concatenate(shown, 1)).quantize(128)
 
 
