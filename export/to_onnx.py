@@ -84,6 +84,7 @@ def export_onnx(
     options: OnnxOptions,
     source: str = "a checkpoint",
     measure: Callable[[Runtime], Accuracy] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Path, Parity]:
     """Write an exported folder; `model` is consumed (halved, or switched to the dialect, in place).
 
@@ -110,7 +111,14 @@ def export_onnx(
         dtype = torch.float16
     with atomic_folder(out) as work:
         whole = options.dialect == "tensorrt"
-        described = {spec.name: _write(spec, work, whole) for spec in graphs(model, dtype)}
+        specs = graphs(model, dtype)
+        described: dict[str, Any] = {}
+        for number, spec in enumerate(specs):
+            if on_progress is not None:
+                on_progress(number, len(specs) + 1, spec.name)
+            described[spec.name] = _write(spec, work, whole)
+        if on_progress is not None:
+            on_progress(len(specs), len(specs) + 1, "agreement with torch")
         counted = cost(model.config.replace(quantization=None))
         manifest = _manifest(model, options, described) | {"cost": asdict(counted)}
         (work / MANIFEST).write_text(json.dumps(manifest))

@@ -173,6 +173,7 @@ def export(
     seed: int = 0,
     options: "OnnxOptions | None" = None,
     device: Device = "cpu",
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Write a MODEL's encoder and decoder as ONNX, proven against torch on pictures, or not written.
 
@@ -187,6 +188,7 @@ def export(
         seed: of their choice.
         options: all settings, in place of `precision`.
         device: where torch runs.
+        on_progress: called as work goes on.
 
     Raises:
         ExportError: a graph that disagrees with torch, or a precision that the model does not have.
@@ -196,7 +198,9 @@ def export(
     from sam_edge.export.to_onnx import OnnxOptions
 
     chosen = options or OnnxOptions(precision)
-    return to_onnx(str(model), str(images), Path(out), chosen, layout=layout, seed=seed, device=device)
+    return to_onnx(
+        str(model), str(images), Path(out), chosen, layout=layout, seed=seed, device=device, on_progress=on_progress
+    )
 
 
 def evaluate(

@@ -79,6 +79,8 @@ class Ledger:
         """Say which step of how many it is."""
         self._begun += 1
         self.say(f"{name} ...")
+        if self.on_progress is not None:
+            self.on_progress(0, 1, name)
 
     def say(self, text: str) -> None:
         """A line, behind the step's number."""
@@ -181,7 +183,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
 
     def onnx(name: str, spec: str, parent: Any, options: OnnxOptions) -> Path:
         made = out / name
-        work = partial(to_onnx, spec, images, made, options, seed=seed, device="cpu")
+        work = partial(to_onnx, spec, images, made, options, seed=seed, device="cpu", on_progress=ledger.on_progress)
         step(name, [parent, pictures, asdict(options), seed], made, work)
         return made
 
@@ -223,7 +225,9 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
     ]
     if trt.targets:
         engine = out / "engine"
-        work = partial(to_engines, str(quantized), images, engine, trt, seed=seed, device="cpu")
+        work = partial(
+            to_engines, str(quantized), images, engine, trt, seed=seed, device="cpu", on_progress=ledger.on_progress
+        )
         note = f"built for {', '.join(trt.targets)}; runs on such a GPU only, so not timed here"
         try:
             step("engine", [quantized_key, pictures, asdict(trt), seed], engine, work)

@@ -65,9 +65,18 @@ def export_onnx(
     from sam_edge.export.to_onnx import OnnxOptions
 
     options = OnnxOptions(precision, dialect, twin, products, layers, decoder)
-    with progress("export"):
+    with progress("export") as on_progress:
         result = export.to_onnx(
-            model, images, out, options, layout=layout, data=data, limit=limit, seed=seed, device=device
+            model,
+            images,
+            out,
+            options,
+            layout=layout,
+            data=data,
+            limit=limit,
+            seed=seed,
+            device=device,
+            on_progress=on_progress,
         )
     files = ", ".join(f"{name} {size(value)}" for name, value in result["file_bytes"].items())
     other = "torch" if layout == "sam-edge" else "sam-edge's own"
@@ -107,8 +116,10 @@ def export_trt(
     if out is None and bundle is None:
         raise typer.BadParameter("give a folder for engines, or --bundle with one for a device.", param_hint="--out")
     trt = TrtOptions(flavor, tuple(target or ()), max_batch, max_sets, max_points, precision)
-    with progress("build"):
-        result = export.to_engines(model, images, out, trt, bundle=bundle, seed=seed, device=device)
+    with progress("build") as on_progress:
+        result = export.to_engines(
+            model, images, out, trt, bundle=bundle, seed=seed, device=device, on_progress=on_progress
+        )
     lines = []
     if out is not None:
         built = ", ".join(f"{engine['file']} {size(engine['bytes'])}" for engine in result["engines"])

@@ -101,7 +101,7 @@ def _now_and_then(title: str) -> Callable[[int, int, str], None]:
 
     def on_progress(done: int, total: int, text: str) -> None:
         nonlocal said
-        if monotonic() - said >= LOG_SECONDS:
+        if done and monotonic() - said >= LOG_SECONDS:
             said = monotonic()
             print(f"{title}: {text}, {done} of {total}", file=sys.stderr, flush=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_edge.bench.hardware import hardware
-from sam_edge.commands.common import sample_others, sample_pictures
+from sam_edge.commands.common import OnProgress, counting, sample_others, sample_pictures
 from sam_edge.commands.workshop.lineage import add_step
 from sam_edge.commands.workshop.quantize import quantize
 from sam_edge.data import open_some
@@ -43,6 +43,7 @@ def to_onnx(
     limit: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Export to ONNX, with parity on real pictures, and write an exported folder, or another tool's layout.
 
@@ -50,7 +51,7 @@ def to_onnx(
     """
     check_target(out)
     if layout != "sam-edge":
-        return _to_layout(spec, images, out, options, layout, data, seed, device)
+        return _to_layout(spec, images, out, options, layout, data, seed, device, on_progress)
     labelled = None if data is None else open_some(data, "val", limit=limit, seed=seed)
 
     def measure(runtime: Runtime) -> Accuracy:
@@ -62,7 +63,8 @@ def to_onnx(
     model = load_model(spec, resolve_device(device))
     name = spec if spec in KNOWN else Path(spec).name
     pictures = sample_pictures(images, 2, seed)
-    _, parity = export_onnx(model, out, pictures, options, name, measure if labelled is not None else None)
+    measured = measure if labelled is not None else None
+    _, parity = export_onnx(model, out, pictures, options, name, measured, on_progress)
     sizes = {file.name: file.stat().st_size for file in sorted(out.glob("*.onnx"))}
     return {"out": str(out), "precision": options.precision, "parity": parity.as_dict(), "file_bytes": sizes}
 
@@ -80,7 +82,15 @@ def to_graphs(
 
 
 def _to_layout(
-    spec: str, images: str, out: Path, options: OnnxOptions, layout: str, data: str | None, seed: int, device: str
+    spec: str,
+    images: str,
+    out: Path,
+    options: OnnxOptions,
+    layout: str,
+    data: str | None,
+    seed: int,
+    device: str,
+    on_progress: OnProgress | None,
 ) -> dict[str, Any]:
     """Export to another tool's layout, by way of an exported folder, which `spec` may be itself."""
     if data is not None:
@@ -90,7 +100,7 @@ def _to_layout(
         folder = Path(spec).expanduser()
         if not names_exported_folder(spec):
             folder = Path(scratch) / "onnx"
-            to_onnx(spec, images, folder, options, seed=seed, device=device)
+            to_onnx(spec, images, folder, options, seed=seed, device=device, on_progress=on_progress)
         elif options != OnnxOptions():
             raise ExportError(
                 f"{spec} is exported already and is adapted as it is: leave out --precision, --dialect, --twin, "
@@ -112,6 +122,7 @@ def to_engines(
     bundle: Path | None = None,
     seed: int = 0,
     device: str = "auto",
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Build engines (`out`) of an exported folder, or of a checkpoint that is exported on the way, or write what a
     device builds its own of (`bundle`).
@@ -122,7 +133,7 @@ def to_engines(
         check_target(folder)
     if out is not None:
         # what cannot be built is known before a long export, not after it
-        resolve_targets(load_library(trt.flavor), trt)
+        targets = resolve_targets(load_library(trt.flavor), trt)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         graphs = Path(spec).expanduser()
@@ -131,11 +142,12 @@ def to_engines(
             quantized = load_model(spec).config.quantization is not None
             match_precision(spec, quantized, trt.precision or ("int8" if quantized else "fp16"))
             onnx = OnnxOptions("int8" if quantized else "fp32", "tensorrt")
-            to_onnx(spec, images, graphs, onnx, seed=seed, device=device)
+            to_onnx(spec, images, graphs, onnx, seed=seed, device=device, on_progress=on_progress)
         exported = ExportedFolder.read(graphs)
         pictures, others = sample_pictures(images, 2, seed), sample_others(images, 2, seed, 2)
         if out is not None:
-            engines = build_engines(exported, out, trt, pictures, others)
+            one_more = counting(len(targets) * len(exported.graphs), "engines", on_progress)
+            engines = build_engines(exported, out, trt, pictures, others, on_build=lambda _: one_more())
             typed = json.loads((out / ENGINES).read_text())["typed"]
             result |= {"out": str(out), "engines": [asdict(engine) for engine in engines], "typed": typed}
         if bundle is not None:
