@@ -37,6 +37,8 @@ DAMPING = 0.3
 than those of `mse` do; between 0.1 and 3 it matters little."""
 GELU_LOWEST = -0.17005
 """A little below the least value of GELU: an input that ends between it and 0 is taken for GELU's."""
+RELU6_HIGHEST = 6.0
+"""An input from 0 to here is taken for ReLU6's: codes beyond are of no use, and a grid that ends here stands for it."""
 
 
 def best_shares(
@@ -163,11 +165,17 @@ class LayerSearch:
     def search_input(self) -> float:
         """Choose the input's plain grid; returns its error."""
 
+        clamped = self.seen.input_low >= 0 and self.seen.input_high == RELU6_HIGHEST
+        highest = 1.0 if clamped else HIGHEST
+
+        def grid(shares: Tensor) -> Grid:
+            return self.shrunk(min(shares.item(), highest))
+
         def error(shares: Tensor) -> Tensor:
-            return self.row_error(on_grid(self.a, self.shrunk(shares.item())), self.b_hat)
+            return self.row_error(on_grid(self.a, grid(shares)), self.b_hat)
 
         shares, best = best_shares(error, 1)
-        self.grid = self.shrunk(shares.item())
+        self.grid = grid(shares)
         self.a_hat = on_grid(self.a, self.grid)
         return best.item()
 

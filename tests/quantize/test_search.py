@@ -294,3 +294,19 @@ def test_an_output_s_grid_holds_it_with_its_bias_and_no_more_than_its_activation
     seen.clamp = 0.0, 6.0
     grid = search_layer(convolution, seen, bits=(8, 8), metric=metric, twin=False, rounds_output=True)[0].output
     assert grid.range == pytest.approx((0, 6), abs=0.1)
+
+
+@pytest.mark.parametrize("metric", ["hessian", "mse"])
+def test_the_grid_of_what_relu6_gives_ends_where_relu6_ends(metric):
+    def reach(limit: float, seed: int) -> float:
+        layer = nn.Conv2d(6, 4, 1)
+        with torch.no_grad():
+            layer.weight.copy_(random(*layer.weight.shape, seed=seed))
+        x = (3 * random(2, 6, 12, 12, seed=seed + 50) + 2).clamp(0, limit)
+        plan, _ = search_layer(layer, seen_by(layer, x), bits=BITS, metric=metric, twin=False, rounds_output=True)
+        codes = 2 ** BITS[1] - 1
+        return plan.input.scale * (codes - plan.input.zero_point) / limit
+
+    assert all(reach(6.0, seed) <= 1 + 1e-6 for seed in range(8))
+    # of any other range the search may go beyond
+    assert any(reach(5.5, seed) > 1.001 for seed in range(8))
