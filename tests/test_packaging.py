@@ -67,6 +67,9 @@ def test_a_licence_lies_beside_what_is_not_ours() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for file in project["license-files"]:
         assert (ROOT / file).is_file()
+    told = (ROOT / "sam_edge" / "shipped" / "LICENCES.md").read_text()
+    for folder in (ROOT / "sam_edge" / "shipped").iterdir():
+        assert folder.is_file() or f"`{folder.name}`" in told
     # the page brings ONNX Runtime's web build along, whose licence asks to be
     assert "Microsoft Corporation" in (ROOT / "sam_edge" / "web" / "page" / "onnxruntime-licence.txt").read_text()
 
