@@ -22,7 +22,6 @@ from torch.export import ExportedProgram
 
 from sam_edge.errors import ExportError
 from sam_edge.export.banded import SHAPE_KEPT, banded_attention
-from sam_edge.export.clamps import fold_clamps
 from sam_edge.export.graphs import GraphSpec
 from sam_edge.export.kernel_notes import mark, note_kernels, note_roundings, take_marks
 
@@ -97,8 +96,6 @@ def translate(spec: GraphSpec, whole: bool = False) -> tuple[torch.onnx.ONNXProg
     if written is None:
         raise ExportError(f"torch.onnx.export gave no graph for the {spec.name}.")
     tidy(written.model)
-    if fold_clamps(written.model.graph):
-        passes.RemoveUnusedNodesPass()(written.model)
     marked, graph = take_marks(written.model), written.model.graph
     noted = {"kernels": note_kernels(graph, marked), "roundings": note_roundings(graph)}
     # last: what is put in an output's place brings the exporter's names along
