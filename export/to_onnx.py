@@ -19,6 +19,7 @@ from sam_edge.export.readme import Accuracy, folder_readme
 from sam_edge.export.translate import OPSET, translate
 from sam_edge.export.unsigned import note_signs
 from sam_edge.files import atomic_folder, check_target
+from sam_edge.models.clamps import link_clamps
 from sam_edge.models.cost import cost
 from sam_edge.models.quantized import (
     Dialect,
@@ -171,6 +172,8 @@ def _take_form(model: EdgeSam, options: OnnxOptions) -> None:
 
 def _compute_as(model: EdgeSam, options: OnnxOptions) -> None:
     """Switch a quantized model to the arithmetic of its graphs."""
+    if model.config.backbone is not None:
+        link_clamps(model.image_encoder, 2 * model.config.backbone.strides[-1])
     set_dialect(model, options.dialect)
     set_twin(model, options.twin)
     set_integers(model, integer_parts(model, options))

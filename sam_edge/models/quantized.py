@@ -133,6 +133,14 @@ class QuantizedConv2d(QuantizedLayer):
         self.stride, self.padding = conv.stride, cast(tuple[int, ...], conv.padding)
         self.dilation, self.groups = conv.dilation, conv.groups
         self.kernel, self.pads_as_needed = conv.kernel_size, isinstance(conv, Conv2dSame)
+        self.rounded_by: tuple[QuantizedLayer, ...] = ()
+        """The layer behind, whose grid is the output's too, where `link_clamps` found one; in a tuple, as no part."""
+
+    def result(self, y: Tensor) -> Tensor:
+        """The output, on its grid unless the next layer's does for both."""
+        if any(layer.use_grids and layer.input.dialect == "cpu" for layer in self.rounded_by):
+            return y
+        return super().result(y)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """The convolution."""
