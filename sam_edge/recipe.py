@@ -124,7 +124,7 @@ def _filled(options: Any, table: dict[str, Any], where: str, seed: int) -> Any:
     return dataclasses.replace(options, **changed)
 
 
-def _entries(kind: type) -> set[str]:
+def _entries(kind: Any) -> set[str]:
     """Names that a table of these options may have: of plain fields, at whatever depth."""
     hints = get_type_hints(kind)
     nested = (_entries(hint) for hint in hints.values() if dataclasses.is_dataclass(hint))
