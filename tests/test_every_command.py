@@ -8,7 +8,7 @@ import pytest
 
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.segment.config import Thresholds
-from tests.campaign.options import ENDLESS, options_of
+from tests.campaign.options import ENDLESS, commands
 
 SCENES = "--images synthetic:8:1"
 LABELS = "--data synthetic:8:2 --split all"
@@ -72,7 +72,7 @@ def folder(tmp_path, tiny_slim, photo, monkeypatch):
 
 
 def test_each_command_is_tried():
-    assert set(LINES) == set(options_of())
+    assert set(LINES) == set(commands())
     assert not set(ENDLESS) & set(LINES)
 
 

@@ -13,7 +13,7 @@ from tests.campaign.forked import HANG_SECONDS, MEMORY_BYTES, import_all
 from tests.campaign.found import MENDED
 from tests.campaign.fuzz import fuzz
 from tests.campaign.inputs import KINDS
-from tests.campaign.kills import KILLS, kill, tries_of, trouble
+from tests.campaign.kills import CHAINS, kill, tries_of, trouble
 from tests.campaign.leaks import leak
 from tests.campaign.tally import Tally
 
@@ -34,9 +34,9 @@ def campaign(
         if part == "fuzz":
             fuzz(work, tally, list(KINDS), share=share, seed=seed)
         elif part == "kills":
-            kill(work, tally, list(KILLS), share=share, seed=seed)
+            kill(work, tally, list(CHAINS), share=share, seed=seed)
         elif part == "troubles":
-            trouble(work, tally, list(KILLS), share=share, seed=seed)
+            trouble(work, tally, list(CHAINS), share=share, seed=seed)
         elif part == "leaks":
             leak(work, tally, share=share)
     return tally
@@ -62,7 +62,7 @@ def report(tally: Tally) -> str:
         tries, troubles = counts[kind]
         lines.append(f"| {kind} | {tries} | {_planned(kind)} | {sum(troubles.values())} |")
     inputs = sum(tries for kind, (tries, _) in counts.items() if kind in KINDS)
-    killed = sum(tries for kind, (tries, _) in counts.items() if kind.startswith("kill "))
+    killed = sum(line.get("kills", 0) for line in tally.lines)
     lines += ["", f"{inputs} inputs and {killed} kills in all.", ""]
     left = sum((troubles for _, troubles in counts.values()), Counter())
     if left:
@@ -76,7 +76,7 @@ def _planned(kind: str) -> int:
     if kind in KINDS:
         return KINDS[kind][0]
     what, name = kind.split(" ", 1) if kind.startswith("kill ") else kind.split(": ", 1)
-    return KILLS[name] if what == "kill" else 1 if what == "leak" else tries_of(name)
+    return CHAINS[name] if what == "kill" else 1 if what == "leak" else tries_of(name)
 
 
 def _order(kind: str) -> tuple[int, str]:

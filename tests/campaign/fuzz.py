@@ -8,6 +8,7 @@ import shutil
 import sys
 import traceback
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
@@ -70,7 +71,8 @@ def _all_of(work: Path, kind: str, batch: list[int], seed: int, lines: Path) -> 
         trouble = ending.trouble
         after = _files(work)
         written = sorted(after.items() - before.items() | {(name, 0) for name in before.keys() - after.keys()})
-        outside = [name for name, _ in written if not name.startswith("input/out")]
+        allowed = _allowed(arguments)
+        outside = [name for name, _ in written if not name.startswith(allowed)]
         if canary.exists():
             trouble = "code of an input ran"
             canary.unlink()
@@ -80,6 +82,14 @@ def _all_of(work: Path, kind: str, batch: list[int], seed: int, lines: Path) -> 
             trouble = "slow"
         with lines.open("a") as file:
             file.write(json.dumps([number, trouble, arguments]) + "\n")
+
+
+def _allowed(arguments: list[str]) -> tuple[str, ...]:
+    """How names begin that this command may write: of what follows --out or --results, or is the command's default."""
+    named = [value for flag, value in pairwise(arguments) if flag in ("--out", "--results")]
+    named = ["out", *(value for value in named if value.strip("./") and "/" not in value)]
+    # work that is not done lies beside what it will be
+    return "input/photo.jpg", *(f"input/{dot}{name}" for name in named for dot in ("", "."))
 
 
 def _files(work: Path) -> dict[str, float]:
