@@ -37,8 +37,8 @@ from sam_edge.segment.config import Thresholds
 
 
 @pytest.fixture
-def checkpoint(tiny_slim, tmp_path) -> Path:
-    return save_checkpoint(tiny_slim, tmp_path / "model")
+def checkpoint(small_slim, tmp_path) -> Path:
+    return save_checkpoint(small_slim, tmp_path / "model")
 
 
 def processor_time(*command: str) -> float:
@@ -125,6 +125,24 @@ def test_an_interruption_says_what_it_left(sam_edge, checkpoint, tmp_path, monke
     code, _, err = sam_edge(*args)
     assert code == 130
     assert f"kept in {tmp_path / 'q.stages'}, and the same command goes on" in err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_want_of_memory_is_told_in_a_line(sam_edge, checkpoint, tmp_path, monkeypatch, error):
+    from sam_edge.commands.workshop import quantize
+
+    def too_large(*_, **__):
+        raise error
+
+    monkeypatch.setattr(quantize, "quantize", too_large)
+    code, out, err = sam_edge("quantize", checkpoint, "--images", "synthetic:4", "--out", tmp_path / "q")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "memory ran out: give smaller pictures" in err
+    monkeypatch.setattr(quantize, "quantize", lambda *_, **__: int("a bug"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        sam_edge("quantize", checkpoint, "--images", "synthetic:4", "--out", tmp_path / "q")
 
 
 def test_an_error_leaves_no_bar_before_it(monkeypatch):

@@ -59,12 +59,12 @@ warmup = 1
 
 
 @pytest.fixture
-def folder(tmp_path, tiny_slim, photo, monkeypatch):
+def folder(tmp_path, small_slim, photo, monkeypatch):
     """A checkpoint in everything mode's terms, a photo, and a recipe; where commands are given their inputs by name."""
     from PIL import Image
 
-    tiny_slim.config = tiny_slim.config.replace(thresholds=Thresholds(-1.0, 0.0, tau=0.5))
-    save_checkpoint(tiny_slim, tmp_path / "open")
+    small_slim.config = small_slim.config.replace(thresholds=Thresholds(-1.0, 0.0, tau=0.5))
+    save_checkpoint(small_slim, tmp_path / "open")
     Image.fromarray(photo).save(tmp_path / "photo.png")
     (tmp_path / "recipe.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """The layout of SA-1B (Segment Anything, 2023): NAME.jpg beside NAME.json."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def parse_sa1b(
 def _annotation(entry: dict[str, Any], height: int, width: int) -> Annotation:
     left, top, box_width, box_height = (float(value) for value in entry["bbox"])
     x, y = (float(value) for value in entry["point_coords"][0])
+    if not all(map(math.isfinite, (left, top, box_width, box_height, x, y))):
+        raise DataError("its box or its point is not finite.")
     return Annotation(
         rle=to_rle(entry["segmentation"], height, width),
         bbox_xywh=(left, top, box_width, box_height),

@@ -44,6 +44,13 @@ class LayerQuantization:
     twin: TwinGrid | None = None
     """Twin grid of the layer's input, used in place of `input` where a form of the model takes twins."""
 
+    def __post_init__(self) -> None:
+        """Raises QuantizationError for bits or an axis that no weights have, as a config.json may name them."""
+        if self.bits not in range(1, 9) or self.axis not in (0, 1):
+            raise QuantizationError(
+                f"weights have 1 to 8 bits and scales along axis 0 or 1, got {self.bits!r:.40} and {self.axis!r:.40}."
+            )
+
     def as_dict(self) -> dict[str, Any]:
         """The entry in config.json."""
         return {

@@ -113,14 +113,17 @@ def picture_file(rng: random.Random) -> tuple[str, bytes]:
         exif[0x0112] = rng.choice((0, 3, 6, 8, 99))
         extra["exif"] = changed_bytes(rng, exif.tobytes()) if rng.random() < 0.5 else exif
     if form in ("GIF", "TIFF", "WEBP", "PNG") and rng.random() < 0.2:
-        extra |= {"save_all": True, "append_images": [a_picture(rng).convert("RGB") for _ in range(2)]}
+        extra |= {
+            "save_all": True,
+            "append_images": [a_picture(rng).convert("RGB").resize(image.size) for _ in range(2)],
+        }
     for mode in (image.mode, "RGB", "L"):
         stream.seek(0)
         stream.truncate()
         try:
             image.convert(mode).save(stream, form, **extra)
             break
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError, struct.error):
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, struct.error):
             continue
     data = stream.getvalue() or b"nothing"
     return rng.choice((form.lower(), "jpg", "png")), data if rng.random() < 0.15 else changed_bytes(rng, data)
@@ -142,7 +145,7 @@ def lying_png(rng: random.Random) -> bytes:
 
 def pictures(rng: random.Random, base: Path, folder: Path) -> list[str]:
     suffix, data = picture_file(rng)
-    if rng.random() < 0.02:
+    if rng.random() < 0.004:
         suffix, data = "png", LARGEST_PICTURE()
     name = f"{rng.choice(NAMES)}.{suffix}"
     (folder / name).write_bytes(data)
