@@ -61,8 +61,7 @@ def _entries_by_image(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, tuple[int, int]]]:
     """File name -> its instances as they stand in the JSON file, and -> the height and width they were drawn on."""
     try:
-        # some programs write a byte-order mark
-        content = parse_json(annotation_json.read_text(encoding="utf-8-sig"))
+        content = parse_json(annotation_json.read_bytes())
         sizes = {
             file_name(image): (int(image["height"]), int(image["width"]))
             for image in content["images"]

@@ -112,7 +112,7 @@ class BoxesToSegment:
 
     def _detected(self, file: Path) -> Iterator[tuple[int, Box]]:
         try:
-            for entry in parse_json(file.read_text(encoding="utf-8")):
+            for entry in parse_json(file.read_bytes()):
                 x, y, width, height = map(float, entry["bbox"])
                 score, image, category = float(entry["score"]), entry["image_id"], entry["category_id"]
                 if not all(map(math.isfinite, (x, y, width, height, score))):

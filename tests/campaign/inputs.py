@@ -146,7 +146,7 @@ def lying_png(rng: random.Random) -> bytes:
 def pictures(rng: random.Random, base: Path, folder: Path) -> list[str]:
     suffix, data = picture_file(rng)
     if rng.random() < 0.004:
-        suffix, data = "png", LARGEST_PICTURE()
+        suffix, data = "png", largest_picture()
     name = f"{rng.choice(NAMES)}.{suffix}"
     (folder / name).write_bytes(data)
     prompt = rng.choice(PROMPTS)
@@ -155,7 +155,7 @@ def pictures(rng: random.Random, base: Path, folder: Path) -> list[str]:
 
 
 @cache
-def LARGEST_PICTURE() -> bytes:
+def largest_picture() -> bytes:
     """A hundred megapixels."""
     stream = io.BytesIO()
     Image.new("L", (10_000, 10_000), 90).save(stream, "PNG", compress_level=1)

@@ -47,11 +47,14 @@ CHANGES = (
     "disturb",
     "bench",
     "cold_start",
+    "model_sha256",
+    "provenance",
     "energy",
     "made",
     "key",
 )
-"""Parts of the names of entries that no two runs share: durations, dates, what was measured of the machine."""
+"""Parts of the names of entries that no two runs share: durations, dates, what was measured of the machine, and the
+hashes of files that hold such."""
 
 
 def kill(work: Path, tally: Tally, names: list[str], *, share: float = 1.0, seed: int = 0) -> None:
