@@ -575,6 +575,29 @@ def test_numbers_out_of_range_are_refused(sam_edge, checkpoint, option, value):
     assert "than or equal to" in err
 
 
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("slimsam", "--views", -1),
+        ("slimsam", "--batch-size", 0),
+        ("slimsam", "--workers", -2),
+        ("slimsam", "--epochs", -1),
+        ("slimsam", "--learning-rate", "nan"),
+        ("slimsam", "--importance-images", 0),
+        ("tinysam", "--batch-size", 0),
+        ("tinysam", "--epochs", 0),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_refused_before_there_is_any(
+    sam_edge, checkpoint, tmp_path, method, option, value
+):
+    asked = ("--images", "nowhere", "--method", method, *(("--student", "vit_t") if method == "tinysam" else ()))
+    code, out, err = sam_edge("compress", checkpoint, *asked, option, value, "--out", tmp_path / "out")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert option.strip("-").split("-")[0] in err
+    assert "nowhere" not in err
+
+
 BAD = {
     "unknown name": (("eval", "vit_x", "--data", "synthetic:4"), "vit_x"),
     "missing file": (("eval", "nowhere/model.pth", "--data", "synthetic:4"), "nowhere/model.pth"),

@@ -4,6 +4,7 @@ Gradients are taken picture by picture. The disturbed loss has an expected gradi
 picture to picture is the information, so absolute values are summed by default (`accumulation`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,13 @@ class ImportanceOptions:
     """Over pictures: `absolute` sums |gradient x weight|, `signed` sums gradients first, as the paper's code does."""
     noise: float = 0.01
     """Standard deviation of the noise that disturbs the embedding."""
+
+    def __post_init__(self) -> None:
+        """Raises CompressionError for what no importance can be taken of."""
+        if self.images < 1 or not 0 <= self.noise < math.inf:
+            raise CompressionError(
+                f"importance is taken on at least 1 picture, under noise from 0, got {self.images} and {self.noise}."
+            )
 
 
 def disturbed_loss(model: EdgeSam, pixels: Float[Tensor, "b 3 s s"], noise: float, seed: int) -> Float[Tensor, ""]:

@@ -33,7 +33,7 @@ CHAINS = {"train": 30, "compress": 28, "quantize": 26, "embed": 26, "segment": 2
 TROUBLES = ("no space", "read-only", "vanished", "two at once")
 TRIES = 10
 """Of each trouble, per command."""
-LONGEST_SECONDS = 240.0
+LONGEST_SECONDS = 1500.0
 CHANGES = (
     "seconds",
     "date",
