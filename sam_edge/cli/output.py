@@ -67,7 +67,7 @@ def fail(text: str, code: int = 1) -> NoReturn:
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in the words of Python, NumPy or PyTorch on the CPU and on GPUs, or ONNX Runtime."""
+    """Whether memory ran out, in the words of Python, NumPy, or PyTorch on the CPU and on GPUs."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(
         words in said for words in ("not enough memory", "out of memory", "can't allocate memory", "bad_alloc")

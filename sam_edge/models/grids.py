@@ -53,7 +53,7 @@ class Grid:
     def __post_init__(self) -> None:
         """Raises QuantizationError for numbers that make no grid, as a config.json may have them."""
         _check_steps(self.scale, self.bits)
-        if not isinstance(self.zero_point, int) or not 0 <= self.zero_point < 2**self.bits:
+        if self.zero_point not in range(2**self.bits):
             raise QuantizationError(
                 f"a zero point must be an integer from 0 to {2**self.bits - 1}, got {self.zero_point!r:.40}."
             )
@@ -81,9 +81,9 @@ class Grid:
 
 
 def _check_steps(scale: float, bits: int) -> None:
-    if not isinstance(bits, int) or not 1 <= bits <= 8:
+    if bits not in range(1, 9):
         raise QuantizationError(f"a grid's bits must be between 1 and 8, got {bits!r:.40}.")
-    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+    if not 0 < scale < math.inf:
         raise QuantizationError(f"a grid's scale must be a positive number, got {scale!r:.40}.")
 
 
@@ -112,7 +112,7 @@ class TwinGrid:
         """Raises QuantizationError for numbers that make no grid, as a config.json may have them."""
         _check_steps(self.scale, self.bits)
         for name, steps in (("shift", self.shift), ("split_steps", self.split_steps)):
-            if not isinstance(steps, int) or not 0 <= steps < 2**self.bits:
+            if steps not in range(2**self.bits):
                 raise QuantizationError(f"{name} must be an integer from 0 to {2**self.bits - 1}, got {steps!r:.40}.")
 
     @classmethod
