@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.campaign.base import make_base
 from tests.campaign.forked import HANG_SECONDS, MEMORY_BYTES, import_all
-from tests.campaign.found import MENDED
+from tests.campaign.found import LEFT, MENDED
 from tests.campaign.fuzz import fuzz
 from tests.campaign.inputs import KINDS
 from tests.campaign.kills import CHAINS, kill, tries_of, trouble
@@ -69,6 +69,7 @@ def report(tally: Tally) -> str:
     if left:
         lines += ["## Failures left", "", *(f"- {count} x {text}" for text, count in left.most_common()), ""]
     lines += ["## Found, and mended", "", *(f"- {text}" for text in MENDED)]
+    lines += ["", "## Left to others", "", *(f"- {text}" for text in LEFT)]
     return "\n".join(lines) + "\n"
 
 

@@ -19,5 +19,9 @@ MENDED = (
     "pictures whose ids are names.",
     "Recipes nested without end, or with numbers of thousands of digits; a damaged record of a step of `run`.",
     "Memory that ran out was a traceback.",
+    "A kernel's note that does not fit made OpenVINO go on with nothing, and a traceback; answers are counted.",
+    "`compress` with negative views, and other numbers that no run can be made of.",
     "A PostScript file named as a photo would have been run by Ghostscript, where that is installed (seen likewise).",
 )
+LEFT = ("OpenVINO reads without end in a graph whose opset is 2^40; ONNX Runtime, which is the default, refuses it.",)
+"""What is another library's, and has no remedy here."""
