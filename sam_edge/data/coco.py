@@ -77,7 +77,7 @@ def _entries_by_image(
         raise DataError(f"{annotation_json}: cannot be read ({error.strerror}); check the path.") from error
     except KeyError as error:
         raise DataError(f"{annotation_json}: lacks {error}; expected COCO instances.") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{annotation_json}: not COCO instances ({error}).") from error
     if not entries:
         raise DataError(f"{annotation_json}: has no instances (crowds do not count); give an instances file.")

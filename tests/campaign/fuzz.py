@@ -8,7 +8,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from time import monotonic, process_time
 
@@ -26,7 +26,7 @@ def fuzz(work: Path, tally: Tally, kinds: list[str], *, share: float = 1.0, seed
     """Every kind's inputs that are not done, or a `share` of each kind."""
     for kind in kinds:
         wanted = tally.wanted(kind, max(1, round(KINDS[kind][0] * share)))
-        while batch := [number for number, _ in zip(wanted, range(BATCH), strict=False)]:
+        while batch := list(islice(wanted, BATCH)):
             while batch:
                 done = _batch(work, kind, batch, seed)
                 for number, trouble, line in done:

@@ -306,6 +306,26 @@ def test_a_quantization_that_no_grid_has_is_refused(folder, wrong, message):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ({"q": []}, "must have an end per head"),
+        ({"k": [1.0]}, "must have an end per head"),
+        ({"v": [1.0, float("nan")]}, "must be positive numbers"),
+        ({"q": [1.0], "k": [1.0], "v": [1.0], "positions": []}, "has 2 heads, and its quantization 1"),
+    ],
+)
+def test_a_quantization_of_other_heads_is_refused(tiny_slim, tmp_path, ends, message):
+    folder = save_checkpoint(tiny_slim, tmp_path / "slim")
+    config = json.loads((folder / "config.json").read_text())
+    heads = {name: [1.0, 1.0] for name in ("q", "k", "v", "positions")}
+    entry = {"bits": 8, "scale": 0.1, "zero_point": 0, "split": None, "shares_of_peak": True}
+    config["quantization"] = {"image_encoder.blocks.0.attn.products": {**entry, "heads": {**heads, **ends}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SamEdgeError, match=message):
+        load_checkpoint(folder)
+
+
 def test_a_config_for_other_weights_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     config["blocks"][0]["mlp"] = 44
