@@ -224,7 +224,10 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a file of anybody's says. Raises ValueError for what is no JSON, or nested too deeply to be read."""
+    """What a file of anybody's says; bytes may be in UTF-8, 16 or 32, with a byte-order mark or without.
+
+    Raises ValueError for what is no JSON, or nested too deeply to be read.
+    """
     try:
         return json.loads(text)
     except RecursionError as error:

@@ -4,7 +4,7 @@ The first line says what the work is; a file of other work is refused. A last li
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,18 @@ from sam_edge.files import parse_json
 class Journal:
     """Open to be added to within a `with` block; `done` holds the names of the lines that are there."""
 
-    def __init__(self, path: Path, header: Mapping[str, Any], name: str, option: str = "--results") -> None:
-        """`header` is the first line, of which `key` tells this work from other; `name` is what lines are known by, and
-        `option` what a user chose the file by."""
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        name: str,
+        keys: Collection[str] = (),
+        option: str = "--results",
+    ) -> None:
+        """`header` is the first line, of which `key` tells this work from other; `name` is what lines are known by,
+        `keys` what else they hold, and `option` what a user chose the file by."""
         self.path, self._header, self._name, self._option = path, dict(header), name, option
+        self._keys = frozenset(keys)
         self.done: set[str] = set()
 
     def __enter__(self) -> "Journal":
@@ -68,7 +76,7 @@ class Journal:
                     f"{self.path} holds results of another model, other settings or other pictures: choose another "
                     f"{self._option}, or delete it."
                 )
-            if number and self._name not in line:
+            if number and not (isinstance(line.get(self._name), str) and self._keys <= line.keys()):
                 raise SamEdgeError(f"{self.path}: line {number + 1} is not this log's: choose another file.")
             yield line, end
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from sam_edge.data import open_labelled, open_some
 from sam_edge.errors import BackendUnavailableError, DataError, SamEdgeError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts, iou
 from sam_edge.export.to_onnx import OnnxOptions
-from sam_edge.files import atomic_file, put_right, sha256_of
+from sam_edge.files import atomic_file, parse_json, put_right, sha256_of
 from sam_edge.models.registry import load_model
 from sam_edge.recipe import Recipe, read_recipe
 from sam_edge.runtimes.open import open_runtime
@@ -90,12 +91,13 @@ class Ledger:
         """The result of `work()`, or the one on record if inputs and what was made are unchanged."""
         key = hashlib.sha256(json.dumps([name, inputs, __version__], sort_keys=True, default=str).encode()).hexdigest()
         record = self.folder / "steps" / f"{name}.json"
-        if record.is_file():
-            saved = json.loads(record.read_text())
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            saved = parse_json(record.read_bytes())
+            result, seconds = dict(saved["result"]), float(saved["result"]["step_seconds"])
             if saved["key"] == key and saved["made"] == _fingerprint(made):
                 self._begun += 1
                 self.say(f"{name}: unchanged, skipped")
-                return saved["result"]
+                return {**result, "step_seconds": seconds}
         for written in (record, made):
             if written is not None:
                 put_right(written)

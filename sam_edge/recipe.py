@@ -81,7 +81,8 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{source} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # which numbers of many digits, and tables nested by the thousand, end in as well as what is no TOML
         raise RecipeError(f"{source} is not TOML: {error}.") from error
     values |= overrides
     recipe = Recipe()

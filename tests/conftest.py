@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="torch is not installed"))
 
 
-TORCH_FIXTURES = {"make_sam", "scatter", "tiny_sam", "tiny_slim", "pixels"}
+TORCH_FIXTURES = {"make_sam", "scatter", "tiny_sam", "tiny_slim", "small_slim", "pixels"}
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ from sam_edge.segment.config import Thresholds
 
 
 @pytest.fixture
-def checkpoint(tiny_slim, tmp_path) -> Path:
-    return save_checkpoint(tiny_slim, tmp_path / "model")
+def checkpoint(small_slim, tmp_path) -> Path:
+    return save_checkpoint(small_slim, tmp_path / "model")
 
 
 def processor_time(*command: str) -> float:
@@ -125,6 +125,24 @@ def test_an_interruption_says_what_it_left(sam_edge, checkpoint, tmp_path, monke
     code, _, err = sam_edge(*args)
     assert code == 130
     assert f"kept in {tmp_path / 'q.stages'}, and the same command goes on" in err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_want_of_memory_is_told_in_a_line(sam_edge, checkpoint, tmp_path, monkeypatch, error):
+    from sam_edge.commands.workshop import quantize
+
+    def too_large(*_, **__):
+        raise error
+
+    monkeypatch.setattr(quantize, "quantize", too_large)
+    code, out, err = sam_edge("quantize", checkpoint, "--images", "synthetic:4", "--out", tmp_path / "q")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "memory ran out: give smaller pictures" in err
+    monkeypatch.setattr(quantize, "quantize", lambda *_, **__: int("a bug"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        sam_edge("quantize", checkpoint, "--images", "synthetic:4", "--out", tmp_path / "q")
 
 
 def test_an_error_leaves_no_bar_before_it(monkeypatch):
@@ -564,6 +582,29 @@ def test_numbers_out_of_range_are_refused(sam_edge, checkpoint, option, value):
     assert code != 0
     assert out == ""
     assert "than or equal to" in err
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("slimsam", "--views", -1),
+        ("slimsam", "--batch-size", 0),
+        ("slimsam", "--workers", -2),
+        ("slimsam", "--epochs", -1),
+        ("slimsam", "--learning-rate", "nan"),
+        ("slimsam", "--importance-images", 0),
+        ("tinysam", "--batch-size", 0),
+        ("tinysam", "--epochs", 0),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_refused_before_there_is_any(
+    sam_edge, checkpoint, tmp_path, method, option, value
+):
+    asked = ("--images", "nowhere", "--method", method, *(("--student", "vit_t") if method == "tinysam" else ()))
+    code, out, err = sam_edge("compress", checkpoint, *asked, option, value, "--out", tmp_path / "out")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert option.strip("-").split("-")[0] in err
+    assert "nowhere" not in err
 
 
 BAD = {

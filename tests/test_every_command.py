@@ -8,7 +8,7 @@ import pytest
 
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.segment.config import Thresholds
-from tests.campaign.options import ENDLESS, options_of
+from tests.campaign.options import ENDLESS, commands
 
 SCENES = "--images synthetic:8:1"
 LABELS = "--data synthetic:8:2 --split all"
@@ -59,12 +59,12 @@ warmup = 1
 
 
 @pytest.fixture
-def folder(tmp_path, tiny_slim, photo, monkeypatch):
+def folder(tmp_path, small_slim, photo, monkeypatch):
     """A checkpoint in everything mode's terms, a photo, and a recipe; where commands are given their inputs by name."""
     from PIL import Image
 
-    tiny_slim.config = tiny_slim.config.replace(thresholds=Thresholds(-1.0, 0.0, tau=0.5))
-    save_checkpoint(tiny_slim, tmp_path / "open")
+    small_slim.config = small_slim.config.replace(thresholds=Thresholds(-1.0, 0.0, tau=0.5))
+    save_checkpoint(small_slim, tmp_path / "open")
     Image.fromarray(photo).save(tmp_path / "photo.png")
     (tmp_path / "recipe.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,7 @@ def folder(tmp_path, tiny_slim, photo, monkeypatch):
 
 
 def test_each_command_is_tried():
-    assert set(LINES) == set(options_of())
+    assert set(LINES) == set(commands())
     assert not set(ENDLESS) & set(LINES)
 
 

@@ -45,9 +45,13 @@ def test_a_log_of_something_else_is_refused_and_kept(tmp_path):
     path.with_name("other.jsonl").write_text("no log\n")
     with pytest.raises(SamEdgeError, match="no log"), Journal(path.with_name("other.jsonl"), HEADER, "name"):
         pass
-    path.with_name("lines.jsonl").write_text(json.dumps(HEADER) + '\n{"other": 1}\n')
-    with pytest.raises(SamEdgeError, match="line 2"), Journal(path.with_name("lines.jsonl"), HEADER, "name"):
-        pass
+    for line in ('{"other": 1}', '{"name": [1], "value": 1}', '{"name": "a"}'):
+        path.with_name("lines.jsonl").write_text(f"{json.dumps(HEADER)}\n{line}\n")
+        with (
+            pytest.raises(SamEdgeError, match="line 2"),
+            Journal(path.with_name("lines.jsonl"), HEADER, "name", ("value",)),
+        ):
+            pass
     assert path.read_bytes() == before
 
 

@@ -17,9 +17,9 @@ from sam_edge.runtimes.openvino_runtime import float_runtimes
 
 
 @pytest.fixture
-def recipe(tiny_slim, tmp_path) -> Recipe:
+def recipe(small_slim, tmp_path) -> Recipe:
     return Recipe(
-        model=str(save_checkpoint(tiny_slim, tmp_path / "model")),
+        model=str(save_checkpoint(small_slim, tmp_path / "model")),
         images="synthetic:12:1",
         data="synthetic:24:2",
         compress=SlimOptions(distil=DistilOptions(epochs=1)),
@@ -89,3 +89,8 @@ def test_a_changed_or_lost_result_is_made_again(tmp_path):
     assert ledger.step("s", {"a": 2}, made, work)["count"] == 2
     (made / "file").write_text("damaged")
     assert ledger.step("s", {"a": 2}, made, work)["count"] == 3
+    record = tmp_path / "steps" / "s.json"
+    for damaged in ("", "[]", "[" * 100_000, '{"key": 1}', record.read_text().replace("step_seconds", "seconds")):
+        record.write_text(damaged)
+        before = count
+        assert ledger.step("s", {"a": 2}, made, work)["count"] == before + 1

@@ -44,6 +44,8 @@ def test_tables_hold_the_steps_own_options_and_every_step_has_the_seed(tmp_path)
         ("[engine]\ntargets = 'sm89'", "list of strings"),
         ("seed = true", "seed must be int"),
         ("= =", "not TOML"),
+        pytest.param("a = " + "1" * 5000, "not TOML", id="a number without end"),
+        pytest.param("a = " + "[" * 100_000, "not TOML", id="nested without end"),
     ],
 )
 def test_what_a_recipe_does_not_have_is_refused(tmp_path, text, hint):

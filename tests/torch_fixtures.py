@@ -1,6 +1,7 @@
 """Small SAMs whose every tensor is random, so that no weight can be left out unnoticed."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,3 +72,11 @@ def pixels() -> torch.Tensor:
 def tiny_slim(tiny_config: ModelConfig, make_sam: MakeSam) -> EdgeSam:
     """A small SAM with q, k and v apart."""
     return make_sam(tiny_config.replace(arch="slim_vit"))
+
+
+@pytest.fixture
+def small_slim(tiny_config: ModelConfig, make_sam: MakeSam) -> EdgeSam:
+    """The least that all commands take, for tests that export it or quantize it more than once: a block, and a layer
+    of the decoder."""
+    decoder = replace(tiny_config.decoder, depth=1)
+    return make_sam(tiny_config.replace(arch="slim_vit", blocks=tiny_config.blocks[1:], decoder=decoder))

@@ -11,7 +11,7 @@ import typer
 
 from sam_edge import __version__
 from sam_edge.cli.examples import EXAMPLES
-from sam_edge.cli.output import INTERRUPTED, Interrupted, fail, interruptible
+from sam_edge.cli.output import INTERRUPTED, Interrupted, fail, interruptible, is_memory
 from sam_edge.errors import SamEdgeError
 from sam_edge.halves import missing
 
@@ -94,5 +94,9 @@ def main() -> None:
         fail(str(missing(error)))
     except OSError as error:
         fail(f"{error.filename or 'the system'}: {error.strerror or error}.")
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        fail("memory ran out: give smaller pictures, a smaller batch or grid of points, or a smaller model.")
     except Interrupted as interrupted:
         fail(f"interrupted: {interrupted}.", INTERRUPTED)

@@ -71,6 +71,14 @@ def fail(text: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in the words of Python, NumPy, or PyTorch on the CPU and on GPUs."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("not enough memory", "out of memory", "can't allocate memory", "bad_alloc")
+    )
+
+
 def report(as_json: bool, result: dict[str, Any], text: str) -> None:
     """A command's result: the object on stdout, or the text for people on stderr."""
     if as_json:

@@ -1,6 +1,7 @@
 """Distillation of a pruned encoder, with the alignment of inner features (SlimSAM, eq. 5 to 8)."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from sam_edge.compress.features import Kind, feature_loss, recorded
 from sam_edge.compress.teacher import EmbeddingStore, Teacher
 from sam_edge.data.split import is_val
+from sam_edge.errors import TrainingError
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.loop import LoopOptions, Progress, Validate, fit
 from sam_edge.training.pictures import PictureOptions, Pictures, PictureStream
@@ -44,6 +46,18 @@ class DistilOptions:
     """Autocast to bfloat16."""
     seed: int = 0
     """Seed of the order and the crops."""
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError for what no run can be made of, before anything is computed for it."""
+        for name, least in (("epochs", 0), ("align_epochs", 0), ("workers", 0), ("batch_size", 1), ("views", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TrainingError(f"{name} must be at least {least}, got {value}.")
+        if not 0 <= self.cache_gb < math.inf or not 0 < self.learning_rate < math.inf:
+            raise TrainingError(
+                f"cache_gb cannot be negative, and learning_rate must be positive, got {self.cache_gb} and "
+                f"{self.learning_rate}."
+            )
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _claim(folder: Path, index: dict[str, Any]) -> None:
     text = json.dumps(index)
     file = folder / INDEX
     if file.is_file():
-        if file.read_text(encoding="utf-8") != text:
+        if file.read_bytes() != text.encode():
             raise CompressionError(
                 f"{folder} holds embeddings of another teacher, other pictures or other options: "
                 "choose another folder or delete it."

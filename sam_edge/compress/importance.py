@@ -4,6 +4,7 @@ Gradients are taken picture by picture. The disturbed loss has an expected gradi
 picture to picture is the information, so absolute values are summed by default (`accumulation`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from sam_edge.errors import CompressionError
 from sam_edge.files import atomic_file
-from sam_edge.models.checkpoint import save_tensors
+from sam_edge.models.checkpoint import read_tensors, save_tensors
 from sam_edge.models.sam import EdgeSam
 from sam_edge.training.processes import rank, world
 
@@ -39,6 +39,13 @@ class ImportanceOptions:
     """Over pictures: `absolute` sums |gradient x weight|, `signed` sums gradients first, as the paper's code does."""
     noise: float = 0.01
     """Standard deviation of the noise that disturbs the embedding."""
+
+    def __post_init__(self) -> None:
+        """Raises CompressionError for what no importance can be taken of."""
+        if self.images < 1 or not 0 <= self.noise < math.inf:
+            raise CompressionError(
+                f"importance is taken on at least 1 picture, under noise from 0, got {self.images} and {self.noise}."
+            )
 
 
 def disturbed_loss(model: EdgeSam, pixels: Float[Tensor, "b 3 s s"], noise: float, seed: int) -> Float[Tensor, ""]:
@@ -130,10 +137,13 @@ def _restore(path: Path | None, identity: str, sums: Mapping[str, Tensor]) -> in
     """Pictures done so far; a state of other settings is left to be overwritten."""
     if path is None or not path.is_file():
         return 0
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("identity") != identity:
-            return 0
+    tensors, metadata = read_tensors(path)
+    if metadata.get("identity") != identity:
+        return 0
+    try:
+        done = int(metadata["done"])
         for name, total in sums.items():
-            total.copy_(file.get_tensor(name))
-    return int(metadata["done"])
+            total.copy_(tensors[name])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CompressionError(f"{path} is not the state that was saved there: delete it to begin anew.") from error
+    return done

@@ -39,7 +39,7 @@ class StoredEmbeddings:
         """
         self.folder = folder
         try:
-            self.index: dict[str, Any] = parse_json((folder / INDEX).read_text(encoding="utf-8"))
+            self.index: dict[str, Any] = parse_json((folder / INDEX).read_bytes())
             if self.index["schema"] != SCHEMA:
                 raise CompressionError(f"{folder} was written by another version of sam-edge: embed again.")
             self.options = EmbedOptions(**self.index["options"])
@@ -90,7 +90,14 @@ class StoredEmbeddings:
 
     def _note(self, shard: int) -> dict[str, Any]:
         try:
-            return parse_json(shard_files(self.folder, shard)[1].read_text(encoding="utf-8"))
+            note = parse_json(shard_files(self.folder, shard)[1].read_bytes())
+            if not {"sha256", "squared_error", "squared_spread", "masks"} <= note.keys():
+                raise ValueError("it lacks what a shard's note holds")
+            return note
+        except (ValueError, AttributeError) as error:
+            raise CompressionError(
+                f"{self.folder}: the note of shard {shard} is not what was written: delete it, and embed again."
+            ) from error
         except OSError as error:
             raise CompressionError(
                 f"{self.folder} is not finished, shard {shard} of {self.shards} is missing: "

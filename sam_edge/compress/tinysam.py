@@ -72,6 +72,10 @@ class TinySamOptions:
     def __post_init__(self) -> None:
         if not self.decoder_rate > 0:
             raise TrainingError(f"decoder_rate must be positive, got {self.decoder_rate}: --decoder frozen keeps it.")
+        for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("validations", 0), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TrainingError(f"{name} must be at least {least}, got {value}.")
 
 
 def distil_plan(names: list[str], views: int, options: TinySamOptions) -> LoopOptions:

@@ -61,8 +61,7 @@ def _entries_by_image(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, tuple[int, int]]]:
     """File name -> its instances as they stand in the JSON file, and -> the height and width they were drawn on."""
     try:
-        # some programs write a byte-order mark
-        content = parse_json(annotation_json.read_text(encoding="utf-8-sig"))
+        content = parse_json(annotation_json.read_bytes())
         sizes = {
             file_name(image): (int(image["height"]), int(image["width"]))
             for image in content["images"]
@@ -78,7 +77,7 @@ def _entries_by_image(
         raise DataError(f"{annotation_json}: cannot be read ({error.strerror}); check the path.") from error
     except KeyError as error:
         raise DataError(f"{annotation_json}: lacks {error}; expected COCO instances.") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{annotation_json}: not COCO instances ({error}).") from error
     if not entries:
         raise DataError(f"{annotation_json}: has no instances (crowds do not count); give an instances file.")

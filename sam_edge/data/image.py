@@ -65,6 +65,8 @@ def decode_image(
             return _to_rgb(_upright(image))
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+    except MemoryError as error:
+        raise DataError(f"{where}: does not fit into memory; scale it down.") from error
     except Exception as error:
         # Wide on purpose: broken bytes make the decoders raise almost anything (OSError, SyntaxError,
         # struct.error, zlib.error, IndexError, ...), and each of them means the same to the user.

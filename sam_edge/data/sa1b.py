@@ -57,13 +57,16 @@ def parse_sa1b(
         return read_annotations(entries, lambda entry: _annotation(entry, height, width), where, strict=strict)
     except KeyError as error:
         raise DataError(f"{where}: lacks the key {error}; expected SA-1B annotations.") from error
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise DataError(f"{where}: not SA-1B annotations ({error}); replace or remove it.") from error
 
 
 def _annotation(entry: dict[str, Any], height: int, width: int) -> Annotation:
     left, top, box_width, box_height = (float(value) for value in entry["bbox"])
     x, y = (float(value) for value in entry["point_coords"][0])
+    # as far out as polygons may lie; what is not finite is nowhere
+    if not all(abs(value) < 10 * (height + width) for value in (left, top, box_width, box_height, x, y)):
+        raise DataError("its box or its point is not near the picture.")
     return Annotation(
         rle=to_rle(entry["segmentation"], height, width),
         bbox_xywh=(left, top, box_width, box_height),

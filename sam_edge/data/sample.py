@@ -87,7 +87,7 @@ def read_annotations(
             reason = str(error)
         except KeyError as error:
             reason = f"lacks the key {error}."
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
             reason = f"is none ({error})."
         wrong.append(f"{where}: annotation {number}: {reason}")
         if strict:

@@ -112,9 +112,14 @@ class BoxesToSegment:
 
     def _detected(self, file: Path) -> Iterator[tuple[int, Box]]:
         try:
-            for entry in parse_json(file.read_text(encoding="utf-8")):
+            for entry in parse_json(file.read_bytes()):
                 x, y, width, height = map(float, entry["bbox"])
-                yield entry["image_id"], Box((x, y, width, height), entry["category_id"], float(entry["score"]))
+                score, image, category = float(entry["score"]), entry["image_id"], entry["category_id"]
+                if not all(map(math.isfinite, (x, y, width, height, score))):
+                    raise ValueError("bbox and score must be finite")
+                if not (_is_id(image) and _is_id(category)):
+                    raise ValueError("image_id and category_id must be numbers or names")
+                yield image, Box((x, y, width, height), category, score)
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror}); check the path.") from error
         except (ValueError, TypeError, KeyError) as error:
@@ -182,7 +187,8 @@ def evaluate_average_precision(
         DataError: see `BoxesToSegment.read`.
     """
     predictor = SamPredictor(runtime)
-    images = sorted(asked.boxes)
+    # ids of a file are numbers, or all of them are names
+    images = sorted(asked.boxes, key=lambda image: (str(type(image)), image))
 
     def measure(numbers: list[int]) -> Iterator[tuple[int, str, list[dict[str, Any]]]]:
         for number in numbers:
@@ -195,7 +201,7 @@ def evaluate_average_precision(
             yield number, digest, asked.segment(predictor, image, pixels, prompts_per_batch, multimask)
 
     walked = walk([str(image) for image in images], measure, kept, on_image)
-    done = [int(name) for name in walked.found]
+    done = [image for image in images if str(image) in walked.found]
     with _told_by("the labels"):
         found = summarise(asked.labels, [result for results in walked.found.values() for result in results], done)
     return replace(found, data_sha256=walked.data_sha256, left=walked.left)
@@ -212,8 +218,17 @@ def _told_by(what: Path | str) -> Iterator[None]:
         raise DataError(f"{what}: not COCO instances that pycocotools can evaluate ({error!r:.120}).") from error
 
 
+def _is_id(value: object) -> bool:
+    """COCO's ids are numbers; some programs' are names."""
+    return isinstance(value, int | str)
+
+
 def _check(labels: COCO) -> None:
     """Raises DataError for a label that pycocotools would end the process over."""
+    for known, what in ((labels.imgs, "image"), (labels.cats, "category")):
+        for number in known:
+            if not _is_id(number):
+                raise DataError(f"{what} {number!r:.40}: its id must be a number or a name.")
     for number, entry in labels.anns.items():
         image = labels.imgs[entry["image_id"]]
         if not all(math.isfinite(float(side)) for side in (*entry["bbox"], entry["area"])) or len(entry["bbox"]) != 4:

@@ -71,7 +71,7 @@ class Kept:
     def journal(self, file: Path) -> Journal:
         """One of the files."""
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True, default=str).encode()).hexdigest()
-        return Journal(file, {"key": digest, "of": dict(self.key)}, "name")
+        return Journal(file, {"key": digest, "of": dict(self.key)}, "name", ("sha256", "found"))
 
     @property
     def own(self) -> Path | None:

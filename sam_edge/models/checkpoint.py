@@ -70,6 +70,19 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
     file.chmod(0o644)
 
 
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file that `save_tensors` wrote, and what was noted with them.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no such file.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} is not what was saved there: delete it to begin anew.") from error
+
+
 def state_to_store(model: EdgeSam, *, half: bool = False) -> dict[str, Tensor]:
     """What of a model goes into its file: each tensor once, halved and packed as `save_checkpoint` says."""
     tensors = {
@@ -222,7 +235,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path)
     """Load a state dict strictly; float weights become float32.
 
     Raises:
-        CheckpointError: missing, unexpected or misshapen tensors, or not finite ones, the first few named.
+        CheckpointError: missing, unexpected or misshapen tensors, integers for floats, or not finite ones, the first
+            few named.
     """
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     wanted = model.state_dict()
@@ -236,6 +250,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path)
         *(f"{name} is missing" for name in missing),
         *(f"{name} is unexpected" for name in extra),
         *shapes,
+        *(
+            f"{name} is of {str(value.dtype).removeprefix('torch.')}"
+            for name, value in state.items()
+            if name in wanted and value.is_floating_point() != wanted[name].is_floating_point()
+        ),
         *(f"{name} is not finite" for name, value in state.items() if not torch.isfinite(value).all()),
     ]
     if problems:
@@ -278,8 +297,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     for key in CONTAINERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise CheckpointError(f"{path} holds no state dict: save `model.state_dict()` instead.")
+    # PyTorch keeps a number that was expanded to terabytes in four bytes
+    room = path.stat().st_size
+    for name, value in loaded.items():
+        plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
+        if not plain or value.numel() * value.element_size() > room:
+            raise CheckpointError(
+                f"{path}: {name:.100} is no plain tensor of this file's: save weights as dense floats on the CPU."
+            )
     return loaded
 
 

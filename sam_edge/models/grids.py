@@ -4,11 +4,14 @@ The two custom operators are, to the letter, ONNX's QuantizeLinear and Dequantiz
 such. Grids come in two dialects: `cpu` (asymmetric, uint8) and `tensorrt` (symmetric, int8, zero point 0).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from sam_edge.errors import QuantizationError
 
 Dialect = Literal["cpu", "tensorrt"]
 
@@ -47,6 +50,14 @@ class Grid:
     zero_point: int
     bits: int = 8
 
+    def __post_init__(self) -> None:
+        """Raises QuantizationError for numbers that make no grid, as a config.json may have them."""
+        _check_steps(self.scale, self.bits)
+        if self.zero_point not in range(2**self.bits):
+            raise QuantizationError(
+                f"a zero point must be an integer from 0 to {2**self.bits - 1}, got {self.zero_point!r:.40}."
+            )
+
     @classmethod
     def of_range(cls, low: float, high: float, bits: int = 8) -> "Grid":
         """The grid whose ends are `low` and `high`, widened to hold 0 exactly (Jacob et al. 2018, eq. 3)."""
@@ -69,6 +80,13 @@ class Grid:
         return max(-low, high) / top, 0, -top - 1, top, torch.int8
 
 
+def _check_steps(scale: float, bits: int) -> None:
+    if bits not in range(1, 9):
+        raise QuantizationError(f"a grid's bits must be between 1 and 8, got {bits!r:.40}.")
+    if not 0 < scale < math.inf:
+        raise QuantizationError(f"a grid's scale must be a positive number, got {scale!r:.40}.")
+
+
 @dataclass(frozen=True)
 class TwinGrid:
     """Two steps for a lopsided activation: fine ones below `split`, coarse ones above (PTQ4ViT; TinySAM, sec. 3.3).
@@ -89,6 +107,13 @@ class TwinGrid:
     split_steps: int
     """The split, in coarse steps; 0, or half the codes shifted right by `shift`."""
     bits: int = 8
+
+    def __post_init__(self) -> None:
+        """Raises QuantizationError for numbers that make no grid, as a config.json may have them."""
+        _check_steps(self.scale, self.bits)
+        for name, steps in (("shift", self.shift), ("split_steps", self.split_steps)):
+            if steps not in range(2**self.bits):
+                raise QuantizationError(f"{name} must be an integer from 0 to {2**self.bits - 1}, got {steps!r:.40}.")
 
     @classmethod
     def signed(cls, scale: float, shift: int, bits: int) -> "TwinGrid":

@@ -44,6 +44,13 @@ class LayerQuantization:
     twin: TwinGrid | None = None
     """Twin grid of the layer's input, used in place of `input` where a form of the model takes twins."""
 
+    def __post_init__(self) -> None:
+        """Raises QuantizationError for bits or an axis that no weights have, as a config.json may name them."""
+        if self.bits not in range(1, 9) or self.axis not in (0, 1):
+            raise QuantizationError(
+                f"weights have 1 to 8 bits and scales along axis 0 or 1, got {self.bits!r:.40} and {self.axis!r:.40}."
+            )
+
     def as_dict(self) -> dict[str, Any]:
         """The entry in config.json."""
         return {
@@ -277,14 +284,23 @@ def insert_quantized_layers(model: EdgeSam, quantization: dict[str, dict[str, An
     """Replace each named float layer by its quantized form, weights yet to be set; returns what was put where.
 
     Raises:
-        QuantizationError: a name that is no quantizable layer of the model.
+        QuantizationError: a name that is no quantizable layer of the model, or grids of other heads than it has.
     """
     layers = {name: module for name, module in model.named_modules() if quantizable(module)}
     for name in quantization:
         if name not in layers:
             raise QuantizationError(f"{name} is not a layer of this model that can be quantized.")
+        if isinstance(layers[name], AttentionProducts):
+            _check_heads(model.get_submodule(name.rpartition(".")[0]), name, quantization[name])
     entries = {id(layers[name]): entry for name, entry in quantization.items()}
     return swap_modules(model, lambda module: id(module) in entries, lambda module: form(module, entries[id(module)]))
+
+
+def _check_heads(attention: nn.Module, name: str, entry: dict[str, Any]) -> None:
+    """Raises QuantizationError for other heads than an attention has: one end would be spread over all of them."""
+    heads = getattr(attention, "heads", None) or getattr(attention, "num_heads", None)
+    if heads is not None and len(entry["heads"]["q"]) != heads:
+        raise QuantizationError(f"{name} has {heads} heads, and its quantization {len(entry['heads']['q'])}.")
 
 
 def form(module: nn.Module, entry: dict[str, Any]) -> nn.Module:

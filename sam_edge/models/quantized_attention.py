@@ -6,6 +6,7 @@ multiplication of each product. Attention weights are taken as shares of their r
 multiplied by again: they lie in [0, 1] in every row, and their grid, plain or twin, is per tensor.
 """
 
+import math
 import operator
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -48,6 +49,16 @@ class AttentionQuantization:
     """Bits of all four operands."""
     positions: tuple[float, ...] = ()
     """Per head: the largest magnitude that relative positions keep; empty where there are none."""
+
+    def __post_init__(self) -> None:
+        """Raises QuantizationError for ends that no heads have, as a config.json may name them."""
+        ends = (self.q, self.k, self.v, *([self.positions] if self.positions else []))
+        if not self.q or any(len(values) != len(self.q) for values in ends):
+            raise QuantizationError(
+                f"q, k, v and positions must have an end per head, got {[*map(len, ends)]} of them."
+            )
+        if not all(0 < value < math.inf for values in ends for value in values):
+            raise QuantizationError("the ends of the grids of q, k, v and positions must be positive numbers.")
 
     def as_dict(self) -> dict[str, Any]:
         """The entry in config.json."""

@@ -186,6 +186,6 @@ def _recognised(path: Path) -> EdgeSam:
 def _is_hugging_face(folder: Path) -> bool:
     """True for a download of a `SamModel`, which has the same two file names as our folders."""
     try:
-        return parse_json((folder / CONFIG).read_text()).get("model_type") == "sam"
+        return parse_json((folder / CONFIG).read_bytes()).get("model_type") == "sam"
     except (OSError, ValueError, AttributeError):
         return False

@@ -162,7 +162,7 @@ def read_engines(folder: str | Path) -> list[Engine]:
     if not path.is_file():
         return []
     try:
-        values = parse_json(path.read_text())
+        values = parse_json(path.read_bytes())
         if values["schema"] != SCHEMA:
             raise ValueError(f"schema {values['schema']!r} is not {SCHEMA}")
         found = [Engine(**entry) for entry in values["engines"]]

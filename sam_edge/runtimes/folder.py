@@ -42,7 +42,7 @@ class ExportedFolder:
         """
         path = Path(path)
         try:
-            values = parse_json((path / MANIFEST).read_text(encoding="utf-8"))
+            values = parse_json((path / MANIFEST).read_bytes())
             files = [(path / own_file(graph["file"]), graph["sha256"]) for graph in values["graphs"].values()]
             config = ModelConfig.from_dict(values["config"])
             left = (values.get("integer_form") or {}).get("float_products", ())

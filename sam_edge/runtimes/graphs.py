@@ -74,6 +74,15 @@ class GraphRuntime(ABC):
                 f"the {graph} of {self.folder.path} does not run in {self.name} ({reason}): export it again."
             ) from error
 
+    def _check_answers(self, graph: str, got: Sequence[int], wanted: Sequence[int]) -> None:
+        """Raises ExportError for other than one answer a prompt set: OpenVINO goes on with nothing where an operator
+        fails."""
+        if tuple(got) != tuple(wanted):
+            raise ExportError(
+                f"the {graph} of {self.folder.path} answers {tuple(got)} in {self.name} where {tuple(wanted)} were "
+                "asked: export it again."
+            )
+
     def _host(self, value: Any) -> np.ndarray:
         """A value as a NumPy array."""
         return np.asarray(value)
@@ -93,9 +102,11 @@ class GraphRuntime(ABC):
         """Mask logits and predicted IoU, a few sets at a time."""
         found = []
         for first in range(0, prompts.labels.shape[1], self.sets_at_once):
-            inputs = decoder_inputs(self.config, prompts.part(slice(first, first + self.sets_at_once)))
-            given = self._called("decoder", {"embeddings": embeddings, **inputs})
+            part = prompts.part(slice(first, first + self.sets_at_once))
+            given = self._called("decoder", {"embeddings": embeddings, **decoder_inputs(self.config, part)})
             found.append((self._host(given["logits"]), self._host(given["iou"])))
+            for value in found[-1]:
+                self._check_answers("decoder", value.shape[:3], (*part.labels.shape[:2], 4))
         if not found:
             batch, side = prompts.labels.shape[0], self.config.mask_size
             return np.zeros((batch, 0, 4, side, side), np.float32), np.zeros((batch, 0, 4), np.float32)
@@ -127,6 +138,7 @@ class GraphRuntime(ABC):
             }
             bands.append(self._called("predict", {**image, **given}))
         found = [self._host(band["iou"]) for band in bands]
+        self._check_answers("predict", (sum(map(len, found)),), labels.shape[1:2])
         return Prediction(np.concat(found) if found else np.zeros((0, 4), np.float32), (state, bands))
 
     def upscale(

@@ -85,7 +85,7 @@ def _holds_integers(spec: str | Path) -> bool:
     if str(spec) in KNOWN or not config.is_file():
         return False
     try:
-        return bool(parse_json(config.read_text(encoding="utf-8")).get("quantization"))
+        return bool(parse_json(config.read_bytes()).get("quantization"))
     except (OSError, ValueError, AttributeError):
         # whoever opens it says what is wrong
         return False

@@ -284,7 +284,7 @@ class ModelConfig:
             CheckpointError: missing, not JSON, or not a model's config.
         """
         try:
-            values = parse_json(path.read_text())
+            values = parse_json(path.read_bytes())
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
         except ValueError as error:

@@ -15,12 +15,11 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from sam_edge.errors import TrainingError
 from sam_edge.files import atomic_file
-from sam_edge.models.checkpoint import save_tensors
+from sam_edge.models.checkpoint import read_tensors, save_tensors
 from sam_edge.training.processes import agreed, average_gradients, mean_of_all, rank, share
 
 Loss = Callable[[Any, int], tuple[Tensor, dict[str, Tensor]]]
@@ -317,16 +316,36 @@ def _restore(
     average: dict[str, Tensor],
     best: dict[str, Tensor],
 ) -> Progress:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("identity") != identity:
-            raise TrainingError(f"{path} is the state of a run with other settings: choose another --out or delete it.")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("identity") != identity:
+        raise TrainingError(f"{path} is the state of a run with other settings: choose another --out or delete it.")
+    try:
+        return _put_back(metadata, tensors, trained, statistics, optimizers, average, best)
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise TrainingError(f"{path} is not the state that was saved there: delete it to begin anew.") from error
+
+
+def _put_back(
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    trained: dict[str, nn.Parameter],
+    statistics: dict[str, Tensor],
+    optimizers: list[torch.optim.Optimizer],
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
+) -> Progress:
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "ema": {}, "best": {}, "optimizer": {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
         parts[kind][rest] = value
     device = next(iter(trained.values())).device
+    progress = Progress(**json.loads(metadata["progress"]))
+    numbers = (progress.seconds, progress.data_wait_seconds, progress.best_score or 0.0, progress.stale)
+    if not isinstance(progress.step, int) or not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("progress is told in numbers")
+    if any(parts["model"][name].shape != parameter.shape for name, parameter in trained.items()):
+        # copies would be spread over them
+        raise ValueError("tensors of other shapes")
     _load_into(trained, parts["model"])
     if parts["buffer"]:
         # states of before buffers were saved have none
@@ -340,4 +359,4 @@ def _restore(
         states[int(number)].setdefault(int(index), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**json.loads(metadata["progress"]))
+    return progress

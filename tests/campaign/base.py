@@ -12,6 +12,7 @@ from sam_edge.data.rle import encode_mask
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.config import DecoderConfig, ModelConfig, StageConfig, uniform_blocks
+from tests.campaign.states import make_unfinished
 
 DECODER = DecoderConfig(dim=32, depth=1, heads=2, mlp=32, mask_channels=8, iou_hidden=16)
 VIT = ModelConfig("vit", 64, uniform_blocks(2, 16, 2, (1,), window=3, mlp=16), patch_size=16, decoder=DECODER)
@@ -68,6 +69,7 @@ def make_base(base: Path) -> None:
     photos = str(base / "photos")
     quantize(str(base / "slim"), photos, base / "quantized", QuantizeOptions(metric="minmax"), calibration_images=1)
     to_graphs(str(base / "slim"), photos, base / "exported", "fp32", device="cpu", seed=0)
+    make_unfinished(base.parent)
     (base / "done").touch()
 
 

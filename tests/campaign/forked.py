@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 HANG_SECONDS = 30.0
-"""Longest that a command may take over a small input."""
+"""Longest that a command may take over a small input, of a processor's time."""
 MEMORY_BYTES = 3 << 30
 """Address space that a command may take beyond what its imports have."""
 NOBODY = 65534

@@ -3,7 +3,6 @@
 Most are good ones with a few things changed, so that they get past the first check.
 """
 
-import copy
 import io
 import json
 import os
@@ -15,15 +14,19 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tests.campaign.changes import changed, changed_bytes, document
+from tests.campaign.lines import OUT, command_lines, odd_places, options
+from tests.campaign.states import unfinished_work
+
 CANARY = "CANARY"
 """Variable that names a file which code of an input would write, if any ran."""
-OUT = ("--out", "out")
 FORMATS = (
     "PNG",
     "JPEG",
@@ -41,18 +44,32 @@ FORMATS = (
     "IM",
     "SPIDER",
 )
-HOSTILE: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 7, 2**31, 2**63, 10**30, -(10**9), 0.5, -0.0, 1e308, float("nan"), float("inf"), "",
-    "x", "x" * 3000, "../../../outside", "/etc/passwd", "\ud800", "\x00", "nan", [], {}, [[]], [None], {"": None},
-    [1e300] * 3, [0, 0, 0, 0], [[5, 5, 5, 5, 5]], [-1, -1, 1e9, 1e9], 65536, 100000,
-)  # fmt: skip
-TOKENS = (
-    "nan", "inf", "-inf", "-1", "0", "1e308", "1e-320", "99999999999999999999", "0x10", "1,2", "1,2,3,4,5", "", " ", 
-    "\x1b[31m", "é", "💥", "--", "-", "=", "a=b", "a=b=c", "*", "[", "../..", "/dev/null", "/proc/self/mem",
-    "synthetic", "synthetic:0", "synthetic:1:x", "synthetic:99999999999", "random:x", "timm:", "timm:x=y", "random:",
-    "x" * 5000, "{}", "null", "%s%n", "$(id)", "`id`", "\udcff", "1" * 400, "true", "None", "cuda", "auto", "model",
-    "photo.png", ".", "~", "~root",
-)  # fmt: skip
+NAMES = ("photo",) * 8 + (
+    "with space",
+    "PHOTO",
+    "é",
+    "\udcd5",
+    "line\nbreak",
+    "-dash",
+    ".hidden",
+    "[1]",
+    "%s",
+    "x" * 240,
+    "a.b",
+)
+PROMPTS = (
+    ("--box", "2,2,20,20"),
+    ("--box", "2,2,20,20"),
+    ("--point", "0,0"),
+    ("--fast-read", "--point", "0,0"),
+    ("--point", "3,3", "--point", "5,5,0", "--box", "1,1,30,30"),
+    ("--point", "-1,4"),
+    ("--box", "5,5,5,5"),
+    ("--point", "1e9,1e9"),
+    ("--everything", "--points-per-side", "2", "--pred-iou", "0", "--stability", "0"),
+    ("--box", "0,0,9,9", *(part for number in range(300) for part in ("--point", f"{number % 30},{number % 17}"))),
+)
+
 
 Make = Callable[[random.Random, Path, Path], list[str]]
 """`make(rng, base, folder)` writes files to `folder`, made of the good ones in `base`; gives sam-edge's arguments."""
@@ -65,84 +82,11 @@ class RunsCode:
         return os.system, (f'touch "${CANARY}"',)
 
 
-def changed_bytes(rng: random.Random, data: bytes) -> bytes:
-    """A few random changes of a file's bytes, mostly near its beginning."""
-    data = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        at = min(int(rng.expovariate(1 / 60)) if rng.random() < 0.6 else rng.randrange(len(data) + 1), len(data))
-        kind = rng.randrange(7)
-        if kind == 0:
-            del data[at:]
-        elif kind == 1 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 2:
-            data[at : at + 4] = rng.choice(
-                (b"\x00" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x10\x00")
-            )
-        elif kind == 3:
-            data[at:at] = rng.randbytes(rng.choice((1, 8, 200)))
-        elif kind == 4:
-            del data[at : at + rng.choice((1, 4, 64, 1000))]
-        elif kind == 5:
-            data[at:at] = data[at : at + rng.choice((4, 16, 500))]
-        else:
-            data[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1, len(data))))
-    return bytes(data)
-
-
-def changed(rng: random.Random, value: Any) -> Any:
-    """A document with a few of its nodes replaced, left out, repeated or renamed."""
-    value = copy.deepcopy(value)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        holders = [node for node in _nodes(value) if isinstance(node, dict | list) and node]
-        if not holders:
-            break
-        holder = rng.choice(holders)
-        key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
-        kind = rng.randrange(6)
-        if kind <= 2:
-            holder[key] = copy.deepcopy(rng.choice(HOSTILE))
-        elif kind == 3:
-            del holder[key]
-        elif kind == 4 and isinstance(holder, dict):
-            holder[rng.choice(("", "x", "schema", "id", key.upper()))] = holder.pop(key)
-        else:
-            other = rng.choice(list(_nodes(value)))
-            # not a node into itself
-            holder[key] = json.loads(json.dumps(other))
-    return value
-
-
-def _nodes(value: Any) -> list[Any]:
-    found = [value]
-    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        found += _nodes(child)
-    return found
-
-
-def document(rng: random.Random, value: Any) -> bytes:
-    """A changed document as a file, now and then with its text broken too."""
-    kind = rng.random()
-    if kind < 0.03:
-        return rng.choice(
-            (
-                b"[" * 200_000,
-                b'{"a":' * 100_000,
-                b"",
-                b"null",
-                b"\xff\xfe{\x00}\x00",
-                b"1" * 50_000,
-                b'"',
-                b"\xef\xbb\xbf{}",
-            )
-        )
-    text = json.dumps(changed(rng, value)).encode("utf-8", "surrogatepass")
-    return changed_bytes(rng, text) if kind < 0.2 else text
-
-
 def a_picture(rng: random.Random) -> Image.Image:
-    mode = rng.choice(("RGB", "RGB", "RGBA", "L", "P", "1", "CMYK", "I;16", "F", "LA", "I", "YCbCr", "HSV", "LAB"))
-    width, height = rng.choice(((40, 30), (1, 1), (1, 200), (300, 2), (64, 64), (17, 31)))
+    mode = rng.choice(
+        ("RGB", "RGB", "RGBA", "L", "P", "1", "CMYK", "I;16", "F", "LA", "PA", "RGBX", "I", "YCbCr", "HSV", "LAB")
+    )
+    width, height = rng.choice(((40, 30), (40, 30), (1, 1), (1, 200), (300, 2), (64, 64), (17, 31)))
     image = Image.fromarray(
         np.random.default_rng(rng.randrange(2**32)).integers(0, 255, (height, width, 3), dtype=np.uint8)
     )
@@ -168,13 +112,18 @@ def picture_file(rng: random.Random) -> tuple[str, bytes]:
         exif = Image.Exif()
         exif[0x0112] = rng.choice((0, 3, 6, 8, 99))
         extra["exif"] = changed_bytes(rng, exif.tobytes()) if rng.random() < 0.5 else exif
+    if form in ("GIF", "TIFF", "WEBP", "PNG") and rng.random() < 0.2:
+        extra |= {
+            "save_all": True,
+            "append_images": [a_picture(rng).convert("RGB").resize(image.size) for _ in range(2)],
+        }
     for mode in (image.mode, "RGB", "L"):
         stream.seek(0)
         stream.truncate()
         try:
             image.convert(mode).save(stream, form, **extra)
             break
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError, struct.error):
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, struct.error):
             continue
     data = stream.getvalue() or b"nothing"
     return rng.choice((form.lower(), "jpg", "png")), data if rng.random() < 0.15 else changed_bytes(rng, data)
@@ -196,9 +145,33 @@ def lying_png(rng: random.Random) -> bytes:
 
 def pictures(rng: random.Random, base: Path, folder: Path) -> list[str]:
     suffix, data = picture_file(rng)
-    (folder / f"photo.{suffix}").write_bytes(data)
-    prompt = rng.choice((("--box", "2,2,20,20"), ("--point", "0,0"), ("--fast-read", "--point", "0,0")))
-    return ["segment", str(base / "exported"), f"photo.{suffix}", *prompt, *OUT]
+    if rng.random() < 0.004:
+        suffix, data = "png", largest_picture()
+    name = f"{rng.choice(NAMES)}.{suffix}"
+    (folder / name).write_bytes(data)
+    prompt = rng.choice(PROMPTS)
+    given = rng.choice((name, name, name, name, ".", f"*.{suffix}", str(folder / name)))
+    return ["segment", str(base / "exported"), *prompt, *OUT, "--", given]
+
+
+@cache
+def largest_picture() -> bytes:
+    """A hundred megapixels."""
+    stream = io.BytesIO()
+    Image.new("L", (10_000, 10_000), 90).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+ASKED: tuple[tuple[str, ...], ...] = (
+    (),
+    (),
+    ("--strict",),
+    ("--prompt", "point"),
+    ("--prompt", "point", "--multimask"),
+    ("--clicks", "2"),
+    ("--everything", "--points-per-side", "2"),
+    ("--limit", "1"),
+)
 
 
 def _photos(base: Path, folder: Path) -> None:
@@ -210,33 +183,46 @@ def sa1b(rng: random.Random, base: Path, folder: Path) -> list[str]:
     shutil.copytree(base / "sa1b", folder / "data")
     for file in (folder / "data").glob("*.json"):
         file.write_bytes(document(rng, json.loads(file.read_text())))
-    return ["eval", str(base / "exported"), "--data", "data", "--split", "all", *rng.choice(((), ("--strict",)))]
+    return ["eval", str(base / "exported"), "--data", "data", "--split", "all", *rng.choice(ASKED)]
 
 
 def coco(rng: random.Random, base: Path, folder: Path) -> list[str]:
     _photos(base, folder)
     (folder / "instances.json").write_bytes(document(rng, json.loads((base / "instances.json").read_text())))
-    if rng.random() < 0.2:
-        return ["eval", str(base / "exported"), "--ap", "--data", "instances.json"]
-    return ["eval", str(base / "exported"), "--data", "instances.json", "--split", "all"]
+    if rng.random() < 0.3:
+        line = ["eval", str(base / "exported"), "--ap", "--data", "instances.json"]
+        if rng.random() < 0.5:
+            (folder / "instances.json").write_text((base / "instances.json").read_text())
+            found = [{"image_id": n, "category_id": 1, "bbox": [10, 8, 40, 32], "score": 0.5} for n in range(3)]
+            (folder / "found.json").write_bytes(document(rng, found))
+            line += ["--detections", "found.json"]
+        return line
+    return ["eval", str(base / "exported"), "--data", "instances.json", "--split", "all", *rng.choice(ASKED)]
 
 
 def shards(rng: random.Random, base: Path, folder: Path) -> list[str]:
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=rng.choice((tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT))) as tar:
+    # broken up, a picture and its labels no longer belong together
+    prefix = (
+        [rng.choice(("", "", "", "", "../", "/", "deep/", "./"))] if rng.random() < 0.8 else ["", "../", "/", "deep/"]
+    )
+    form = rng.choice((tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT))
+    with tarfile.open(fileobj=stream, mode=rng.choice(("w",) * 9 + ("w:gz",)), format=form) as tar:
         for file in sorted((base / "sa1b").iterdir()):
             content = file.read_bytes()
-            if file.suffix == ".json" and rng.random() < 0.3:
+            if file.suffix == ".json" and rng.random() < 0.5:
                 content = document(rng, json.loads(content))
-            member = tarfile.TarInfo(rng.choice(("", "", "", "../", "/", "deep/")) + file.name)
+            elif rng.random() < 0.2:
+                content = changed_bytes(rng, content)
+            member = tarfile.TarInfo(rng.choice(prefix) + file.name)
             member.size = len(content)
-            if rng.random() < 0.1:
+            if rng.random() < 0.05:
                 member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE))
                 member.linkname, member.size = "/etc/passwd", 0
             tar.addfile(member, io.BytesIO(content))
     data = stream.getvalue()
-    (folder / "data.tar").write_bytes(changed_bytes(rng, data) if rng.random() < 0.6 else data)
-    return ["eval", str(base / "exported"), "--data", "data.tar", "--split", "all"]
+    (folder / "data.tar").write_bytes(changed_bytes(rng, data) if rng.random() < 0.4 else data)
+    return ["eval", str(base / "exported"), "--data", "data.tar", "--split", "all", *rng.choice(ASKED)]
 
 
 def configs(rng: random.Random, base: Path, folder: Path) -> list[str]:
@@ -256,7 +242,11 @@ def safetensors(rng: random.Random, base: Path, folder: Path) -> list[str]:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     kind = rng.random()
-    if kind < 0.6:
+    if kind < 0.4:
+        _retell(rng, header)
+        text = json.dumps(header).encode()
+        data = struct.pack("<Q", len(text)) + text + data[8 + length :]
+    elif kind < 0.8:
         text = json.dumps(changed(rng, header)).encode("utf-8", "surrogatepass")
         size = len(text) if rng.random() < 0.9 else rng.choice((0, 7, 2**20, 2**40, 2**63))
         data = struct.pack("<Q", size) + text + data[8 + length :]
@@ -267,6 +257,36 @@ def safetensors(rng: random.Random, base: Path, folder: Path) -> list[str]:
     return _opened(rng, name)
 
 
+def _retell(rng: random.Random, header: dict[str, Any]) -> None:
+    """Say something else of a file's tensors, in words that a header may have."""
+    for _ in range(rng.choice((1, 1, 2))):
+        names = [name for name in header if name != "__metadata__"]
+        one, other = header[rng.choice(names)], header[rng.choice(names)]
+        kind = rng.randrange(7)
+        if kind == 0:
+            one["dtype"] = rng.choice(
+                ("F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "C64")
+            )
+        elif kind == 1:
+            one["shape"] = rng.choice(
+                (one["shape"][::-1], [1, *one["shape"]], one["shape"][1:], [0], [], [2**40, 2**40])
+            )
+        elif kind == 2:
+            one["data_offsets"], other["data_offsets"] = other["data_offsets"], one["data_offsets"]
+        elif kind == 3:
+            one["data_offsets"] = rng.choice((other["data_offsets"], [0, 0], [4, 0], [0, 2**60]))
+        elif kind == 4:
+            header[rng.choice(("", "x", "image_encoder.pos_embed", "a" * 5000, "../x"))] = one
+        elif kind == 5:
+            del header[rng.choice(names)]
+        elif "__metadata__" in header:
+            text = header["__metadata__"]
+            key = rng.choice(list(text))
+            text[key] = rng.choice(
+                (text[key][:40], "", "{}", "[]", "null", "[" * 100_000, text[key].replace("16", "99999"))
+            )
+
+
 def pickles(rng: random.Random, base: Path, folder: Path) -> list[str]:
     source = (base / "vit.pth").read_bytes()
     kind = rng.random()
@@ -275,7 +295,9 @@ def pickles(rng: random.Random, base: Path, folder: Path) -> list[str]:
         data = pickle.dumps(rng.choice((RunsCode(), {"model": RunsCode()}, {"x": [RunsCode()]}, {1: 2}, [1])), protocol)
         if kind < 0.1:
             data = _zipped({"archive/data.pkl": data, "archive/version": b"3\n", "archive/byteorder": b"little"})
-    elif kind < 0.7:
+    elif kind < 0.5:
+        return _odd_weights(rng, base, folder)
+    elif kind < 0.8:
         with zipfile.ZipFile(io.BytesIO(source)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
         name = rng.choice([key for key in members if key.endswith("data.pkl")] if rng.random() < 0.6 else list(members))
@@ -288,6 +310,54 @@ def pickles(rng: random.Random, base: Path, folder: Path) -> list[str]:
     else:
         data = changed_bytes(rng, source)
     (folder / "w.pth").write_bytes(data)
+    return _opened(rng, "w.pth")
+
+
+def _odd_weights(rng: random.Random, base: Path, folder: Path) -> list[str]:
+    """A file that PyTorch reads with pleasure, and whose tensors are not what a model has."""
+    import torch
+
+    state = torch.load(base / "vit.pth", weights_only=True)
+    for name in rng.sample(list(state), rng.choice((1, 1, 2, len(state)))):
+        value = state[name]
+        make: tuple[Callable[[], Any], ...] = (
+            lambda value=value: value.double(),
+            lambda value=value: value.to(torch.complex64),
+            lambda value=value: value > 0,
+            lambda value=value: (100 * value).to(torch.int8),
+            lambda value=value: value.to(torch.float8_e4m3fn),
+            lambda value=value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+            lambda value=value: value.to_sparse(),
+            lambda value=value: value.to("meta"),
+            lambda value=value: torch.nn.Parameter(value),
+            # a picture of terabytes in a few bytes
+            lambda: torch.zeros(1).expand(1_000_000, 1_000_000),
+            lambda value=value: value.new_zeros(1).expand(value.shape),
+            lambda value=value: torch.as_strided(value, (3, 3), (0, 0)) if value.numel() else value,
+            lambda value=value: value[None],
+            lambda: torch.zeros(0),
+            lambda value=value: value * float("nan"),
+            lambda value=value: value.tolist(),
+            lambda: None,
+            lambda: "text",
+        )
+        state[name] = rng.choice(make)()
+    for _ in range(rng.choice((0, 0, 1))):
+        state[rng.choice((0, "", "x" * 3000, None, (1, 2), "image_encoder"))] = state.pop(rng.choice(list(state)))
+    whole: Any = rng.choice(
+        (
+            state,
+            state,
+            {"model": state, "epoch": 3},
+            {"state_dict": {"model": state}},
+            {"module." + str(key): value for key, value in state.items()},
+            [state],
+            list(state.values()),
+            {"model": None},
+            {"model": {}},
+        )
+    )
+    torch.save(whole, folder / "w.pth", _use_new_zipfile_serialization=rng.random() < 0.8)
     return _opened(rng, "w.pth")
 
 
@@ -312,6 +382,8 @@ def graphs(rng: random.Random, base: Path, folder: Path) -> list[str]:
             ("../../base/photo.png", "/etc/passwd", "..", "", ".", "model.json", "../base/exported/encoder.onnx")
         )
         manifest.write_text(json.dumps(values))
+    elif kind < 0.8:
+        _other_graph(rng, folder / "model", values)
     else:
         # as whoever changes a graph would change what is said of it
         import hashlib
@@ -323,6 +395,53 @@ def graphs(rng: random.Random, base: Path, folder: Path) -> list[str]:
         manifest.write_text(json.dumps(values))
     runtime = rng.choice(("auto", "auto", "auto", "openvino"))
     return [*_opened(rng), "--runtime", runtime]
+
+
+def _other_graph(rng: random.Random, folder: Path, values: dict[str, Any]) -> None:
+    """An ONNX file that is one, and not what it is said to be."""
+    import hashlib
+
+    import onnx
+
+    graph = rng.choice(list(values["graphs"].values()))
+    file = folder / graph["file"]
+    model = onnx.load(file)
+    inner, kind = model.graph, rng.randrange(9)
+    node = rng.choice(inner.node)
+    if kind == 0:
+        node.op_type = rng.choice(("Relu", "NoSuchOperator", "Add", "MatMul", "Loop", "ai.custom"))
+    elif kind == 1:
+        dims = rng.choice([*inner.input, *inner.output]).type.tensor_type.shape.dim
+        if dims:
+            rng.choice(dims).dim_value = rng.choice((0, 1, -1, 7, 2**40))
+    elif kind == 2:
+        rng.choice([*inner.input, *inner.output]).name = rng.choice(("", "x", "pixels", "../x"))
+    elif kind == 3:
+        weight = rng.choice(inner.initializer)
+        weight.dims[:] = rng.choice(([0], [2**40, 2**40], [1, *weight.dims], list(weight.dims)[::-1]))
+    elif kind in (4, 5):
+        # weights in a file beside it, or elsewhere
+        weight = rng.choice(inner.initializer)
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        place = rng.choice(
+            ("../../base/photo.png", "/etc/passwd", "weights.bin", "", ".", "model.json", "../../../../etc/passwd")
+        )
+        for key, value in (
+            ("location", place),
+            ("offset", rng.choice(("0", "-1", str(2**62), "x"))),
+            ("length", rng.choice(("4", str(2**62)))),
+        ):
+            weight.external_data.add(key=key, value=value)
+    elif kind == 6:
+        rng.choice(inner.initializer).data_type = rng.choice((0, 2, 6, 7, 10, 11, 99))
+    elif kind == 7:
+        model.opset_import[0].version = rng.choice((0, 1, 7, 99))
+    elif node.input:
+        node.input[0] = rng.choice(("", "nothing", node.output[0]))
+    file.write_bytes(model.SerializeToString())
+    graph["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "model.json").write_text(json.dumps(values))
 
 
 def engines(rng: random.Random, base: Path, folder: Path) -> list[str]:
@@ -345,12 +464,30 @@ def engines(rng: random.Random, base: Path, folder: Path) -> list[str]:
 
 def recipes(rng: random.Random, base: Path, folder: Path) -> list[str]:
     values = {
-        "title": "t", "model": "no such model", "images": "synthetic:4:1", "data": "synthetic:4:2", "seed": 0,
+        "title": "t", "model": rng.choice(("no such model", "../base/slim")), "images": "missing",
+        "data": "missing", "seed": 0,
         "compress": {"epochs": 1, "ratio": 0.5, "schedule": "alternate"}, "quantize": {"weights": 8},
         "bench": {"runs": 1},
         "engine": {"targets": ["sm89"]}, "evaluate": {"limit": 1},
     }  # fmt: skip
     text = _toml(changed(rng, values)).encode("utf-8", "surrogatepass")
+    if rng.random() < 0.1:
+        text += b"\n" + rng.choice(
+            (
+                b"a = " + b"[" * 100_000,
+                b"a = " + b"1" * 50_000,
+                b"a = 2020-13-45",
+                b"a.b.c.d = 1\na.b = 2",
+                b"[[compress]]",
+                b"a = 1979-05-27T07:32:00Z",
+                b'"" = 1',
+                b"\xef\xbb\xbf",
+                b"a = " + b"{b=" * 50_000,
+                b"\x00",
+                b"seed = 1_0\r",
+                b".".join([b"a"] * 50_000) + b" = 1",
+            )
+        )
     (folder / "recipe.toml").write_bytes(changed_bytes(rng, text) if rng.random() < 0.3 else text)
     return ["run", "recipe.toml", *OUT]
 
@@ -369,35 +506,6 @@ def _toml(values: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def command_lines(rng: random.Random, base: Path, folder: Path) -> list[str]:
-    """Any command with options of its own and hostile values; what it would work on is not there, or small."""
-    from tests.campaign.options import options_of
-
-    shutil.copy(base / "photo.png", folder)
-    (folder / "model").symlink_to(base / "exported")
-    names = options_of()
-    # the demo takes nothing, and always does the same
-    name = rng.choice([name for name in names if name != "demo"])
-    given = name.split()
-    # what needs no input, or takes long with one, gets none that is there
-    lengthy = name == "run" or name.startswith(("bench", "study"))
-    for _ in range(1 if lengthy else rng.choice((0, 1, 2, 2))):
-        given.append(
-            rng.choice(TOKENS) if rng.random() < 0.4 and not lengthy else rng.choice(("missing.pth", "missing"))
-        )
-    for option, takes_value in rng.sample(names[name], min(len(names[name]), rng.choice((0, 1, 2, 4, 8)))):
-        given.append(option)
-        if takes_value and rng.random() < 0.95:
-            given.append(
-                rng.choice(TOKENS) if option not in ("--images", "--data") else rng.choice(("missing", "..", ""))
-            )
-    if rng.random() < 0.7 and "--out" not in given and any(option == "--out" for option, _ in names[name]):
-        given += OUT
-    if rng.random() < 0.3:
-        given.insert(rng.randrange(len(given) + 1), rng.choice(TOKENS))
-    return given
-
-
 KINDS: dict[str, tuple[int, Make]] = {
     "pictures": (2500, pictures),
     "SA-1B labels": (1000, sa1b),
@@ -410,5 +518,8 @@ KINDS: dict[str, tuple[int, Make]] = {
     "engine.json": (500, engines),
     "recipes": (500, recipes),
     "command lines": (1500, command_lines),
+    "options": (1500, options),
+    "unfinished work": (1000, unfinished_work),
+    "odd places": (500, odd_places),
 }
 """How many of each kind, and what makes one."""

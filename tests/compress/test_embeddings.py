@@ -176,6 +176,14 @@ def test_a_changed_shard_is_refused(teacher, pictures, tmp_path):
         StoredEmbeddings(tmp_path / "store")
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", "\xff"])
+def test_a_changed_note_is_refused(teacher, pictures, tmp_path, text):
+    embed_pictures(teacher, pictures, tmp_path / "store", OPTIONS)
+    (tmp_path / "store" / "00001.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CompressionError, match="the note of shard 1 is not what was written: delete it"):
+        StoredEmbeddings(tmp_path / "store")
+
+
 def test_something_else_is_no_store(tmp_path):
     with pytest.raises(CompressionError, match="holds no embeddings"):
         StoredEmbeddings(tmp_path)

@@ -8,7 +8,7 @@ from sam_edge.compress.groups import find_groups
 from sam_edge.compress.importance import accumulated_saliency, disturbed_loss
 from sam_edge.compress.labels import LabelledLoss
 from sam_edge.compress.slices import group_score
-from sam_edge.errors import CompressionError
+from sam_edge.errors import CheckpointError, CompressionError
 from sam_edge.scenes.synthetic import SyntheticScenes
 
 NOISE = 0.01
@@ -136,8 +136,13 @@ def test_the_state_of_other_settings_is_not_used(tiny_slim, images, tmp_path, mo
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
         accumulated_saliency(model.image_encoder, loss, 2, "absolute", state_file=state, identity="a")
+    (saved,) = tmp_path.iterdir()
+    whole = saved.read_bytes()
     accumulated_saliency(model.image_encoder, loss, 2, "absolute", state_file=state, identity="b")
     assert seen == [0, "killed", 0, 1]
+    saved.write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match="is not what was saved there: delete it to begin anew"):
+        accumulated_saliency(model.image_encoder, loss, 2, "absolute", state_file=state, identity="a")
 
 
 def test_a_loss_that_is_not_finite_is_refused(tiny_slim):

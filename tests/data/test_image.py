@@ -119,3 +119,13 @@ def test_a_sixteen_bit_file_is_as_bright_as_its_sensor_saw_it(tmp_path, brightes
     Image.fromarray(values).save(tmp_path / "scan.png")
     grey = read_image(tmp_path / "scan.png")[0, :, 0]
     np.testing.assert_allclose(grey, values[0] * (255 / white), atol=0.51)
+
+
+def test_a_picture_that_memory_does_not_hold_is_called_that(tmp_path, picture, monkeypatch):
+    def too_large(_):
+        raise MemoryError
+
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    monkeypatch.setattr("sam_edge.data.image._to_rgb", too_large)
+    with pytest.raises(DataError, match=r"a\.png: does not fit into memory; scale it down"):
+        read_image(tmp_path / "a.png")

@@ -63,6 +63,19 @@ def test_a_folder_without_pairs_is_refused(sa1b_root):
         Sa1bFolder(sa1b_root)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("bbox", [1, float("nan"), 4, 4]), ("point_coords", [[float("inf"), 2]]), ("point_coords", [[2, 1e300]])],
+)
+def test_what_lies_nowhere_near_the_picture_is_no_prompt(sa1b_root, key, value):
+    path = sa1b_root / "sa_3.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"sa_3\.json: annotation \d+: its box or its point is not near the picture"):
+        list(Sa1bFolder(sa1b_root, strict=True))
+
+
 def test_one_bad_annotation_is_left_out_and_counted(sa1b_root):
     path = sa1b_root / "sa_3.json"
     content = json.loads(path.read_text())

@@ -124,6 +124,28 @@ def test_a_label_that_pycocotools_would_end_the_process_over_is_named(instances,
         BoxesToSegment(instances)
 
 
+@pytest.mark.parametrize(
+    "entry", [{"image_id": [1]}, {"category_id": {}}, {"score": float("nan")}, {"bbox": [1, 1, 4]}]
+)
+def test_a_detection_that_is_none_is_told_in_a_line(instances, tmp_path, entry):
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 1, **entry}]))
+    with pytest.raises(DataError, match="no list of COCO results"):
+        BoxesToSegment(instances, file)
+
+
+def test_ids_may_be_names(instances):
+    runtime = DrawingRuntime()
+    by_number = evaluate_average_precision(runtime, BoxesToSegment(instances))
+    content = json.loads(instances.read_text())
+    for image in content["images"]:
+        image["id"] = f"picture {image['id']}"
+    for annotation in content["annotations"]:
+        annotation["image_id"] = f"picture {annotation['image_id']}"
+    instances.write_text(json.dumps(content))
+    assert evaluate_average_precision(runtime, BoxesToSegment(instances)).ap == by_number.ap
+
+
 def test_what_does_not_belong_together_is_refused(instances, tmp_path):
     file = tmp_path / "detections.json"
     file.write_text(json.dumps([{"image_id": 7, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 1}]))

@@ -196,6 +196,39 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
         read_state_dict(tmp_path / "sam.pth")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value.to("meta"),
+        lambda value: value.to_sparse(),
+        lambda value: value.to(torch.complex64),
+        lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+        lambda value: torch.zeros(1).expand(1_000_000, 1_000_000),
+    ],
+    ids=["meta", "sparse", "complex", "quantized", "terabytes"],
+)
+def test_tensors_that_no_model_has_are_refused_before_they_are_used(tiny_sam, tmp_path, change):
+    name = "mask_decoder.iou_token.weight"
+    state = tiny_sam.state_dict()
+    torch.save({**state, name: change(state[name])}, tmp_path / "sam.pth")
+    with pytest.raises(CheckpointError, match=r"sam\.pth: mask_decoder\.iou_token\.weight is no plain tensor"):
+        read_state_dict(tmp_path / "sam.pth")
+
+
+@pytest.mark.parametrize("name", [None, 3, ("a", "b")])
+def test_a_state_dict_s_names_are_text(tiny_sam, tmp_path, name):
+    torch.save({**tiny_sam.state_dict(), name: torch.zeros(1)}, tmp_path / "sam.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        read_state_dict(tmp_path / "sam.pth")
+
+
+def test_integers_are_not_taken_for_floats(tiny_sam, tmp_path):
+    name = "mask_decoder.iou_token.weight"
+    state = tiny_sam.state_dict()
+    with pytest.raises(CheckpointError, match=r"iou_token\.weight is of int8\.$"):
+        load_weights(tiny_sam, {**state, name: state[name].to(torch.int8)}, "sam.pth")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.pth does not exist: give a checkpoint file or folder"):
         read_state_dict(tmp_path / "none.pth")
@@ -249,6 +282,47 @@ def test_a_quantization_that_describes_no_layer_is_one_line(folder, entry):
     config["quantization"] = {"image_encoder.neck.0": entry}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="its config describes no model"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"activation_bits": 10**30}, "a grid's bits must be between 1 and 8"),
+        ({"scale": float("nan")}, "a grid's scale must be a positive number, got nan"),
+        ({"scale": 0.0}, "a grid's scale must be a positive number"),
+        ({"zero_point": 300}, "a zero point must be an integer from 0 to 255, got 300"),
+        ({"bits": 9}, "weights have 1 to 8 bits"),
+        ({"axis": 7}, "scales along axis 0 or 1"),
+        ({"split": {"scale": 0.1, "shift": 10**30, "split_steps": 0, "bits": 8}}, "shift must be an integer from 0"),
+    ],
+)
+def test_a_quantization_that_no_grid_has_is_refused(folder, wrong, message):
+    config = json.loads((folder / "config.json").read_text())
+    entry = {"bits": 8, "activation_bits": 8, "scale": 0.1, "zero_point": 0, "axis": 0, "split": None}
+    config["quantization"] = {"image_encoder.neck.0": {**entry, **wrong}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SamEdgeError, match=message):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ({"q": []}, "must have an end per head"),
+        ({"k": [1.0]}, "must have an end per head"),
+        ({"v": [1.0, float("nan")]}, "must be positive numbers"),
+        ({"q": [1.0], "k": [1.0], "v": [1.0], "positions": []}, "has 2 heads, and its quantization 1"),
+    ],
+)
+def test_a_quantization_of_other_heads_is_refused(tiny_slim, tmp_path, ends, message):
+    folder = save_checkpoint(tiny_slim, tmp_path / "slim")
+    config = json.loads((folder / "config.json").read_text())
+    heads = {name: [1.0, 1.0] for name in ("q", "k", "v", "positions")}
+    entry = {"bits": 8, "scale": 0.1, "zero_point": 0, "split": None, "shares_of_peak": True}
+    config["quantization"] = {"image_encoder.blocks.0.attn.products": {**entry, "heads": {**heads, **ends}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SamEdgeError, match=message):
         load_checkpoint(folder)
 
 

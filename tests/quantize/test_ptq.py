@@ -170,8 +170,8 @@ def test_a_checkpoint_of_every_architecture_comes_back_equal(config, make_sam, p
         np.testing.assert_array_equal(one.logits, other.logits)
 
 
-def test_the_same_pictures_and_seed_give_the_same_model(tiny_config, make_sam, pictures):
-    models = [make_sam(tiny_config) for _ in range(3)]
+def test_the_same_pictures_and_seed_give_the_same_model(small_slim, make_sam, pictures):
+    models = [make_sam(small_slim.config) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
         quantize_model(model, pictures, QuantizeOptions(prompts_per_image=2, seed=seed, rows=16))
     assert models[0].config.quantization == models[1].config.quantization

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sam_edge.errors import BackendUnavailableError
+from sam_edge.errors import BackendUnavailableError, ExportError
 from sam_edge.export.unsigned import note_signs
 from sam_edge.kernels.library import SWITCH, library_file
 from sam_edge.runtimes import listing
@@ -131,6 +131,18 @@ def test_openvino_takes_that_of_relative_positions(request, name: str) -> None:
         # beside integers products are of bfloat16, and OpenVINO rounds to them after its own fusions
         most = 0.05 if "int8" in name else 1e-5
         assert np.abs(got - wanted).max() < most * np.abs(wanted).max()
+
+
+@needs_kernels
+def test_a_note_of_other_heads_is_an_error_of_openvinos_too(fp32, tmp_path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    folder = shutil.copytree(fp32.path, tmp_path / "other")
+    values = json.loads((folder / MANIFEST).read_text())
+    for note in values["graphs"]["encoder"]["kernels"]:
+        note["attributes"]["heads"] = 16
+    (folder / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(ExportError, match="the encoder of .* does not run in openvino"):
+        OpenVinoRuntime(folder, threads=1).encode(pixels(fp32))
 
 
 def test_wide_heads_of_float_graphs_are_left_to_openvino() -> None:

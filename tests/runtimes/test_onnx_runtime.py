@@ -122,6 +122,16 @@ def test_sets_a_few_at_a_time_give_what_one_call_gives(fp32, with_masks):
     np.testing.assert_allclose(iou, wanted_iou, rtol=1e-5, atol=1e-5)
 
 
+def test_a_graph_that_answers_nothing_is_not_taken_for_one_that_found_nothing(fp32, monkeypatch):
+    runtime = OnnxRuntime(fp32.path, threads=1)
+    nothing = {"logits": np.zeros((0, 0, 4, 4, 4), np.float32), "iou": np.zeros((0, 4), np.float32)}
+    monkeypatch.setattr(runtime, "_run", lambda graph, inputs: nothing)
+    embeddings = fp32.embeddings()
+    for ask in (runtime.decode, lambda _, prompts: runtime.predict({"embeddings": embeddings}, prompts)):
+        with pytest.raises(ExportError, match=r"answers \(0.* in onnxruntime where .* were asked: export it again"):
+            ask(embeddings, some_prompts(fp32, points=1))
+
+
 def test_inputs_may_be_doubles_and_views_of_larger_arrays(fp32):
     pixels = some_pixels(fp32, 4)
     prompts = some_prompts(fp32, points=3)

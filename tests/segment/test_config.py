@@ -16,6 +16,12 @@ def changed(config: ModelConfig, **fields) -> ModelConfig:
     return config.replace(blocks=(dataclasses.replace(config.blocks[0], **fields), *config.blocks[1:]))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_editors_may_save_it_in_their_encoding(tiny_config, tmp_path, encoding):
+    (tmp_path / "config.json").write_text(tiny_config.to_json(), encoding=encoding)
+    assert ModelConfig.read(tmp_path / "config.json") == tiny_config
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_configs_come_back_from_their_file(name, tmp_path):
     (tmp_path / "config.json").write_text(KNOWN[name].config.to_json())

@@ -1,5 +1,6 @@
 """sam_edge.training.loop: exact resumption, and steps that are what their arithmetic says."""
 
+import json
 import math
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_edge.errors import TrainingError
+from sam_edge.errors import SamEdgeError, TrainingError
+from sam_edge.models.checkpoint import read_tensors, save_tensors
 from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.training.interactive import InteractiveOptions, InteractiveSegmentation
 from sam_edge.training.loop import LoopOptions, Progress, fit, learning_rate_at
@@ -144,6 +146,35 @@ def test_a_finished_run_started_again_takes_no_step(tmp_path):
     progress = fit(second, no_loss, samples, options, state_file=tmp_path / "state")
     assert progress.step == 4
     torch.testing.assert_close(copied(second), copied(first), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 200, -3], ids=["nothing", "a length", "a header", "most"])
+def test_a_state_that_is_cut_off_is_told_in_a_line(tmp_path, kept):
+    model, state = regression(), tmp_path / "state"
+    fit(model, squared_error(model), samples, LoopOptions(steps=2), state_file=state)
+    state.write_bytes(state.read_bytes()[:kept])
+    with pytest.raises(SamEdgeError, match="state is not what was saved there: delete it to begin anew"):
+        fit(model, squared_error(model), samples, LoopOptions(steps=2), state_file=state)
+
+
+@pytest.mark.parametrize("wrong", ["a name", "a shape", "progress", "a step"])
+def test_a_state_of_other_contents_is_told_in_a_line(tmp_path, wrong):
+    model, state = regression(), tmp_path / "state"
+    fit(model, squared_error(model), samples, LoopOptions(steps=2), state_file=state)
+    tensors, metadata = read_tensors(state)
+    name = next(name for name in tensors if name.startswith("model."))
+    if wrong == "a name":
+        tensors["model.other"] = tensors.pop(name)
+    elif wrong == "a shape":
+        # which would be spread over the weights
+        tensors[name] = torch.zeros(1)
+    elif wrong == "progress":
+        metadata["progress"] = "[]"
+    else:
+        metadata["progress"] = json.dumps({"step": "2"})
+    save_tensors(tensors, state, metadata)
+    with pytest.raises(TrainingError, match="is not the state that was saved there: delete it to begin anew"):
+        fit(model, squared_error(model), samples, LoopOptions(steps=2), state_file=state)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,9 @@ def prelabel(
     opened = open_runtime(spec, runtime, device)
     asked = {"model": spec, "prompts": asdict(prompts), "everything": asdict(everything), "fast_read": fast_read}
     key = hashlib.sha256(json.dumps([asked, _identity(opened, spec), str(root)], sort_keys=True).encode()).hexdigest()
-    log = Journal(out / LOG, {"key": key, **asked, "root": str(root)}, "file_name", "--out")
+    log = Journal(
+        out / LOG, {"key": key, **asked, "root": str(root)}, "file_name", ("width", "height", "masks"), "--out"
+    )
     segmenter = Segmenter(opened, prompts, everything, fast_read)
     skipped: dict[str, str] = {}
     with log:

@@ -146,7 +146,7 @@ def read_config(path: Path) -> ModelConfig:
         values = tomllib.loads(text) if path.suffix.lower() == ".toml" else parse_json(text)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is neither JSON nor, named .toml, TOML: {error}.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} describes no model: it holds no table.")

@@ -17,8 +17,8 @@ FEW = {"calibration_images": 1, "gate_images": 2}
 
 
 @pytest.fixture
-def checkpoint(tiny_slim, tmp_path) -> str:
-    return str(save_checkpoint(tiny_slim, tmp_path / "float"))
+def checkpoint(small_slim, tmp_path) -> str:
+    return str(save_checkpoint(small_slim, tmp_path / "float"))
 
 
 @pytest.mark.parametrize("data", [None, "synthetic:8:3"], ids=["agreement", "labels"])
