@@ -1,6 +1,5 @@
 """The table of quantization: bits x metric x twin scales, over calibration seeds, against the float parent."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -10,9 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from sam_edge.bench.provenance import write_lines
 from sam_edge.bench.repeats import Scores, repeat
-from sam_edge.errors import BenchError
-from sam_edge.files import atomic_file
 from sam_edge.paired import Difference, Totals, paired_difference
 
 
@@ -106,7 +104,7 @@ def compare_settings(
     `log` keeps what was measured under the `shared` settings, and that is not measured again.
 
     Raises:
-        BenchError: `log` holds results under other settings, or from before pictures were kept apart.
+        SamEdgeError: `log` holds results under other settings, or cannot be read or written.
     """
     arms = {setting.label: setting for setting in chosen}
     if on_run is not None:
@@ -124,8 +122,6 @@ def _scores(measured: Measured) -> Scores:
 
 
 def _measured(scores: Scores) -> Measured:
-    if not scores.totals:
-        raise BenchError("these scores were kept without those of each picture: choose another --out, or delete them.")
     return Measured(**{**scores, "file_bytes": int(scores["file_bytes"]), "totals": scores.totals})  # type: ignore[arg-type]
 
 
@@ -158,8 +154,10 @@ def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
     return table
 
 
-def write_csv(parent: Measured, rows: Sequence[QuantizationRow], path: str | Path) -> None:
-    """One line per run, the float parent's first (0 bits).
+def write_csv(
+    parent: Measured, rows: Sequence[QuantizationRow], provenance: Mapping[str, Any], path: str | Path
+) -> None:
+    """One line per run, the float parent's first (0 bits), each with where it comes from.
 
     Raises:
         SamEdgeError: the disk refuses the write.
@@ -169,7 +167,4 @@ def write_csv(parent: Measured, rows: Sequence[QuantizationRow], path: str | Pat
     lines += [
         {**asdict(row.setting), "run": index, **run.as_dict()} for row in rows for index, run in enumerate(row.runs)
     ]
-    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_lines(lines, provenance, path)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,9 +31,13 @@ from sam_edge.cli.output import interruptible, print_json, progress, stdout
 
 _QUANTIZE = partial(doc, "sam_edge.quantize.ptq", "QuantizeOptions")
 MODULES = {
-    "lineage": ("sam_edge.studies.lineage", "Race SAM-B, SlimSAM-77, TinyViT and nano in every form against float."),
+    "lineage": (
+        "sam_edge.studies.lineage",
+        "Race SAM-B, SlimSAM-77, TinyViT and nano-vit in every form against float.",
+    ),
     "slimming": ("sam_edge.studies.slimming", "Repeat SlimSAM's tables: stages, importance, rankings."),
     "distillation": ("sam_edge.studies.distillation", "Repeat TinySAM's tables of full-stage distillation."),
+    "versus": ("sam_edge.studies.versus", "One model against others on the same pictures, with intervals."),
     "pruning": ("sam_edge.studies.pruning_choices", "What compress's own choices cost, before any training."),
     "engines": ("sam_edge.studies.engines", "Build engines of every kind of model; their sizes and build times."),
     "costs": ("sam_edge.studies.costs", "Parameters, bytes and multiply-accumulates of a model, layer by layer."),
@@ -42,7 +46,7 @@ MODULES = {
     "device": ("sam_edge.bench.device", "What a device needs: an installation, processor time, memory."),
     "kernels": ("sam_edge.bench.kernels", "Race the CPU kernels against what runtimes have."),
     "cuda-kernels": ("sam_edge.bench.cuda_kernels", "Race the CUDA kernels against torch, on a GPU."),
-    "layers": ("sam_edge.bench.layers", "Measure where integers pay in ONNX Runtime on this processor."),
+    "layers": ("sam_edge.studies.layers", "Measure where integers pay in ONNX Runtime on this processor."),
 }
 """Studies that parse their own arguments: the module, and what it is about."""
 
@@ -87,7 +91,11 @@ def quantization(
     from sam_edge.bench.quantization import rich_table, settings, write_csv
     from sam_edge.bench.repeats import LOG
     from sam_edge.commands.workshop.integers import quantization_table
+    from sam_edge.data import open_some
+    from sam_edge.evaluate.walk import data_sha256
     from sam_edge.files import atomic_file, check_target
+    from sam_edge.paired import compared
+    from sam_edge.studies.claims import pairs
 
     if out is not None and not (out / LOG).is_file():
         check_target(out)
@@ -108,7 +116,8 @@ def quantization(
             on_progress=on_progress,
         )
     machine = hardware()
-    result = {
+    seen = {spec: data_sha256(open_some(spec, split, limit=limit, seed=0)) for spec in data}
+    result: dict[str, Any] = {
         "settings": {
             "model": model,
             "images": images,
@@ -120,14 +129,18 @@ def quantization(
             "seed": seed,
             "device": device,
         },
-        "provenance": provenance({model: used_sha256(model)}, hardware=machine),
+        "provenance": provenance({model: used_sha256(model)}, seen, machine),
         "float": parent.as_dict(),
         "rows": [row.as_dict(parent) for row in rows],
+        "compared": compared(
+            {"float": [parent.totals]} | {row.setting.label: [run.totals for run in row.runs] for row in rows},
+            pairs("quantization"),
+        ),
     }
     if out is not None:
         with atomic_file(out / "bench.json") as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        write_csv(parent, rows, out / f"{slug(machine)}.csv")
+        write_csv(parent, rows, result["provenance"], out / f"{slug(machine)}.csv")
     if as_json:
         print_json(result)
     else:

@@ -1,6 +1,6 @@
 """TinySAM's tables 3 and 4 on labelled pictures of one's own, several seeds.
 
-    sam-edge study distillation --teacher nano --student nano-t --data DIR --data DIR --out runs/ablation
+    sam-edge study distillation --teacher nano --student vit_t --data DIR --data DIR --out runs/ablation
 
 Every row trains for the same steps on the train split of all data together; mIoU by one point and by box is measured
 on the val split of each. A killed ablation continues when it is started again.
@@ -8,17 +8,20 @@ on the val split of each. A killed ablation continues when it is started again.
 
 import argparse
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 from sam_edge.bench.distillation import ROWS, AblationRow, choose, table
-from sam_edge.bench.repeats import LOG, Scores, as_dict, repeat
+from sam_edge.bench.repeats import LOG, Scores, as_dict, differences, repeat
 from sam_edge.compress.embeddings import EmbedOptions, embed_pictures
 from sam_edge.compress.full_stage import LossWeights
 from sam_edge.compress.hard_prompts import HardPromptOptions
+from sam_edge.compress.prune import prune_encoder
 from sam_edge.compress.stored import StoredEmbeddings
 from sam_edge.compress.student import StudentOptions, build_student
 from sam_edge.compress.tinysam import TinySamOptions, distil_full_stage
+from sam_edge.compress.widths import PruneOptions
 from sam_edge.data import is_val
 from sam_edge.data.joined import Joined, open_joined
 from sam_edge.data.open import PicturesOnly
@@ -28,6 +31,7 @@ from sam_edge.models.registry import RANDOM, load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.studies.claims import pairs
 from sam_edge.studies.measuring import drawn, held_out, say, scores_of, write
 
 CALIBRATION_IMAGES = 8
@@ -53,7 +57,7 @@ class Ablation:
         folder = out / "embeddings"
         embed_pictures(teacher, PicturesOnly(self.pictures), folder, EmbedOptions(views=views, mask_points=0))
         self.store = StoredEmbeddings(folder)
-        self._measured = held_out(data, eval_limit)
+        self.measured = held_out(data, eval_limit)
 
     def measure(self, row: AblationRow, seed: int) -> Scores:
         """Mean IoU of a row's student."""
@@ -61,7 +65,7 @@ class Ablation:
 
     def score(self, model: EdgeSam) -> Scores:
         """Mean IoU on the held-out pictures."""
-        return scores_of(model, self._measured)
+        return scores_of(model, self.measured)
 
     def _student(self, row: AblationRow, seed: int) -> EdgeSam:
         """The row's trained student, kept as a checkpoint."""
@@ -91,6 +95,15 @@ class Ablation:
         return student
 
 
+def pruned(teacher: EdgeSam, ratio: float, folder: Path) -> Path:
+    """The teacher without `ratio` of its encoder's channels, in each block those of least magnitude; a checkpoint."""
+    if not is_checkpoint_folder(folder):
+        model = deepcopy(teacher)
+        prune_encoder(model, PruneOptions(ratio, "magnitude", "local"))
+        save_checkpoint(model, folder)
+    return folder
+
+
 def _without_teacher(student: StudentOptions) -> StudentOptions:
     """The same network at random, encoder and decoder."""
     name = f"{RANDOM}{student.student.removeprefix(RANDOM)}"
@@ -103,7 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="sam-edge study distillation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--teacher", default="nano", help="MODEL that is distilled")
-    parser.add_argument("--student", default="nano-t", help="known name, or checkpoint")
+    parser.add_argument("--student", default="vit_t", help="known name, or checkpoint")
+    parser.add_argument(
+        "--prune",
+        type=float,
+        metavar="RATIO",
+        help="in place of --student: the teacher without this share of its channels, those of least magnitude",
+    )
     parser.add_argument("--student-size", type=int, default=None, help="the student's image size in pixels")
     parser.add_argument(
         "--decoder", choices=["trained", "frozen"], default="trained", help="what becomes of the teacher's decoder"
@@ -124,9 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--workers", type=int, default=1, help="processes that read and crop")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
     args = parser.parse_args(arguments)
+    teacher = load_model(args.teacher, resolve_device(args.device))
+    student = args.student if args.prune is None else str(pruned(teacher, args.prune, args.out / "start"))
     base = TinySamOptions(
-        StudentOptions(args.student, args.student_size, decoder=args.decoder),
+        StudentOptions(student, args.student_size, decoder=args.decoder),
         prompting=HardPromptOptions(prompts=args.prompts, max_rounds=args.max_rounds),
         steps=args.steps,
         batch_size=args.batch_size,
@@ -139,19 +161,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     rows, seeds = {row.name: row for row in choose(args.row)}, args.seed or [0, 1, 2]
     limits = {"views": args.views, "limit": args.limit, "eval_limit": args.eval_limit}
-    teacher = load_model(args.teacher, resolve_device(args.device))
     ablation = Ablation(teacher, open_joined(args.data), args.out, base, **limits)
-    start = sha256_of(args.student) if Path(args.student).exists() else args.student
+    start = sha256_of(student) if Path(student).exists() else student
     settings = {"teacher": weights_sha256(teacher), "start": start, "data": args.data, **limits, **asdict(base)}
     log = args.out / LOG
     of_teacher = repeat(["teacher"], [0], lambda *_: ablation.score(teacher), log, settings, say)["teacher"][0]
     results = repeat(list(rows), seeds, lambda name, seed: ablation.measure(rows[name], seed), log, settings, say)
+    about = args.student if args.prune is None else f"itself without {args.prune:.0%} of its encoder's channels"
     protocol = (
-        f"{args.teacher} -> {args.student}, {len(seeds)} seeds, {args.steps} steps of {args.batch_size} views with "
-        f"{args.prompts} prompts, trained on {', '.join(args.data)}, measured on the val split of each.\n\n"
+        f"{args.teacher} -> {about}, {len(seeds)} seeds, {args.steps} steps of {args.batch_size} views with "
+        f"{args.prompts} prompts, trained on {', '.join(args.data)}, measured on the val split of each."
     )
-    content = {**settings, "seeds": seeds, "of_teacher": of_teacher, "rows": as_dict(results)}
-    write(args.out, protocol + table(results, list(rows.values()), of_teacher), content, [args.teacher, args.student])
+    content = {
+        **settings,
+        "protocol": protocol,
+        "seeds": seeds,
+        "of_teacher": of_teacher,
+        "rows": as_dict(results),
+        "compared": differences(results, pairs("distillation")),
+    }
+    text = f"{protocol}\n\n{table(results, list(rows.values()), of_teacher)}"
+    # a pruned student is made of the teacher
+    models = [args.teacher, *([args.student] if args.prune is None else [])]
+    write(args.out, text, content, models, ablation.measured, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """sam_edge.bench.quantization: every setting with every seed, points lost against the float parent."""
 
 import csv
-import json
 from dataclasses import astuple
 
 import pytest
 from rich.console import Console
 
 from sam_edge.bench.quantization import Measured, Setting, compare_settings, rich_table, settings, write_csv
-from sam_edge.errors import BenchError
 
 PICTURES = (0.3, 0.5, 0.7)
 
@@ -69,16 +67,6 @@ def test_drops_have_an_interval_over_pictures_and_seeds(tmp_path):
     assert alone.low == pytest.approx(alone.high)
 
 
-def test_scores_from_before_pictures_were_kept_are_refused(tmp_path):
-    compared(tmp_path, [Setting(6, "mse", True)], [0])
-    log = tmp_path / "scores.jsonl"
-    log.write_text(
-        "".join(json.dumps(json.loads(line) | {"totals": {}}) + "\n" for line in log.read_text().splitlines())
-    )
-    with pytest.raises(BenchError, match="those of each picture"):
-        compared(tmp_path, [Setting(6, "mse", True)], [0])
-
-
 def test_a_table_cut_short_goes_on_from_the_runs_it_has(tmp_path):
     chosen = list(settings((8, 6), ("hessian", "mse"), (True, False)))
     calls: list[tuple[Setting, int]] = []
@@ -106,7 +94,8 @@ def test_the_table_and_the_csv_say_what_was_measured(tmp_path):
     assert "0.250 x" in text
     assert "0.9500 ± 0.0000" in text
     assert "0.0405 ± 0.0007" in text
-    write_csv(PARENT, rows, tmp_path / "table.csv")
+    write_csv(PARENT, rows, {"commit": "abc"}, tmp_path / "table.csv")
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [line["bits"] for line in lines] == ["0", "8", "8", "6", "6"]
+    assert {line["commit"] for line in lines} == {"abc"}
     assert float(lines[3]["miou_box"]) == pytest.approx(0.76)
