@@ -337,7 +337,7 @@ def test_export_trt_exports_a_checkpoint_on_the_way(sam_edge, checkpoint, one_gr
         shutil.copytree(one_graph, out)
         return out, Parity(1.0, 0.0, 0.0, 2, 13)
 
-    def build(exported, out, options, images, others):
+    def build(exported, out, options, images, others, **_):
         asked["trt"], asked["read"], asked["judged"] = options, len(images), len(others)
         out.mkdir(exist_ok=True)
         write_engines(out, [], {"precision": "bf16", "parity": {"mask_iou": 0.9871}})

@@ -52,7 +52,7 @@ def assert_agree(name: str, wanted: np.ndarray, got: np.ndarray, float_tolerance
     if name.endswith("fp32"):
         np.testing.assert_allclose(got, wanted, rtol=float_tolerance, atol=float_tolerance)
     else:
-        assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+        assert np.abs(got - wanted).max() < 0.06 * np.abs(wanted).max()
         assert np.abs(got - wanted).mean() < 0.005 * np.abs(wanted).max()
 
 
