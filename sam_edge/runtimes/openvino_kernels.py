@@ -38,6 +38,10 @@ def _reader(threads: int) -> Callable[[Any], list[Any]]:
     def read(node: Any) -> list[Any]:
         inputs = [node.get_input(index) for index in range(node.get_input_size())]
         heads, scale, rounded = (node.get_attribute(name) for name in ("heads", "scale", "rounded"))
+        channels, table = inputs[0].get_partial_shape()[2], inputs[3].get_partial_shape()[1]
+        if channels.is_static and table.is_static and channels.get_length() != heads * table.get_length():
+            # told here: what fails while it runs ends the process at a later inference
+            raise ValueError(f"its note says {heads} heads, which do not fit its positions")
         return _operator()(inputs, int(heads), float(scale), bool(rounded), threads).outputs()
 
     return read
@@ -72,7 +76,7 @@ def _operator() -> type:
             try:
                 self._evaluate(outputs, inputs)
             except Exception:
-                # one that leaves here ends the process at a later inference; this is an error of OpenVINO's
+                # which OpenVINO would swallow, and go on with nothing; this is an error of its own
                 return False
             return True
 

@@ -309,7 +309,7 @@ def test_a_quantization_that_no_grid_has_is_refused(folder, wrong, message):
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        ({"q": []}, "must have an end per head"),
+        ({"q": []}, "has 2 heads, and its quantization 0"),
         ({"k": [1.0]}, "must have an end per head"),
         ({"v": [1.0, float("nan")]}, "must be positive numbers"),
         ({"q": [1.0], "k": [1.0], "v": [1.0], "positions": []}, "has 2 heads, and its quantization 1"),
