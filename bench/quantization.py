@@ -11,7 +11,6 @@ from typing import Any
 from rich.table import Table
 
 from sam_edge.bench.repeats import Scores, repeat
-from sam_edge.errors import BenchError
 from sam_edge.files import atomic_file
 from sam_edge.paired import Difference, Totals, paired_difference
 
@@ -106,7 +105,7 @@ def compare_settings(
     `log` keeps what was measured under the `shared` settings, and that is not measured again.
 
     Raises:
-        BenchError: `log` holds results under other settings, or from before pictures were kept apart.
+        SamEdgeError: `log` holds results under other settings, or cannot be read or written.
     """
     arms = {setting.label: setting for setting in chosen}
     if on_run is not None:
@@ -124,8 +123,6 @@ def _scores(measured: Measured) -> Scores:
 
 
 def _measured(scores: Scores) -> Measured:
-    if not scores.totals:
-        raise BenchError("these scores were kept without those of each picture: choose another --out, or delete them.")
     return Measured(**{**scores, "file_bytes": int(scores["file_bytes"]), "totals": scores.totals})  # type: ignore[arg-type]
 
 

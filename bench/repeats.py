@@ -6,26 +6,34 @@ the same pictures the difference has an interval over pictures and seeds (`sam_e
 
 import hashlib
 import json
-import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from sam_edge.errors import BenchError
-from sam_edge.paired import Difference, Totals, paired_difference
+from sam_edge.journal import Journal
+from sam_edge.paired import Difference, Totals, compared, paired_difference
 
 LOG = "scores.jsonl"
 """The log's name in a folder of results."""
+PARTS = ("scores", "totals", "sizes")
+"""What a line of the log keeps of a run's `Scores`."""
 
 
 class Scores(dict[str, float]):
     """Of one run: measure -> value."""
 
-    def __init__(self, values: Mapping[str, float], totals: Mapping[str, Sequence[Totals]] | None = None) -> None:
-        """`totals`: by measure and data set, what each picture scored, where that is known."""
+    def __init__(
+        self,
+        values: Mapping[str, float],
+        totals: Mapping[str, Sequence[Totals]] | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        """`totals`: by measure and data set, what each picture scored, where that is known; `sizes`: what is no score,
+        such as the parameters of what was measured."""
         super().__init__(values)
+        self.sizes = dict(sizes or {})
         # as JSON gives them back
         self.totals = {
             name: [[list(each) for each in of_set] for of_set in sets] for name, sets in (totals or {}).items()
@@ -54,42 +62,28 @@ def repeat(
         on_run: called before each run, with the runs behind it, those in all, and its name.
 
     Raises:
-        BenchError: `log` holds results under other settings.
+        SamEdgeError: `log` holds results under other settings, or cannot be read or written.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    done: dict[tuple[str, int], Scores] = {}
-    for entry in _read(log):
-        if entry["settings"] != digest:
-            raise BenchError(f"{log} holds results under other settings: choose another --out or delete it.")
-        done[entry["arm"], entry["seed"]] = Scores(entry["scores"], entry.get("totals"))
+    journal = Journal(log, {"key": digest, "settings": json.loads(json.dumps(settings, default=str))}, "run", "--out")
+    done = {(one["arm"], one["seed"]): Scores(*(one[part] for part in PARTS)) for one in journal.lines()}
     total = len(arms) * len(seeds)
-    for number, (seed, arm) in enumerate(((seed, arm) for seed in seeds for arm in arms), 1):
-        if (arm, seed) in done:
-            continue
-        name = f"{arm}, seed {seed}"
-        if on_run is not None:
-            on_run(number - 1, total, name)
-        started = perf_counter()
-        scores = done[arm, seed] = run(arm, seed)
-        line = {"arm": arm, "seed": seed, "scores": scores, "totals": scores.totals, "settings": digest}
-        seconds = round(perf_counter() - started, 1)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "seconds": seconds}) + "\n")
-        if on_result is not None:
-            found = ", ".join(f"{measure} {value:.3f}" for measure, value in scores.items())
-            on_result(f"{number}/{total} {name}, {seconds:.0f} s: {found}")
+    with journal:
+        for number, (seed, arm) in enumerate(((seed, arm) for seed in seeds for arm in arms), 1):
+            if (arm, seed) in done:
+                continue
+            name = f"{arm}, seed {seed}"
+            if on_run is not None:
+                on_run(number - 1, total, name)
+            started = perf_counter()
+            scores = done[arm, seed] = run(arm, seed)
+            seconds = round(perf_counter() - started, 1)
+            told = dict(zip(PARTS, (scores, scores.totals, scores.sizes), strict=True))
+            journal.add({"run": name, "arm": arm, "seed": seed, **told, "seconds": seconds})
+            if on_result is not None:
+                found = ", ".join(f"{measure} {value:.3f}" for measure, value in scores.items())
+                on_result(f"{number}/{total} {name}, {seconds:.0f} s: {found}")
     return {arm: [done[arm, seed] for seed in seeds] for arm in arms}
-
-
-def _read(log: Path) -> list[dict[str, Any]]:
-    """What the log holds; a line that was cut off when a run was killed is taken away."""
-    whole = (
-        [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if log.exists() else []
-    )
-    if log.exists():
-        os.truncate(log, sum(map(len, whole)))
-    return [json.loads(line) for line in whole]
 
 
 def mean_and_spread(scores: Sequence[Mapping[str, float]], measure: str) -> tuple[float, float]:
@@ -122,6 +116,11 @@ def beats(better: Sequence[Scores], worse: Sequence[Scores], measure: str) -> bo
 def points(ahead: Difference) -> str:
     """A difference in points of a percent, with its interval."""
     return f"{100 * ahead.mean:+.1f} ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
+
+
+def differences(results: Results, pairs: Iterable[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """For JSON: of arms by their names and a measure, how far the first is ahead; see `sam_edge.paired.compared`."""
+    return compared({arm: [run.totals for run in scores] for arm, scores in results.items()}, pairs)
 
 
 def cells(scores: Sequence[Scores]) -> list[str]:

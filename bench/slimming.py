@@ -212,6 +212,7 @@ def as_dict(tables: Mapping[str, Table], results: Results) -> dict[str, list[dic
                 "label": row.label,
                 "variant": asdict(row.variant),
                 "scores": scores[row.variant.name],
+                "sizes": results[row.variant.name][0].sizes,
                 "paper": None if row.paper != row.paper else row.paper / 100,
             }
             for row in table.rows

@@ -81,24 +81,33 @@ class Journal:
 
 
 def whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The objects of a file of JSON lines that were written whole, and the place behind each.
+    """The objects of a file of JSON lines, and the place behind each; a last line that has no end is left out.
+
+    That is how a kill leaves a line, or a process that writes while this one reads. A line that has its end and is
+    broken was broken by something else, and what stands behind it is somebody's work: nothing is guessed.
 
     Raises:
-        SamEdgeError: a file that cannot be read, or of which even the first line is no object.
+        SamEdgeError: a file that cannot be read, or a broken line.
     """
     end = 0
     try:
         with path.open("rb") as file:
-            for text in file:
-                end += len(text)
-                try:
-                    line = parse_json(text)
-                except ValueError:
-                    line = None
-                if not text.endswith(b"\n") or not isinstance(line, dict):
-                    if end == len(text) and text.endswith(b"\n"):
-                        raise SamEdgeError(f"{path} is no log of sam-edge's: choose another file.")
+            for number, text in enumerate(file, 1):
+                if not text.endswith(b"\n"):
                     return
-                yield line, end
+                end += len(text)
+                yield _parsed(path, number, text), end
     except OSError as error:
         raise SamEdgeError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def _parsed(path: Path, number: int, text: bytes) -> dict[str, Any]:
+    try:
+        line = parse_json(text)
+    except ValueError:
+        line = None
+    if isinstance(line, dict):
+        return line
+    if number == 1:
+        raise SamEdgeError(f"{path} is no log of sam-edge's: choose another file.")
+    raise SamEdgeError(f"{path}: line {number} is broken: take that line out, and what it held is done again.")

@@ -5,8 +5,9 @@ masks, and whole pictures are drawn anew (the bootstrap of Efron, 1979): the int
 same kind would have shown. Where an arm has several runs, by seed, those are drawn anew too.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +15,8 @@ from jaxtyping import Float
 DRAWS = 2000
 """Sets of pictures drawn."""
 
+Verdict = Literal["shown", "not shown", "opposite"]
+"""Of a claim: the interval is where the claim says, on both sides of its border, or where it says the contrary."""
 Totals = Sequence[tuple[float, int]]
 """Of one data set, by picture: the sum of its masks' scores, and how many there are."""
 
@@ -30,6 +33,12 @@ class Difference:
     def is_clear(self) -> bool:
         """Whether the interval is on one side of 0."""
         return self.low > 0 or self.high < 0
+
+    def says(self, margin: float = 0.0) -> Verdict:
+        """Of the claim that the first is ahead, or less than `margin` behind: what the whole interval agrees to."""
+        if self.low > -margin:
+            return "shown"
+        return "opposite" if self.high < -margin else "not shown"
 
 
 def paired_difference(
@@ -58,6 +67,25 @@ def paired_difference(
     ahead = _means(mine, drawn, counts, rng) - _means(other, drawn, counts, rng)
     low, high = np.quantile(ahead[1:], [(1 - share) / 2, (1 + share) / 2])
     return Difference(float(ahead[0]), float(low), float(high))
+
+
+def compared(
+    arms: Mapping[str, Sequence[Mapping[str, Sequence[Totals]]]], pairs: Iterable[tuple[str, str, str]]
+) -> list[dict[str, Any]]:
+    """Differences for JSON: of each pair of arms, by a measure, what `paired_difference` says, runs and pictures.
+
+    Args:
+        arms: by name and run, of each measure the totals by data set; a pair of which one was not run is left out.
+        pairs: the first arm, the second, and the measure.
+    """
+    found = []
+    for mine, other, measure in pairs:
+        if mine in arms and other in arms:
+            sides = [[run[measure] for run in arms[name]] for name in (mine, other)]
+            of = {"mine": mine, "other": other, "measure": measure}
+            counts = {"runs": max(map(len, sides)), "pictures": sum(map(len, sides[0][0]))}
+            found.append({**of, **asdict(paired_difference(*sides)), **counts})
+    return found
 
 
 def _means(

@@ -366,7 +366,8 @@ def test_the_table_of_quantization_counts_its_seeds_and_names_its_machine(sam_ed
     # what the folder has is not measured again
     assert [row["setting"]["bits"] for row in json.loads(out)["rows"]] == [8, 4, 6]
     assert [row["runs"] for row in json.loads(out)["rows"]][:2] == [row["runs"] for row in outs[0]["rows"]]
-    assert len((tmp_path / "0" / "scores.jsonl").read_text().splitlines()) == 4
+    # a line for the settings, the float model, and each row
+    assert len((tmp_path / "0" / "scores.jsonl").read_text().splitlines()) == 5
     code, _, err = sam_edge(*wider, "--limit", 2)
     assert code == 1
     assert "other settings" in err

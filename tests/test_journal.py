@@ -51,6 +51,19 @@ def test_a_log_of_something_else_is_refused_and_kept(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_line_that_is_broken_in_the_middle_is_told_and_nothing_is_lost(tmp_path):
+    """What stands behind it was measured too: to take the file's end off would throw it away."""
+    path = tmp_path / "log.jsonl"
+    written(path, 3)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for broken in (b'{"name": \n', b"[]\n", b"\0\0\n", b"\n"):
+        text = b"".join([*lines[:2], broken, *lines[2:]])
+        path.write_bytes(text)
+        with pytest.raises(SamEdgeError, match="line 3 is broken: take that line out"), Journal(path, HEADER, "name"):
+            pass
+        assert path.read_bytes() == text
+
+
 def test_a_folder_is_no_log(tmp_path):
     with pytest.raises(SamEdgeError, match="cannot"), Journal(tmp_path, HEADER, "name"):
         pass

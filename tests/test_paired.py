@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_edge.paired import paired_difference
+from sam_edge.paired import Difference, compared, paired_difference
 
 
 def totals(scores):
@@ -62,6 +62,29 @@ def test_runs_that_differ_widen_the_interval():
     assert narrow.is_clear
     assert not wide.is_clear
     assert wide.mean == pytest.approx(narrow.mean)
+
+
+def test_what_the_interval_says_of_a_claim():
+    ahead, level, behind = Difference(0.02, 0.01, 0.03), Difference(0.0, -0.01, 0.01), Difference(-0.02, -0.03, -0.01)
+    assert [one.says() for one in (ahead, level, behind)] == ["shown", "not shown", "opposite"]
+    # less than a margin behind
+    assert [one.says(0.02) for one in (ahead, level, behind)] == ["shown", "shown", "not shown"]
+    assert behind.says(0.005) == "opposite"
+
+
+def test_pairs_of_arms_are_compared_where_both_were_run():
+    arms = {name: [{"box": [[(value, 1), (value, 1)]]}] for name, value in (("a", 0.5), ("b", 0.25))}
+    (found,) = compared(arms, [("a", "b", "box"), ("a", "c", "box"), ("c", "b", "box")])
+    assert found == {
+        "mine": "a",
+        "other": "b",
+        "measure": "box",
+        "mean": 0.25,
+        "low": 0.25,
+        "high": 0.25,
+        "runs": 1,
+        "pictures": 2,
+    }
 
 
 def test_other_masks_are_refused():

@@ -130,7 +130,7 @@ def _in_words(found: dict[str, Any]) -> str:
         text += f", {found['box']:.4f} for boxes" if found["box"] is not None else ""
         text += f" ({found['prompts']} prompts in {found['images']} pictures); least on {found['worst'][0][0]}"
     elif "strategies" in found:
-        text = "\n".join(map(_strategy, found["strategies"]))
+        text = "\n".join([*map(_strategy, found["strategies"]), *map(_ahead, found["compared"])])
     elif "clicks" in found:
         after = ", ".join(f"{number}: {miou:.3f}" for number, miou in enumerate(found["miou"], 1))
         text = f"mIoU over {found['masks']} masks after clicks {after}"
@@ -151,6 +151,11 @@ def _strategy(row: dict[str, Any]) -> str:
         f"{row['asked']:.0%} of the points asked, agreement with the grid {row['agreement']:.3f}, "
         f"{row['seconds']:.2f} s"
     )
+
+
+def _ahead(row: dict[str, Any]) -> str:
+    interval = f"{row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+    return f"{row['mine']} less {row['other']}, {row['measure']}: {interval}"
 
 
 def card(

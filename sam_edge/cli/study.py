@@ -34,6 +34,7 @@ MODULES = {
     "lineage": ("sam_edge.studies.lineage", "Race SAM-B, SlimSAM-77, TinyViT and nano in every form against float."),
     "slimming": ("sam_edge.studies.slimming", "Repeat SlimSAM's tables: stages, importance, rankings."),
     "distillation": ("sam_edge.studies.distillation", "Repeat TinySAM's tables of full-stage distillation."),
+    "versus": ("sam_edge.studies.versus", "One model against others on the same pictures, with intervals."),
     "pruning": ("sam_edge.studies.pruning_choices", "What compress's own choices cost, before any training."),
     "engines": ("sam_edge.studies.engines", "Build engines of every kind of model; their sizes and build times."),
     "device": ("sam_edge.bench.device", "What a device needs: an installation, processor time, memory."),
@@ -84,7 +85,11 @@ def quantization(
     from sam_edge.bench.quantization import rich_table, settings, write_csv
     from sam_edge.bench.repeats import LOG
     from sam_edge.commands.workshop.integers import quantization_table
+    from sam_edge.data import open_some
+    from sam_edge.evaluate.walk import data_sha256
     from sam_edge.files import atomic_file, check_target
+    from sam_edge.paired import compared
+    from sam_edge.studies.claims import pairs
 
     if out is not None and not (out / LOG).is_file():
         check_target(out)
@@ -105,6 +110,7 @@ def quantization(
             on_progress=on_progress,
         )
     machine = hardware()
+    seen = {spec: data_sha256(open_some(spec, split, limit=limit, seed=0)) for spec in data}
     result = {
         "settings": {
             "model": model,
@@ -117,9 +123,13 @@ def quantization(
             "seed": seed,
             "device": device,
         },
-        "provenance": provenance({model: used_sha256(model)}, hardware=machine),
+        "provenance": provenance({model: used_sha256(model)}, seen, machine),
         "float": parent.as_dict(),
         "rows": [row.as_dict(parent) for row in rows],
+        "compared": compared(
+            {"float": [parent.totals]} | {row.setting.label: [run.totals for run in row.runs] for row in rows},
+            pairs("quantization"),
+        ),
     }
     if out is not None:
         with atomic_file(out / "bench.json") as part:

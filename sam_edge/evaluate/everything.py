@@ -1,8 +1,8 @@
 """Everything mode on labelled pictures: mean IoU of the record that matches each labelled mask best (TinySAM, table 2),
 and the average recall of a thousand records (AR@1000; Segment Anything, table 4)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +14,7 @@ from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import LabelledImage
 from sam_edge.errors import DataError
 from sam_edge.evaluate.walk import Kept, Walked, walk_labelled
+from sam_edge.paired import Totals
 from sam_edge.segment.everything import STRATEGIES, EverythingGenerator, Strategy
 from sam_edge.segment.matching import agreement, as_rle, best_ious
 from sam_edge.segment.observed import ObservedRuntime
@@ -55,9 +56,12 @@ class StrategyMiou:
     left: int = 0
     """Images that other processes have not measured yet; the numbers are of the rest."""
 
+    totals: Mapping[str, Totals] = field(default_factory=dict)
+    """Of `miou` and `seconds`, by image, a sum and of how many: what pairs two strategies."""
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, of the data set as a whole."""
+        return {name: value for name, value in asdict(self).items() if name != "totals"}
 
 
 def record_ious(sample: LabelledImage, records: Sequence[dict[str, Any]]) -> Float[np.ndarray, "masks"]:
@@ -160,4 +164,8 @@ def _summary(strategy: Strategy, rows: list[dict[str, Any]], points: int, walked
         skipped=walked.skipped,
         data_sha256=walked.data_sha256,
         left=walked.left,
+        totals={
+            "miou": [(float(np.sum(row["ious"])), len(row["ious"])) for row in rows],
+            "seconds": [(row["seconds"], 1) for row in rows],
+        },
     )

@@ -196,6 +196,11 @@ def readable(dataset: Dataset[Any], numbers: Sequence[int]) -> Iterator[tuple[in
     dataset.skipped, dataset.unreadable = chosen.skipped, chosen.unreadable
 
 
+def data_sha256(dataset: Dataset[LabelledImage]) -> str:
+    """Of the pictures and labels that can be read, as a walk over all of them tells it."""
+    return walk_labelled(dataset, lambda _: True).data_sha256
+
+
 def sha256_of_sample(sample: LabelledImage) -> str:
     """Of its pixels and labels."""
     digest = hashlib.sha256(sample.image.tobytes())

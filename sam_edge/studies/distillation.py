@@ -12,7 +12,7 @@ from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 from sam_edge.bench.distillation import ROWS, AblationRow, choose, table
-from sam_edge.bench.repeats import LOG, Scores, as_dict, repeat
+from sam_edge.bench.repeats import LOG, Scores, as_dict, differences, repeat
 from sam_edge.compress.embeddings import EmbedOptions, embed_pictures
 from sam_edge.compress.full_stage import LossWeights
 from sam_edge.compress.hard_prompts import HardPromptOptions
@@ -28,6 +28,7 @@ from sam_edge.models.registry import RANDOM, load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.studies.claims import pairs
 from sam_edge.studies.measuring import drawn, held_out, say, scores_of, write
 
 CALIBRATION_IMAGES = 8
@@ -53,7 +54,7 @@ class Ablation:
         folder = out / "embeddings"
         embed_pictures(teacher, PicturesOnly(self.pictures), folder, EmbedOptions(views=views, mask_points=0))
         self.store = StoredEmbeddings(folder)
-        self._measured = held_out(data, eval_limit)
+        self.measured = held_out(data, eval_limit)
 
     def measure(self, row: AblationRow, seed: int) -> Scores:
         """Mean IoU of a row's student."""
@@ -61,7 +62,7 @@ class Ablation:
 
     def score(self, model: EdgeSam) -> Scores:
         """Mean IoU on the held-out pictures."""
-        return scores_of(model, self._measured)
+        return scores_of(model, self.measured)
 
     def _student(self, row: AblationRow, seed: int) -> EdgeSam:
         """The row's trained student, kept as a checkpoint."""
@@ -124,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--workers", type=int, default=1, help="processes that read and crop")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
     args = parser.parse_args(arguments)
     base = TinySamOptions(
         StudentOptions(args.student, args.student_size, decoder=args.decoder),
@@ -148,10 +150,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = repeat(list(rows), seeds, lambda name, seed: ablation.measure(rows[name], seed), log, settings, say)
     protocol = (
         f"{args.teacher} -> {args.student}, {len(seeds)} seeds, {args.steps} steps of {args.batch_size} views with "
-        f"{args.prompts} prompts, trained on {', '.join(args.data)}, measured on the val split of each.\n\n"
+        f"{args.prompts} prompts, trained on {', '.join(args.data)}, measured on the val split of each."
     )
-    content = {**settings, "seeds": seeds, "of_teacher": of_teacher, "rows": as_dict(results)}
-    write(args.out, protocol + table(results, list(rows.values()), of_teacher), content, [args.teacher, args.student])
+    content = {
+        **settings,
+        "protocol": protocol,
+        "seeds": seeds,
+        "of_teacher": of_teacher,
+        "rows": as_dict(results),
+        "compared": differences(results, pairs("distillation")),
+    }
+    text = f"{protocol}\n\n{table(results, list(rows.values()), of_teacher)}"
+    write(args.out, text, content, [args.teacher, args.student], ablation.measured, as_json=args.json)
 
 
 if __name__ == "__main__":

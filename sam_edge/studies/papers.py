@@ -7,10 +7,13 @@ is empty.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from sam_edge.bench.slimming import TABLES as ABLATIONS
+from sam_edge.bench.slimming import Variant
 from sam_edge.models.cost import cost
 from sam_edge.segment.cost import Cost
 from sam_edge.segment.known import KNOWN
@@ -51,20 +54,24 @@ def _cost(name: str) -> Cost:
     return cost(KNOWN[name].config)
 
 
-def _sizes(name: str) -> tuple[str, str]:
+def _sizes(parameters: int, encoder_macs: int) -> tuple[str, str]:
+    """As the papers write them."""
+    return f"{parameters / 1e6:.1f}M", f"{encoder_macs / 1e9:.0f}G"
+
+
+def _sizes_of(name: str) -> tuple[str, str]:
     """Parameters and encoder MACs as the papers count, from the architecture."""
-    counted = _cost(name)
-    return f"{counted.parameters / 1e6:.1f}M", f"{counted.encoder_macs / 1e9:.0f}G"
+    return _sizes(_cost(name).parameters, _cost(name).encoder_macs)
 
 
 def _slimsam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
     """Sizes of each architecture, and nano's mean IoU by one point on each data set."""
     known = ("vit_b", "slimsam-50", "slimsam-77")
-    rows: list[tuple[str, ...]] = [(name, "counted here", *_sizes(name)) for name in known]
+    rows: list[tuple[str, ...]] = [(name, "counted here", *_sizes_of(name)) for name in known]
     found = get("accuracy") or {"measured": []}
     for one in found["measured"]:
         miou = f"{100 * one['point']['miou']:.2f}%" if current("accuracy", "nano") else ""
-        rows.append(("nano", f"{Path(one['data']).name}, val split", *_sizes("nano"), "", "", "", "", miou))
+        rows.append(("nano", f"{Path(one['data']).name}, val split", *_sizes_of("nano"), "", "", "", "", miou))
     return rows
 
 
@@ -102,8 +109,76 @@ def _tinysam_2(get: Get, current: Current) -> list[tuple[str, ...]]:
     ]
 
 
-def _nothing(get: Get, current: Current) -> list[tuple[str, ...]]:
-    return []
+def _now(name: str, get: Get, current: Current) -> Mapping[str, Any] | None:
+    """A result whose every model is the one that is here."""
+    found = get(name)
+    if found is None or not all(current(name, model) for model in found["provenance"]["models"]):
+        return None
+    return found
+
+
+def _sets(specs: Sequence[str]) -> str:
+    return ", ".join(Path(spec).name for spec in specs)
+
+
+def _slimsam_ablation(table: str, get: Get, current: Current) -> list[tuple[str, ...]]:
+    """The rows of one of SlimSAM's tables 2 to 6, those that were run filled: one variant may be a row of several."""
+    found = _now("slimming", get, current)
+    known: dict[str, Mapping[str, Any]] = {}
+    on = "" if found is None else f"nano-vit, {_sets(found['data'])}, {found['steps']} steps of {found['batch_size']}"
+    for row in () if found is None else (row for rows in found["tables"].values() for row in rows):
+        known[Variant(**row["variant"]).name] = row
+    rows = []
+    for row in ABLATIONS[table].rows:
+        measured = known.get(row.variant.name)
+        miou = "" if measured is None else f"{100 * measured['scores']['point']['mean']:.2f}%"
+        cells = (row.label, on if measured else "nano-vit", miou)
+        if table == "2":
+            sizes = ("", "") if measured is None else _sizes(**measured["sizes"])
+            cells = (row.label.partition(" ")[2], cells[1], f"{row.variant.ratio:.0%}", *sizes, miou)
+        rows.append(cells)
+    return rows
+
+
+def _tinysam_ablation(named: Mapping[str, str], get: Get, current: Current) -> list[tuple[str, ...]]:
+    """Rows of TinySAM's tables 3 and 4: the paper's words, and our row's name."""
+    found = _now("distillation", get, current)
+    rows = {} if found is None else found["rows"]
+    on = "" if found is None else f"nano's student, {_sets(found['data'])}, {found['steps']} steps"
+    return [
+        (words, on if name in rows else "nano's student", "", *_mious(rows.get(name), ("box", "point")))
+        for words, name in named.items()
+    ]
+
+
+def _mious(row: Mapping[str, Any] | None, measures: Sequence[str]) -> tuple[str, ...]:
+    """Means over seeds in percent."""
+    return tuple("" if row is None else f"{100 * row[measure]['mean']:.1f}" for measure in measures)
+
+
+def _tinysam_5(get: Get, current: Current) -> list[tuple[str, ...]]:
+    """nano in float and, by the hessian metric with twin scales, in 8 and in 6 bits."""
+    found = _now("quantization", get, current)
+    names = ("nano", "nano + W8A8", "nano + W6A6")
+    if found is None:
+        return [(name, "") for name in names]
+    settings = found["settings"]
+    limit = f", {settings['limit']} pictures of each" if settings["limit"] else ""
+    runs = {0: [found["float"]]}
+    for row in found["rows"]:
+        if row["setting"]["metric"] == "hessian" and row["setting"]["twin"]:
+            runs[row["setting"]["bits"]] = row["runs"]
+    return [
+        (
+            name,
+            f"{_sets(settings['data'])}{limit}",
+            "",
+            "",
+            *(f"{100 * fmean(run[measure] for run in runs[bits]):.1f}" for measure in ("miou_box", "miou_point")),
+        )
+        for name, bits in zip(names, (0, 8, 6), strict=True)
+        if bits in runs
+    ]
 
 
 TABLES: dict[str, Paper] = {
@@ -142,7 +217,67 @@ TABLES: dict[str, Paper] = {
             ("Taylor Pruning", "77%", "9.1M", "23G", "64.26%"),
             ("SlimSAM-77", "77%", "9.1M", "23G", "67.40%"),
         ),
-        _nothing,
+        partial(_slimsam_ablation, "2"),
+    ),
+    "slimsam-3": Paper(
+        "SlimSAM, table 3: Taylor importance on labels and disturbed; mean IoU by one point on SA-1B.",
+        ("method", "on", "mIoU"),
+        (
+            ("Taylor Pruning", "62.04%"),
+            ("Disturbed Taylor Pruning", "62.31%"),
+            ("SlimSAM-77 + Taylor", "63.63%"),
+            ("SlimSAM-77 + Disturbed Taylor", "64.48%"),
+        ),
+        partial(_slimsam_ablation, "3"),
+    ),
+    "slimsam-4": Paper(
+        "SlimSAM, table 4: intermediate aligning; mean IoU by one point on SA-1B.",
+        ("step", "on", "distillation objective", "mIoU"),
+        (
+            ("Step 1", "Final Image Embeddings", "65.10%"),
+            ("Step 1", "+ Bottleneck Features", "66.32%"),
+            ("Step 2", "Final Image Embeddings", "63.91%"),
+            ("Step 2", "+ Embedding Features", "64.48%"),
+        ),
+        lambda get, current: [
+            (step, on, objective, miou)
+            for label, on, miou in _slimsam_ablation("4", get, current)
+            for step, _, objective in (label.partition(", "),)
+        ],
+    ),
+    "slimsam-5": Paper(
+        "SlimSAM, table 5: local and global pruning; mean IoU by one point on SA-1B.",
+        ("method", "on", "normalization", "mIoU"),
+        (
+            ("Local Pruning", "—", "64.38%"),
+            ("Global Pruning", "Mean", "63.64%"),
+            ("Global Pruning", "Max", "64.35%"),
+            ("Global Pruning", "Sum", "63.55%"),
+            ("Global Pruning", "Gaussian", "64.48%"),
+            ("Global Pruning", "Standardization", "64.14%"),
+        ),
+        lambda get, current: [
+            (method, on, normalization, miou)
+            for label, on, miou in _slimsam_ablation("5", get, current)
+            for method, _, normalization in (label.partition(", "),)
+        ],
+    ),
+    "slimsam-6": Paper(
+        "SlimSAM, table 6: less data, as many iterations; mean IoU by one point on SA-1B.",
+        ("ratio", "on", "data", "mIoU"),
+        (
+            ("50%", "10k", "72.33%"),
+            ("50%", "5k", "71.89%"),
+            ("50%", "2k", "69.79%"),
+            ("77%", "10k", "67.40%"),
+            ("77%", "5k", "64.47%"),
+            ("77%", "2k", "61.72%"),
+        ),
+        lambda get, current: [
+            (ratio, on, data, miou)
+            for label, on, miou in _slimsam_ablation("6", get, current)
+            for ratio, _, data in (label.partition(", "),)
+        ],
     ),
     "tinysam-1": Paper(
         "TinySAM, table 1: zero-shot instance segmentation by ViTDet-H's boxes. Ours: other pictures, other boxes.",
@@ -174,19 +309,44 @@ TABLES: dict[str, Paper] = {
         _tinysam_2,
     ),
     "tinysam-3": Paper(
-        "TinySAM, table 3: its parts, AP on COCO.",
-        ("settings", "on", "AP"),
+        "TinySAM, table 3: its parts, AP on COCO. Ours: mean IoU in percent, of other networks on other pictures.",
+        ("settings", "on", "AP", "mIoU by box", "by one point"),
         (
             ("Baseline", "40.5"),
             ("+ Knowledge Distillation Loss", "41.4"),
             ("+ Online Hard Prompt Sampling", "41.9"),
             ("+ Quantization", "41.3"),
         ),
-        _nothing,
+        partial(
+            _tinysam_ablation,
+            {
+                "labels only": "labels only",
+                "+ distillation": "all three, random prompts",
+                "+ hard prompts": "all three",
+                "+ quantization": "all three, quantized",
+            },
+        ),
+    ),
+    "tinysam-4": Paper(
+        "TinySAM, table 4: its losses, AP on COCO. Ours: mean IoU in percent, of other networks on other pictures.",
+        ("losses", "on", "AP", "mIoU by box", "by one point"),
+        (
+            ("Output Loss", "41.6"),
+            ("Embedding Loss, Output Loss", "41.7"),
+            ("Embedding Loss, Token Loss, Output Loss", "41.9"),
+        ),
+        partial(
+            _tinysam_ablation,
+            {
+                "output": "output",
+                "embedding, output": "output + embedding",
+                "embedding, tokens, output": "all three",
+            },
+        ),
     ),
     "tinysam-5": Paper(
-        "TinySAM, table 5: bits, AP on COCO.",
-        ("model", "on", "AP", "FLOPs (G)"),
+        "TinySAM, table 5: bits, AP on COCO. Ours: mean IoU in percent, of another network on other pictures.",
+        ("model", "on", "AP", "FLOPs (G)", "mIoU by box", "by one point"),
         (
             ("MobileSAM", "41.0", "232"),
             ("MobileSAM + W8A8", "39.8", "61"),
@@ -195,7 +355,7 @@ TABLES: dict[str, Paper] = {
             ("TinySAM + W8A8", "41.3", "61"),
             ("TinySAM + W6A6", "38.6", "46"),
         ),
-        _nothing,
+        _tinysam_5,
     ),
 }
 """By name."""

@@ -3,12 +3,15 @@
     sam-edge study pruning nano --images DIR --ratio 0.5 --ratio 0.77
 
 Prints the embedding's squared error over the teacher's variance on pictures that no gradient was taken on, with mean
-and standard deviation over seeds. Gradients of several pictures: summed as absolute values, or with their signs, by
-pruning all widths at once. Relative positions: the same channels of q and k in every head, which the tables are cut
-along, or each head's own, which would need tables of its own; by q and k alone.
+and standard deviation over seeds, each with gradients of pictures and noise of its own. Gradients of several pictures:
+summed as absolute values, or with their signs, by pruning all widths at once. Relative positions: the same channels of
+q and k in every head, which the tables are cut along, or each head's own, which would need tables of its own; by q and
+k alone.
 """
 
 import argparse
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -19,20 +22,23 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from sam_edge.bench.repeats import mean_and_spread
+from sam_edge.bench.provenance import provenance, used_sha256
+from sam_edge.bench.repeats import Scores, as_dict, differences, mean_and_spread
 from sam_edge.commands.common import sample_pictures
 from sam_edge.compress.groups import find_groups
 from sam_edge.compress.importance import ImportanceOptions, accumulated_saliency, disturbed_loss
 from sam_edge.compress.prune import prepare, prune_encoder
 from sam_edge.compress.slices import ALL_PARTS, ChannelGroup, Part, Slice, group_score
-from sam_edge.compress.validation import embedding_error
 from sam_edge.compress.widths import PruneOptions, choose
+from sam_edge.errors import DataError
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.frame import to_pixels
+from sam_edge.studies.claims import pairs
 
 ACCUMULATIONS: tuple[Literal["absolute", "signed"], ...] = ("absolute", "signed")
 KEPT = ImportanceOptions().accumulation
+MEASURE = "embedding error"
 
 
 def measure(
@@ -41,8 +47,8 @@ def measure(
     measured: Sequence[UInt8[np.ndarray, "h w 3"]],
     ratios: Sequence[float],
     seed: int,
-) -> dict[str, float]:
-    """Embedding error by ratio and choice; gradients from `pictures`, the error on `measured`."""
+) -> dict[str, Scores]:
+    """Embedding error by ratio and choice, of all of `measured` and of each; gradients from `pictures`."""
     model = deepcopy(model)
     prepare(model)
     inputs, seen = (
@@ -67,10 +73,10 @@ def measure(
         for choice, (parts, how) in arms.items():
             pruned = deepcopy(model)
             prune_encoder(pruned, options, parts, saliency[how])
-            errors[f"{ratio:g} | {choice}"] = embedding_error(_encoded(pruned, seen), wanted)
+            errors[f"{ratio:g} | {choice}"] = _scores(_encoded(pruned, seen), wanted)
         silent = deepcopy(model)
         silence_channels_of_heads(silent, options, saliency[KEPT])
-        errors[f"{ratio:g} | q and k: each head's own"] = embedding_error(_encoded(silent, seen), wanted)
+        errors[f"{ratio:g} | q and k: each head's own"] = _scores(_encoded(silent, seen), wanted)
     return errors
 
 
@@ -100,6 +106,13 @@ def _by_head(group: ChannelGroup) -> Iterator[Slice]:
             yield replace(part, index=part.index.T.reshape(-1, 1))
 
 
+def _scores(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Scores:
+    """Squared error over the variance of all that was wanted; see `sam_edge.compress.validation.embedding_error`."""
+    variance = torch.cat([embedding.flatten() for embedding in wanted]).var()
+    errors = [((g - w).square().mean() / variance).item() for g, w in zip(got, wanted, strict=True)]
+    return Scores({MEASURE: float(np.mean(errors))}, {MEASURE: [[(error, 1) for error in errors]]})
+
+
 @torch.no_grad()
 def _encoded(model: EdgeSam, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [model.encode(pixels) for pixels in inputs]
@@ -116,16 +129,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", action="append", type=int, help="repeat for more; 0, 1 and 2 by default")
     parser.add_argument("--importance-images", type=int, default=32, help="pictures that gradients are taken on")
     parser.add_argument("--eval-limit", type=int, default=16, help="pictures that the error is taken on")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
     args = parser.parse_args(arguments)
-    model = load_model(args.model)
-    results = []
-    for seed in args.seed or [0, 1, 2]:
-        pictures = sample_pictures(args.images, args.importance_images + args.eval_limit, seed)
-        measured, trained = pictures[: args.eval_limit], pictures[args.eval_limit :]
-        results.append(measure(model, trained, measured, args.ratio or [0.5, 0.77], seed))
+    model, seeds, count = load_model(args.model), args.seed or [0, 1, 2], args.importance_images
+    pictures = sample_pictures(args.images, args.eval_limit + count * len(seeds), 0)
+    measured, rest = pictures[: args.eval_limit], pictures[args.eval_limit :]
+    if not rest:
+        raise DataError(f"{args.images} has no picture beside the {args.eval_limit} to measure on: lower --eval-limit.")
+    found: dict[str, list[Scores]] = {}
+    for index, seed in enumerate(seeds):
+        # of few pictures some serve several seeds
+        trained = [rest[number % len(rest)] for number in range(index * count, (index + 1) * count)]
+        for choice, scores in measure(model, trained, measured, args.ratio or [0.5, 0.77], seed).items():
+            found.setdefault(choice, []).append(scores)
+    if args.json:
+        seen = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()
+        told = {"provenance": provenance({args.model: used_sha256(args.model)}, {args.images: seen})}
+        told |= {"seeds": seeds, "importance_images": count, "eval_limit": args.eval_limit}
+        told |= {"choices": as_dict(found), "compared": differences(found, pairs("pruning"))}
+        print(json.dumps(told))
+        return
     print("| ratio | choice | embedding error |\n|---|---|---|")
-    for choice in results[0]:
-        mean, spread = mean_and_spread(results, choice)
+    for choice, runs in found.items():
+        mean, spread = mean_and_spread(runs, MEASURE)
         print(f"| {choice} | {mean:.4f} ± {spread:.4f} |")
 
 

@@ -7,21 +7,26 @@ again. Between `<!-- results:NAME -->` and `<!-- /results -->` in README.md and 
 
 import argparse
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sam_edge.bench.provenance import RANDOM, made_of, model_sha256
 from sam_edge.errors import DataError, SamEdgeError
 from sam_edge.files import atomic_file
+from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.studies import papers
+from sam_edge.studies.claims import CLAIMS
 from sam_edge.studies.lineage import summaries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +46,8 @@ class Entry:
     file to write; without `{out}` what it prints is its answer."""
     models: tuple[str, ...]
     """What it measures: it is run again when one of them has changed."""
+    timed: bool = False
+    """Whether it takes times: then nothing else may run beside it."""
 
     @property
     def shown(self) -> str:
@@ -57,7 +64,10 @@ def entries(root: Path = ROOT) -> dict[str, Entry]:
     file = root / MANIFEST
     try:
         read = tomllib.loads(file.read_text(encoding="utf-8"))
-        return {name: Entry(name, one["command"], tuple(one.get("models", ()))) for name, one in read.items()}
+        return {
+            name: Entry(name, one["command"], tuple(one.get("models", ())), one.get("timed", False))
+            for name, one in read.items()
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: is no list of commands ({error!r}).") from error
 
@@ -89,15 +99,22 @@ class Results:
         told = model if self._sha256(model) is not None else made_of(model)
         return told is not None and recorded.get(told) is not None and recorded[told] == self._sha256(told)
 
+    def whole(self, name: str) -> dict[str, Any] | None:
+        """A file's content where all of its models are what they are here."""
+        found = self.get(name)
+        models = () if found is None else found["provenance"]["models"]
+        return found if all(self.current(name, model) for model in models) else None
+
     def _sha256(self, model: str) -> str | None:
         if model not in self._here:
             self._here[model] = model_sha256(model)
         return self._here[model]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; its first column is text, the others numbers."""
-    marks = ["---", *["--:"] * (len(head) - 1)]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table; its first columns, `texts` of them, are text, the others numbers."""
+    marks = ["---"] * texts + ["--:"] * (len(head) - texts)
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, marks, *rows))
 
 
@@ -178,6 +195,101 @@ def accuracy(results: Results) -> str:
     return "\n\n".join([table(head, rows), machine(results, "accuracy")])
 
 
+def claims(results: Results) -> str:
+    """What the papers claim and sam-edge chose: the difference that was measured, and what its interval says."""
+    rows, told = [], []
+    for name, of_study in CLAIMS.items():
+        found = results.whole(name) or {"compared": ()}
+        known = {(one["mine"], one["other"], one["measure"]): one for one in found["compared"]}
+        for claim in of_study:
+            one = known.get((claim.mine, claim.other, claim.measure))
+            cells = [EMPTY] * 4
+            if one is not None:
+                cells = [_ahead(one), str(one["runs"]), str(one["pictures"]), claim.verdict(one)]
+            rows.append((claim.source, claim.text, MEASURES.get(claim.measure, claim.measure), *cells))
+        if known:
+            told.append(f"- {name}: {machine(results, name)}")
+    head = ("who", "claims", "measured by", "ahead by (95 % of it)", "runs", "pictures", "verdict")
+    return "\n\n".join([table(head, rows, texts=3), "\n".join(told) or machine(results, "slimming")])
+
+
+MEASURES = {
+    "point": "one point",
+    "box": "box",
+    "miou_point": "one point",
+    "miou_box": "box",
+    "miou": "everything mode",
+    "point_multimask": "one point, three masks",
+}
+"""Measures of mean IoU in words; any other is called what it is."""
+
+
+def _ahead(one: Mapping[str, Any]) -> str:
+    """A difference with its interval: of mean IoU in points of a percent."""
+    if one["measure"] == "seconds":
+        return f"{one['mean']:.2f} s ({one['low']:.2f} to {one['high']:.2f})"
+    factor, digits = (1, 4) if one["measure"] == "embedding error" else (100, 2)
+    mean, low, high = (f"{factor * one[part]:+.{digits}f}" for part in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def quantization(results: Results) -> str:
+    """Every way to quantize: what it loses against float, with its interval, and how far its masks are float's."""
+    found = results.whole("quantization") or {"rows": []}
+    rows = []
+    for row in found["rows"]:
+        setting, runs = row["setting"], row["runs"]
+        lost = (_ahead({**row["lost"][prompt], "measure": prompt}) for prompt in ("box", "point"))
+        told = (fmean(run[part] for run in runs) for part in ("agreement", "loss"))
+        twin = "on" if setting["twin"] else "off"
+        bits = f"W{setting['bits']}A{setting['bits']}"
+        rows.append((bits, setting["metric"], twin, str(len(runs)), *lost, *(f"{value:.4f}" for value in told)))
+    head = ("bits", "metric", "twin", "runs", "lost by box", "lost by one point", "agreement", "task loss")
+    return "\n\n".join([table(head, rows, texts=3), machine(results, "quantization")])
+
+
+def pruning(results: Results) -> str:
+    """What each choice of pruning leaves of the embedding."""
+    found = results.whole("pruning") or {"choices": {}}
+    rows = []
+    for name, choice in found["choices"].items():
+        ratio, _, what = name.partition(" | ")
+        error = choice["embedding error"]
+        rows.append((ratio, what, f"{error['mean']:.4f} ± {error['spread']:.4f}"))
+    return "\n\n".join([table(("ratio", "choice", "embedding error"), rows, texts=2), machine(results, "pruning")])
+
+
+def generations(results: Results) -> str:
+    """nano and the one before it, on the same pictures."""
+    found = results.whole("generations") or {"scores": {}, "compared": [], "pictures": {}}
+    rows = []
+    for one in found["compared"]:
+        label, _, how = one["measure"].rpartition(" ")
+        scores = [f"{100 * found['scores'][arm][one['measure']]:.1f}" for arm in (one["mine"], one["other"])]
+        rows.append((label or "all", MEASURES[how], str(one["pictures"]), *scores, _ahead(one)))
+    head = ("val split of", "asked by", "pictures", "nano", "nano-vit", "nano ahead by (95 % of it)")
+    return "\n\n".join([table(head, rows, texts=2), machine(results, "generations")])
+
+
+def turn(results: Results) -> str:
+    """nano's times in turn with those of the one before it."""
+    found = results.whole("turn")
+    rows = []
+    if found is not None:
+        first, second = (row["latencies"] for row in found["rows"])
+        for key, words in TIMED.items():
+            ratio = second[key]["over_first"]
+            times = (_number(side[key]["median_ms"], ".0f", " ms") for side in (first, second))
+            interval = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            rows.append((words, *times, interval, str(second[key]["runs"])))
+    head = ("median", "nano-vit", "nano", "nano / nano-vit (95 % of it)", "turns")
+    return "\n\n".join([table(head, rows), machine(results, "turn")])
+
+
+TIMED = {"encode": "encoder", "decode_point": "decoder, one point", "end_to_end": "picture to mask"}
+"""What `bench` calls its measurements, in words."""
+
+
 def _number(value: float | None, form: str, unit: str = "") -> str:
     return EMPTY if value is None else f"{value:{form}}{unit}"
 
@@ -191,6 +303,11 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "lineage": lineage,
     "lineage-bars": bars,
     "accuracy": accuracy,
+    "generations": generations,
+    "turn": turn,
+    "claims": claims,
+    "quantization": quantization,
+    "pruning": pruning,
     **{name: partial(_paper, name) for name in papers.TABLES},
 }
 """Blocks by name."""
@@ -218,8 +335,8 @@ def pages(root: Path = ROOT) -> list[Path]:
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
-def run(entry: Entry, folders: Mapping[str, str], root: Path = ROOT) -> None:
-    """Run a command in the checkout, and keep its answer.
+def run(entry: Entry, folders: Mapping[str, str], root: Path = ROOT, threads: int | None = None) -> None:
+    """Run a command in the checkout, on so many threads where that is given, and keep its answer.
 
     Raises:
         SamEdgeError: it failed, or its answer does not say where it comes from.
@@ -232,7 +349,10 @@ def run(entry: Entry, folders: Mapping[str, str], root: Path = ROOT) -> None:
             program = sys.executable
         elif program == "sam-edge":
             program, rest = sys.executable, ["-m", "sam_edge", *rest]
-        done = subprocess.run([program, *rest], cwd=root, stdout=subprocess.PIPE, text=True, check=False)
+        environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+        done = subprocess.run(
+            [program, *rest], cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=False
+        )
         if done.returncode:
             raise SamEdgeError(f"{entry.name}: the command failed with exit code {done.returncode}: {line}")
         if "{out}" not in entry.command:
@@ -262,9 +382,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="only these, whether or not they are current")
     parser.add_argument("--data", default="../shared/data", help="folder of the labelled data sets")
     parser.add_argument("--work", default="build/results", help="what commands keep between runs")
+    parser.add_argument("--jobs", type=int, default=1, help="run so many at once, but for those that take times")
     parser.add_argument("--write", action="store_true", help="run nothing: write the blocks from the files alone")
     parser.add_argument("--show", choices=sorted(RENDERERS), help="run nothing: print one table")
     given = parser.parse_args(arguments)
+    if given.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {given.jobs}")
     if given.show:
         print(RENDERERS[given.show](Results()))
         return 0
@@ -273,15 +396,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no {', '.join(sorted(unknown))} in {MANIFEST}; there are {', '.join(known)}")
     folders = {"data": given.data, "work": given.work}
     stale = [known[name] for name in given.names] or [one for one in known.values() if not is_current(one, Results())]
-    failed = 0
-    for entry in () if given.write else stale:
+    threads = None if given.jobs == 1 else max(cpu_threads() // given.jobs, 1)
+
+    def failed(entry: Entry, threads: int | None) -> bool:
         print(f"{entry.name}: {entry.command}", flush=True)
         try:
-            run(entry, folders)
+            run(entry, folders, threads=threads)
         except SamEdgeError as error:
             # the others are none the worse for it
             print(f"sam-edge: {error}", file=sys.stderr)
-            failed += 1
+            return True
+        return False
+
+    failures: list[bool] = []
+    if not given.write:
+        with ThreadPoolExecutor(given.jobs) as pool:
+            failures += pool.map(lambda entry: failed(entry, threads), [one for one in stale if not one.timed])
+        failures += [failed(entry, None) for entry in stale if entry.timed]
     results = Results()
     for page in pages():
         text = page.read_text(encoding="utf-8")
@@ -289,7 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if new != text:
             with atomic_file(page) as part:
                 part.write_text(new, encoding="utf-8")
-    return failed
+    return sum(failures)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sam_edge.bench.repeats import LOG, Scores, repeat
+from sam_edge.bench.repeats import LOG, Scores, differences, repeat
 from sam_edge.bench.slimming import TABLES, Variant, as_dict, as_markdown, choose, variants
 from sam_edge.compress.distil import DistilOptions, steps_per_epoch
 from sam_edge.compress.importance import ImportanceOptions
@@ -30,6 +30,7 @@ from sam_edge.models.checkpoint import weights_sha256
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import resolve_device
+from sam_edge.studies.claims import pairs
 from sam_edge.studies.measuring import drawn, held_out, say, scores_of, write
 from sam_edge.training.pictures import Pictures
 
@@ -69,7 +70,7 @@ class Ablation:
         self._training = drawn([n for n, name in enumerate(data.names) if not is_val(name)], options.limit)
         self._validated = drawn([n for n, name in enumerate(data.names) if is_val(name)], VALIDATED)
         self._pictures_of_all, self._labels = PicturesOnly(data), LabelledLoss(data)
-        self._measured = held_out(data, options.eval_limit)
+        self.measured = held_out(data, options.eval_limit)
         self._saliencies: dict[str, dict[str, Tensor]] = {}
 
     def measure(self, variant: Variant, seed: int) -> Scores:
@@ -112,7 +113,7 @@ class Ablation:
 
     def score(self, model: EdgeSam) -> Scores:
         """Mean IoU on the held-out pictures."""
-        return scores_of(model, self._measured)
+        return scores_of(model, self.measured)
 
     @property
     def steps(self) -> int:
@@ -148,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             parser.add_argument(flag, type=float if isinstance(value, float) else int, default=value)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print the tables as JSON")
     args = parser.parse_args(arguments)
     options = AblationOptions(**{name: getattr(args, name) for name in asdict(defaults)})
     tables, seeds = choose(args.table, args.row, args.ratio), args.seed or [0, 1, 2]
@@ -161,13 +163,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{args.model}, {len(seeds)} seeds, {ablation.steps} steps of {options.batch_size} pictures at a learning rate "
         f"of {options.learning_rate:g}, trained on {', '.join(args.data)}, measured on the val split of each."
     )
-    content = {**settings, "seeds": seeds, "steps": ablation.steps, "unpruned": unpruned}
-    write(
-        args.out,
-        as_markdown(tables, results, unpruned, protocol),
-        {**content, "tables": as_dict(tables, results)},
-        [args.model],
-    )
+    rows = {row.label: results[row.variant.name] for table in tables.values() for row in table.rows}
+    content = {
+        **settings,
+        "protocol": protocol,
+        "seeds": seeds,
+        "steps": ablation.steps,
+        "unpruned": unpruned,
+        "tables": as_dict(tables, results),
+        "compared": differences(rows, pairs("slimming")),
+    }
+    text = as_markdown(tables, results, unpruned, protocol)
+    write(args.out, text, content, [args.model], ablation.measured, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """sam_edge.bench.quantization: every setting with every seed, points lost against the float parent."""
 
 import csv
-import json
 from dataclasses import astuple
 
 import pytest
 from rich.console import Console
 
 from sam_edge.bench.quantization import Measured, Setting, compare_settings, rich_table, settings, write_csv
-from sam_edge.errors import BenchError
 
 PICTURES = (0.3, 0.5, 0.7)
 
@@ -67,16 +65,6 @@ def test_drops_have_an_interval_over_pictures_and_seeds(tmp_path):
     assert calls == [(0, 3, "float"), *((seed, 3, f"W6A6 mse twin, seed {seed}") for seed in range(3))]
     alone = compared(tmp_path / "one", [mse], [0])[1][0].drop(PARENT, "point")
     assert alone.low == pytest.approx(alone.high)
-
-
-def test_scores_from_before_pictures_were_kept_are_refused(tmp_path):
-    compared(tmp_path, [Setting(6, "mse", True)], [0])
-    log = tmp_path / "scores.jsonl"
-    log.write_text(
-        "".join(json.dumps(json.loads(line) | {"totals": {}}) + "\n" for line in log.read_text().splitlines())
-    )
-    with pytest.raises(BenchError, match="those of each picture"):
-        compared(tmp_path, [Setting(6, "mse", True)], [0])
 
 
 def test_a_table_cut_short_goes_on_from_the_runs_it_has(tmp_path):

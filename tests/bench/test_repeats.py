@@ -3,7 +3,7 @@
 import pytest
 
 from sam_edge.bench.repeats import Scores, as_dict, beats, cells, difference, mean_and_spread, points, repeat
-from sam_edge.errors import BenchError
+from sam_edge.errors import SamEdgeError
 
 ARMS = ("one", "two", "three")
 
@@ -49,7 +49,7 @@ def test_a_killed_comparison_runs_only_what_is_missing(tmp_path):
 def test_results_under_other_settings_are_refused(tmp_path):
     log = tmp_path / "scores.jsonl"
     repeat(["one"], [0], score, log, {"steps": 1})
-    with pytest.raises(BenchError, match="other settings"):
+    with pytest.raises(SamEdgeError, match="other settings"):
         repeat(["one"], [0], score, log, {"steps": 2})
 
 

@@ -19,6 +19,11 @@ def test_the_table_has_all_rows_that_were_asked_for(tiny_slim, tiny_vit_config, 
     distillation.main([str(argument) for argument in arguments])
     text = (tmp_path / "ablation" / "ablation.md").read_text()
     assert text in capsys.readouterr().out
+    distillation.main([*map(str, arguments), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["provenance"]["data"].keys() == {"synthetic-8-3"}
+    # neither of the two is in a claim
+    assert found["compared"] == []
     assert "| no teacher |" in text
     assert "| embedding only |" in text
     assert "all three" not in text

@@ -1,11 +1,15 @@
 """sam_edge.studies.pruning_choices: heads that lose channels of their own, and the table."""
 
+import json
+
 import pytest
 import torch
 
 from sam_edge.compress.groups import find_groups
 from sam_edge.compress.prune import prepare
+from sam_edge.compress.validation import embedding_error
 from sam_edge.compress.widths import PruneOptions
+from sam_edge.errors import DataError
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.studies import pruning_choices
 
@@ -32,6 +36,13 @@ def test_each_head_loses_the_channels_it_needs_least(tiny_config, make_sam):
             assert (part.bias.view(heads, -1)[zero] == 0).all()
 
 
+def test_the_error_is_that_of_all_pictures_together():
+    wanted, got = torch.randn(2, 3, 1, 4, 5, 5, generator=torch.Generator().manual_seed(0)).unbind()
+    scores = pruning_choices._scores(list(got), list(wanted))
+    assert scores["embedding error"] == pytest.approx(embedding_error(list(got), list(wanted)))
+    assert len(scores.totals["embedding error"][0]) == 3
+
+
 def test_the_table_compares_both_choices(tiny_config, make_sam, tmp_path, capsys):
     save_checkpoint(make_sam(tiny_config), tmp_path / "model")
     args = [str(tmp_path / "model"), "--images", "synthetic:6", "--ratio", "0.5", "--seed", "0", "--seed", "1"]
@@ -48,3 +59,19 @@ def test_the_table_compares_both_choices(tiny_config, make_sam, tmp_path, capsys
     # less is taken away where only q and k are
     assert max(errors[2:]) == pytest.approx(min(errors[2:]), rel=10)
     assert max(errors[2:]) < min(errors[:2])
+    pruning_choices.main([*args, "--importance-images", "2", "--eval-limit", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [f"{choice['embedding error']['mean']:.4f}" for choice in found["choices"].values()] == [
+        row[2].split()[0] for row in rows
+    ]
+    own, kept = found["compared"]
+    assert own["mean"] == pytest.approx(errors[1] - errors[0], abs=2e-4)
+    assert kept["mean"] == pytest.approx(errors[2] - errors[3], abs=2e-4)
+    assert (own["runs"], own["pictures"]) == (2, 2)
+    assert found["provenance"]["models"].keys() == {str(tmp_path / "model")}
+
+
+def test_pictures_to_measure_on_alone_are_too_few(tiny_config, make_sam, tmp_path):
+    save_checkpoint(make_sam(tiny_config), tmp_path / "model")
+    with pytest.raises(DataError, match="lower --eval-limit"):
+        pruning_choices.main([str(tmp_path / "model"), "--images", "synthetic:6", "--eval-limit", "6"])

@@ -8,7 +8,7 @@ from sam_edge.bench.slimming import Variant
 from sam_edge.compress import slimming
 from sam_edge.data import is_val
 from sam_edge.data.joined import open_joined
-from sam_edge.errors import BenchError
+from sam_edge.errors import SamEdgeError
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.studies import measuring
 from sam_edge.studies import slimming as study
@@ -38,9 +38,17 @@ def test_tables_are_written_and_a_second_run_compresses_nothing(arguments, tmp_p
     assert [sum(name.startswith(f"{number}-") for name in stages) for number in (1, 2, 3, 4)] == [1, 2, 1, 2]
     monkeypatch.setattr(measuring, "evaluate_prompts", lambda *a, **k: pytest.fail("measured again"))
     study.main([*arguments, "--table", "4"])
-    assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == first
+    again = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    # but for its date
+    assert again.pop("provenance")["data"] == first.pop("provenance")["data"]
+    assert again == first
+    assert [one["mine"] for one in first["compared"]] == [
+        "step 1, + bottleneck features",
+        "step 2, + embedding features",
+    ]
+    assert all(row["sizes"]["parameters"] < 1e6 for row in first["tables"]["4"])
     assert "Table 4" in capsys.readouterr().out
-    with pytest.raises(BenchError, match="other settings"):
+    with pytest.raises(SamEdgeError, match="other settings"):
         study.main([*arguments, "--table", "4", "--learning-rate", "1e-3"])
 
 

@@ -81,7 +81,8 @@ def quantization_table(
     goes on from it.
 
     Raises:
-        BenchError: no seeds, or `log` holds runs of another model, other pictures or other data.
+        BenchError: no seeds.
+        SamEdgeError: `log` holds runs of another model, other pictures or other data.
         QuantizationError: bits out of range.
     """
     if not seeds:
