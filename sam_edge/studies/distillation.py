@@ -8,6 +8,7 @@ on the val split of each. A killed ablation continues when it is started again.
 
 import argparse
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from sam_edge.bench.repeats import LOG, Scores, as_dict, differences, repeat
 from sam_edge.compress.embeddings import EmbedOptions, embed_pictures
 from sam_edge.compress.full_stage import LossWeights
 from sam_edge.compress.hard_prompts import HardPromptOptions
+from sam_edge.compress.prune import prune_encoder
 from sam_edge.compress.stored import StoredEmbeddings
 from sam_edge.compress.student import StudentOptions, build_student
 from sam_edge.compress.tinysam import TinySamOptions, distil_full_stage
+from sam_edge.compress.widths import PruneOptions
 from sam_edge.data import is_val
 from sam_edge.data.joined import Joined, open_joined
 from sam_edge.data.open import PicturesOnly
@@ -92,6 +95,15 @@ class Ablation:
         return student
 
 
+def pruned(teacher: EdgeSam, ratio: float, folder: Path) -> Path:
+    """The teacher without `ratio` of its encoder's channels, in each block those of least magnitude; a checkpoint."""
+    if not is_checkpoint_folder(folder):
+        model = deepcopy(teacher)
+        prune_encoder(model, PruneOptions(ratio, "magnitude", "local"))
+        save_checkpoint(model, folder)
+    return folder
+
+
 def _without_teacher(student: StudentOptions) -> StudentOptions:
     """The same network at random, encoder and decoder."""
     name = f"{RANDOM}{student.student.removeprefix(RANDOM)}"
@@ -105,6 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--teacher", default="nano", help="MODEL that is distilled")
     parser.add_argument("--student", default="nano-t", help="known name, or checkpoint")
+    parser.add_argument(
+        "--prune",
+        type=float,
+        metavar="RATIO",
+        help="in place of --student: the teacher without this share of its channels, those of least magnitude",
+    )
     parser.add_argument("--student-size", type=int, default=None, help="the student's image size in pixels")
     parser.add_argument(
         "--decoder", choices=["trained", "frozen"], default="trained", help="what becomes of the teacher's decoder"
@@ -127,8 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     args = parser.parse_args(arguments)
+    teacher = load_model(args.teacher, resolve_device(args.device))
+    student = args.student if args.prune is None else str(pruned(teacher, args.prune, args.out / "start"))
     base = TinySamOptions(
-        StudentOptions(args.student, args.student_size, decoder=args.decoder),
+        StudentOptions(student, args.student_size, decoder=args.decoder),
         prompting=HardPromptOptions(prompts=args.prompts, max_rounds=args.max_rounds),
         steps=args.steps,
         batch_size=args.batch_size,
@@ -141,15 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     rows, seeds = {row.name: row for row in choose(args.row)}, args.seed or [0, 1, 2]
     limits = {"views": args.views, "limit": args.limit, "eval_limit": args.eval_limit}
-    teacher = load_model(args.teacher, resolve_device(args.device))
     ablation = Ablation(teacher, open_joined(args.data), args.out, base, **limits)
-    start = sha256_of(args.student) if Path(args.student).exists() else args.student
+    start = sha256_of(student) if Path(student).exists() else student
     settings = {"teacher": weights_sha256(teacher), "start": start, "data": args.data, **limits, **asdict(base)}
     log = args.out / LOG
     of_teacher = repeat(["teacher"], [0], lambda *_: ablation.score(teacher), log, settings, say)["teacher"][0]
     results = repeat(list(rows), seeds, lambda name, seed: ablation.measure(rows[name], seed), log, settings, say)
+    about = args.student if args.prune is None else f"itself without {args.prune:.0%} of its encoder's channels"
     protocol = (
-        f"{args.teacher} -> {args.student}, {len(seeds)} seeds, {args.steps} steps of {args.batch_size} views with "
+        f"{args.teacher} -> {about}, {len(seeds)} seeds, {args.steps} steps of {args.batch_size} views with "
         f"{args.prompts} prompts, trained on {', '.join(args.data)}, measured on the val split of each."
     )
     content = {
@@ -161,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "compared": differences(results, pairs("distillation")),
     }
     text = f"{protocol}\n\n{table(results, list(rows.values()), of_teacher)}"
-    write(args.out, text, content, [args.teacher, args.student], ablation.measured, as_json=args.json)
+    # a pruned student is made of the teacher
+    models = [args.teacher, *([args.student] if args.prune is None else [])]
+    write(args.out, text, content, models, ablation.measured, as_json=args.json)
 
 
 if __name__ == "__main__":

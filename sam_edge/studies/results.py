@@ -225,7 +225,7 @@ MEASURES = {
 
 
 def _ahead(one: Mapping[str, Any]) -> str:
-    """A difference with its interval: of mean IoU in points of a percent."""
+    """A difference with its interval: of mean IoU in percentage points."""
     if one["measure"] == "seconds":
         return f"{one['mean']:.2f} s ({one['low']:.2f} to {one['high']:.2f})"
     factor, digits = (1, 4) if one["measure"] == "embedding error" else (100, 2)
@@ -331,8 +331,9 @@ def rendered(text: str, results: Results, where: str) -> str:
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """README and docs."""
-    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    """README and docs, without what `make docs` makes."""
+    found = sorted((root / "docs").rglob("*.md"))
+    return [root / "README.md", *(page for page in found if "generated" not in page.relative_to(root).parts)]
 
 
 def run(entry: Entry, folders: Mapping[str, str], root: Path = ROOT, threads: int | None = None) -> None:
