@@ -5,14 +5,14 @@ from pathlib import Path
 
 from sam_edge.bench.plots import accuracy_speed_png
 from sam_edge.bench.report_changes import as_dict
-from sam_edge.bench.report_data import LayerTime, Picture, Report, StepReport
+from sam_edge.bench.report_data import LayerCost, LayerTime, Picture, Report, StepReport
 from sam_edge.bench.report_html import html
 from sam_edge.bench.report_markdown import markdown
 from sam_edge.bench.verdict import did_not_pay
 from sam_edge.errors import DataError
 from sam_edge.files import atomic_file
 
-__all__ = ["LayerTime", "Picture", "Report", "StepReport", "did_not_pay", "write_report"]
+__all__ = ["LayerCost", "LayerTime", "Picture", "Report", "StepReport", "did_not_pay", "write_report"]
 
 SCHEMA = 1
 PLOT_FILE = "accuracy_speed.png"

@@ -120,6 +120,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         ],
         "notes": list(report.notes),
         "layers": [asdict(layer) for layer in report.layers],
+        "rounding": [asdict(layer) for layer in report.rounding],
         "pictures": [{"title": picture.title, "caption": picture.caption} for picture in report.pictures],
         "recipe": report.recipe,
     }

@@ -74,6 +74,18 @@ class LayerTime:
 
 
 @dataclass(frozen=True)
+class LayerCost:
+    """A quantized layer: what its rounding costs, and what it takes."""
+
+    name: str
+    """As in the checkpoint's config."""
+    nats: float
+    """What its rounding alone adds to the task loss, per picture and to second order (TinySAM, eq. 9)."""
+    ms: float | None
+    """What its product takes in the last exported encoder; None of the decoder's, and of attention's products."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that `write_report` writes."""
 
@@ -93,6 +105,8 @@ class Report:
     """Sentences on the whole run: data, protocol, limits."""
     layers: tuple[LayerTime, ...] = ()
     """Where the time of the last exported encoder goes, longest first."""
+    rounding: tuple[LayerCost, ...] = ()
+    """The layers of the quantized model, the most sensitive first."""
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]

@@ -16,7 +16,14 @@ from sam_edge.bench.report_changes import (
     headline,
 )
 from sam_edge.bench.report_data import Report, StepReport
-from sam_edge.bench.report_markdown import NOTHING_FAILED, layer_cells
+from sam_edge.bench.report_markdown import (
+    NOTHING_FAILED,
+    ROUNDING,
+    ROUNDING_HEADS,
+    ROUNDING_LEGEND,
+    layer_cells,
+    rounding_cells,
+)
 from sam_edge.bench.report_style import CSS, SORTING
 from sam_edge.bench.verdict import did_not_pay, gained
 
@@ -31,6 +38,7 @@ def html(report: Report, plots: tuple[bytes, bytes] | None, pictures: Sequence[b
         _section("Accuracy and speed", _table(report, ACCURACY_AND_SPEED) + _plot(report, plots)),
         _section("Size and cost", _table(report, SIZE_AND_COST) + _LEGEND + _remarks(report)),
         _layers(report),
+        _rounding(report),
         _pictures(report, pictures),
         _section("Notes", _list(report.notes)) if report.notes else "",
         _section("Measured on", _definitions(hardware_lines(report.hardware))),
@@ -123,17 +131,34 @@ def _remarks(report: Report) -> str:
 def _layers(report: Report) -> str:
     if not report.layers:
         return ""
-    heads = "".join(f'<th scope="col">{name}</th>' for name in ("Operator", "Time", "Limit", "Time / limit"))
-    rows = []
-    for layer in report.layers:
-        name, *cells = (escape(cell) for cell in layer_cells(layer))
-        values = (layer.ms, layer.limit_ms, layer.ms / layer.limit_ms if layer.limit_ms else None)
-        columns = "".join(f"<td{_value(value)}>{cell}</td>" for cell, value in zip(cells, values, strict=True))
-        rows.append(f'<tr><th scope="row">{name}</th>{columns}</tr>\n')
-    legend = '<p class="quiet">Limit: what the machine takes for the multiplications or the bytes, as measured.</p>\n'
-    table = f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>"
-    body = f'<div class="scroll" tabindex="0"><table>\n{table}\n</table></div>\n{legend}'
-    return _section("Where the last encoder's time goes", body)
+    rows = [
+        (layer_cells(layer), (layer.ms, layer.limit_ms, layer.ms / layer.limit_ms if layer.limit_ms else None))
+        for layer in report.layers
+    ]
+    legend = "Limit: what the machine takes for the multiplications or the bytes, as measured."
+    heads = ("Operator", "Time", "Limit", "Time / limit")
+    return _section("Where the last encoder's time goes", _sorted_table(heads, rows, legend))
+
+
+def _rounding(report: Report) -> str:
+    if not report.rounding:
+        return ""
+    rows = [(rounding_cells(report, layer), (layer.nats, layer.nats, layer.ms)) for layer in report.rounding]
+    return _section(ROUNDING, _sorted_table(ROUNDING_HEADS, rows, ROUNDING_LEGEND, "long"))
+
+
+def _sorted_table(
+    heads: Sequence[str], rows: Sequence[tuple[Sequence[str], Sequence[float | None]]], legend: str, kind: str = ""
+) -> str:
+    """A table whose rows have a name, further cells, and what each of these is sorted by."""
+    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    lines = []
+    for (name, *texts), values in rows:
+        cells = "".join(f"<td{_value(v)}>{escape(text)}</td>" for text, v in zip(texts, values, strict=True))
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n')
+    table = f"<thead><tr>{columns}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>"
+    box = f'<div class="{f"scroll {kind}".strip()}" tabindex="0"><table>\n{table}\n</table></div>\n'
+    return f'{box}<p class="quiet">{escape(legend)}</p>\n'
 
 
 def _value(value: float | None) -> str:

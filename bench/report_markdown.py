@@ -13,10 +13,18 @@ from sam_edge.bench.report_changes import (
     cell,
     headline,
 )
-from sam_edge.bench.report_data import LayerTime, Report
+from sam_edge.bench.report_data import LayerCost, LayerTime, Report
 from sam_edge.bench.units import DASH
 from sam_edge.bench.verdict import did_not_pay, gained
 
+ROUNDING = "What each layer's rounding costs"
+ROUNDING_HEADS = ("Layer", "Nats per picture", "Of all", "Time")
+ROUNDING_LEGEND = (
+    "Nats: what the rounding of this layer alone adds to the task loss, to second order. Time: of its product in the "
+    "last exported encoder."
+)
+WORST = 20
+"""Layers shown, those that cost most."""
 NOTHING_FAILED = "Nothing, as far as it was measured: no step is slower, less accurate or larger than its parent."
 
 
@@ -40,6 +48,12 @@ def markdown(report: Report, plot_file: str | None, picture_files: Sequence[str]
         rows = [["Operator", "Time", "Limit", "Time / limit"], [":--", "--:", "--:", "--:"]]
         rows += [list(layer_cells(layer)) for layer in report.layers]
         parts += ["## Where the last encoder's time goes", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
+    if report.rounding:
+        rows = [[*ROUNDING_HEADS], [":--", "--:", "--:", "--:"]]
+        rows += [list(rounding_cells(report, layer)) for layer in report.rounding[:WORST]]
+        parts += [f"## {ROUNDING}", "\n".join(f"| {' | '.join(row)} |" for row in rows), ROUNDING_LEGEND]
+        if (left := len(report.rounding) - WORST) > 0:
+            parts.append(f"The other {left} are in `report.html` and `report.json`.")
     if report.pictures:
         parts.append("## Pictures")
     for picture, file in zip(report.pictures, picture_files, strict=True):
@@ -68,6 +82,13 @@ def layer_cells(layer: LayerTime) -> tuple[str, str, str, str]:
     """A row: the operator, its time, what the machine allows, and the ratio."""
     ratio = units.times(layer.ms / layer.limit_ms) if layer.limit_ms else units.DASH
     return layer.name, units.milliseconds(layer.ms), units.milliseconds(layer.limit_ms), ratio
+
+
+def rounding_cells(report: Report, layer: LayerCost) -> tuple[str, str, str, str]:
+    """A row: the layer, what its rounding costs, its share of all layers' cost, and its time."""
+    whole = sum(each.nats for each in report.rounding)
+    share = f"{layer.nats / whole:.1%}" if whole else DASH
+    return layer.name, f"{layer.nats:.3g}", share, units.milliseconds(layer.ms)
 
 
 def _bullets(texts: Sequence[str]) -> str:

@@ -46,6 +46,8 @@ section { margin-top: 40px; }
 .verdict.good { background: var(--good-wash); border-left-color: var(--good); }
 .verdict.bad { background: var(--bad-wash); border-left-color: var(--bad); }
 .scroll { overflow-x: auto; margin-bottom: 14px; }
+.long { max-height: 480px; overflow-y: auto; }
+.long thead th { position: sticky; top: 0; background: var(--paper); z-index: 1; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 0.9rem; }
 th, td { padding: 10px 16px; text-align: right; vertical-align: top; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }

@@ -16,10 +16,9 @@ from sam_edge import __version__
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.kernels import measured_rates
 from sam_edge.bench.memory import file_bytes
-from sam_edge.bench.report import LayerTime, Picture, Report, StepReport, write_report
-from sam_edge.bench.roofline import by_operator, profiled
+from sam_edge.bench.report import LayerCost, LayerTime, Picture, Report, StepReport, write_report
+from sam_edge.bench.roofline import NodeTime, by_operator, profiled
 from sam_edge.bench.table import BenchRow, as_dict
-from sam_edge.bench.widths import widths_png
 from sam_edge.commands.common import OnProgress
 from sam_edge.commands.device.bench import bench
 from sam_edge.commands.device.evaluate import evaluate
@@ -33,17 +32,20 @@ from sam_edge.compress.widths import ImportanceName, PruneOptions, Ranking
 from sam_edge.data import open_labelled
 from sam_edge.errors import BackendUnavailableError, DataError, RecipeError, SamEdgeError
 from sam_edge.evaluate.miou import iou
+from sam_edge.export.node_layers import layers_of_nodes
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.files import atomic_file, put_right, sha256_of
 from sam_edge.models.registry import load_model
 from sam_edge.quantize.ptq import QuantizeOptions
 from sam_edge.recipe import Recipe, read_recipe
+from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.open import open_runtime
 from sam_edge.runtimes.openvino_runtime import float_runtimes
 from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.predictor import SamPredictor
+from sam_edge.studies.widths import widths_png
 
 __all__ = ["read_recipe", "run"]
 
@@ -127,11 +129,14 @@ def run(
     if out.is_file():
         raise SamEdgeError(f"{out} is a file: --out needs a folder.")
     ledger = Ledger(out, say, on_progress)
-    stages, seconds = _make(recipe, out, ledger, device)
+    stages, told = _make(recipe, out, ledger, device)
+    seconds = {name: result["step_seconds"] for name, result in told.items()}
     measured = _measure(recipe, stages, out, ledger, device)
     pictures = _pictures(recipe, [stage for stage in stages if stage.runtime], out, device)
     pictures += (_widths(stages, out),)
     reports = tuple(_step_report(stage, measured, seconds) for stage in stages)
+    last = next(stage for stage in reversed(stages) if stage.runtime == "onnxruntime").spec
+    nodes = profiled(last, runs=2, rates=measured_rates(turns=3), threads=cpu_threads())
     report = Report(
         title=recipe.title,
         command=f"sam-edge run --images {recipe.images} --data {recipe.data} --out {out}",
@@ -139,7 +144,8 @@ def run(
         hardware=hardware(),
         steps=reports,
         pictures=pictures,
-        layers=_layers(stages),
+        layers=_by_operator(nodes),
+        rounding=_by_layer(told["quantized"].get("sensitivities", {}), nodes, last),
         notes=(
             f"mIoU over the val split of {recipe.data}; latency is the median of {recipe.bench.runs} runs, in which "
             "the models of a runtime take turns; a quantized checkpoint in torch is simulated in float, so not timed.",
@@ -149,15 +155,15 @@ def run(
     return {"out": str(out), "report": str(path), "steps": [asdict(step) for step in reports]}
 
 
-def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[Stage], dict[str, float]]:
-    """Compress, quantize, export, build; returns the stages and the seconds each step took."""
+def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[Stage], dict[str, dict[str, Any]]]:
+    """Compress, quantize, export, build; returns the stages and what each step told."""
     base, seed, images = recipe.model, recipe.seed, recipe.images
     pictures = _data_state(images)
     start = _fingerprint(Path(base)) or base
-    seconds: dict[str, float] = {}
+    told: dict[str, dict[str, Any]] = {}
 
     def step(name: str, inputs: Any, made: Path, work: Callable[[], dict[str, Any]]) -> str | None:
-        seconds[name] = ledger.step(name, inputs, made, work)["step_seconds"]
+        told[name] = ledger.step(name, inputs, made, work)
         return _fingerprint(made)
 
     compressed, quantized = out / "compressed", out / "quantized"
@@ -188,6 +194,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
             quantized,
             integer,
             calibration_images=calibration,
+            ranked=True,
             device=device,
             on_progress=ledger.on_progress,
         ),
@@ -218,7 +225,7 @@ def _make(recipe: Recipe, out: Path, ledger: Ledger, device: str) -> tuple[list[
         except BackendUnavailableError as error:
             ledger.say(f"engine: not built: {error}")
     stages.append(Stage("quantized-onnx", "quantized", "onnx int8", str(integer_onnx), "onnxruntime"))
-    return stages, seconds
+    return stages, told
 
 
 def _slim_options(recipe: Recipe) -> SlimOptions:
@@ -330,13 +337,22 @@ def _step_report(stage: Stage, measured: dict[str, dict[str, Any]], seconds: dic
     )
 
 
-def _layers(stages: list[Stage]) -> tuple[LayerTime, ...]:
-    """Where the time of the last exported encoder goes, by operator, over what the machine allows."""
-    last = next(stage for stage in reversed(stages) if stage.runtime == "onnxruntime")
-    nodes = profiled(last.spec, runs=2, rates=measured_rates(turns=3), threads=cpu_threads())
+def _by_operator(nodes: list[NodeTime]) -> tuple[LayerTime, ...]:
+    """Where an encoder's time goes, over what the machine allows."""
     return tuple(
         LayerTime(f"{row['operator']} ({row['nodes']})", row["ms"], row["limit_ms"]) for row in by_operator(nodes)
     )
+
+
+def _by_layer(sensitivities: dict[str, float], nodes: list[NodeTime], folder: str) -> tuple[LayerCost, ...]:
+    """What each quantized layer's rounding costs, the most sensitive first, and what its product takes."""
+    layers = layers_of_nodes(Path(folder) / ExportedFolder.read(folder).graphs["encoder"]["file"])
+    times: dict[str, float] = {}
+    for node in nodes:
+        if node.name in layers:
+            times[layers[node.name]] = times.get(layers[node.name], 0.0) + node.ms
+    ranked = sorted(sensitivities.items(), key=lambda pair: -pair[1])
+    return tuple(LayerCost(name, nats, times.get(name)) for name, nats in ranked)
 
 
 def _engine_sizes(folder: Path) -> dict[str, int]:

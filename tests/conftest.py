@@ -43,7 +43,6 @@ WORKSHOP = (
     "sam_edge.bench.integers",
     "sam_edge.bench.plots",
     "sam_edge.bench.report",
-    "sam_edge.bench.widths",
 )
 """What a device does not have."""
 

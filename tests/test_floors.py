@@ -48,12 +48,10 @@ WORKSHOP = {
 """Floors of what makes models, with torch and its company."""
 WORKSHOP_FILES = {
     "bench/integers",
-    "bench/layers",
     "bench/plots",
     "bench/report",
     "bench/report_html",
     "bench/report_markdown",
-    "bench/widths",
 }
 """Files of a device's folder that are the workshop's: they draw, or quantize by other tools."""
 FREE_AMONG_THEMSELVES = {0, 4}

@@ -50,6 +50,10 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     assert len(gains) == len(report["pictures"]) - 1
     assert gains == sorted(gains)
     assert report["layers"][0]["ms"] == max(row["ms"] for row in report["layers"])
+    rounding = {row["name"]: row for row in report["rounding"]}
+    assert list(rounding) == sorted(rounding, key=lambda name: -rounding[name]["nats"])
+    timed = {name for name, row in rounding.items() if row["ms"] is not None}
+    assert timed == {name for name in rounding if name.startswith("image_encoder") and "products" not in name}
     assert "Widths per block" in (out / "report" / "report.md").read_text()
     assert "data:image/png" in (out / "report" / "report.html").read_text()
 

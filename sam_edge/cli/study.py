@@ -40,7 +40,7 @@ MODULES = {
     "device": ("sam_edge.bench.device", "What a device needs: an installation, processor time, memory."),
     "kernels": ("sam_edge.bench.kernels", "Race the CPU kernels against what runtimes have."),
     "cuda-kernels": ("sam_edge.bench.cuda_kernels", "Race the CUDA kernels against torch, on a GPU."),
-    "layers": ("sam_edge.bench.layers", "Measure where integers pay in ONNX Runtime on this processor."),
+    "layers": ("sam_edge.studies.layers", "Measure where integers pay in ONNX Runtime on this processor."),
 }
 """Studies that parse their own arguments: the module, and what it is about."""
 

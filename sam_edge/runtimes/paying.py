@@ -1,4 +1,4 @@
-"""Where integers pay: what was measured, by runtime and family of processors (`python -m sam_edge.bench.layers`)."""
+"""Where integers pay: what was measured, by runtime and family of processors (`python -m sam_edge.studies.layers`)."""
 
 import json
 from dataclasses import dataclass

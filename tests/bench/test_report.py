@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sam_edge.bench.plots import accuracy_speed_caption, accuracy_speed_png
-from sam_edge.bench.report import Picture, Report, StepReport, write_report
+from sam_edge.bench.report import LayerCost, LayerTime, Picture, Report, StepReport, write_report
 from sam_edge.bench.report_changes import METRICS, cell
 from sam_edge.errors import DataError
 
@@ -182,6 +182,25 @@ def test_a_report_without_a_single_measurement_is_all_dashes(tmp_path: Path) -> 
     assert "Nothing, as far as it was measured" in text
     assert not (tmp_path / "accuracy_speed.png").exists()
     assert json.loads((tmp_path / "report.json").read_text())["steps"][1]["latency_ms"] is None
+
+
+def test_layers_are_shown_by_what_their_rounding_costs_and_by_their_time(tmp_path: Path) -> None:
+    rounding = tuple(LayerCost(f"encoder.{n}", 0.75 / 2**n, 1.5 if n < 2 else None) for n in range(24))
+    layers = (LayerTime("MatMul (12)", 20.0, 4.0),)
+    write_report(Report("t", "c", "", {}, (BASE,), layers=layers, rounding=rounding), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| encoder.0 | 0.75 | 50.0% | 1.50 ms |" in text
+    assert "| encoder.2 | 0.188 | 12.5% | — |" in text
+    assert "| MatMul (12) | 20.0 ms | 4.00 ms | 5.0x |" in text
+    assert "encoder.20" not in text
+    assert "The other 4 are in `report.html`" in text
+    html = (tmp_path / "report.html").read_text()
+    assert '<th scope="row">encoder.23</th>' in html
+    # sorted by the numbers, and last where there is none
+    assert '<th scope="row">encoder.2</th><td data-value="0.1875">0.188</td>' in html
+    assert "<td>—</td></tr>" in html
+    first = json.loads((tmp_path / "report.json").read_text())["rounding"][0]
+    assert first == {"name": "encoder.0", "nats": 0.75, "ms": 1.5}
 
 
 def test_a_fence_in_the_recipe_does_not_end_the_markdowns(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam_edge.bench.kernels import Rates
-from sam_edge.bench.report import LayerTime, Picture, Report, StepReport, write_report
+from sam_edge.bench.report import LayerCost, LayerTime, Picture, Report, StepReport, write_report
 from sam_edge.bench.roofline import chart, nodes_of
 from tests.web.browser import FLAGS
 
@@ -48,7 +48,10 @@ def test_the_report_opens_and_sorts(driver, tmp_path: Path) -> None:
     picture = tmp_path / "seen.png"
     cv2.imwrite(str(picture), np.full((8, 8, 3), 200, np.uint8))
     layers = (LayerTime("MatMul (12)", 20.0, 4.0), LayerTime("Add (3)", 2.0, 0.0))
-    report = Report("A report", "sam-edge run", "{}", {"cpu": "A76"}, STEPS, (Picture("Bees", picture),), layers=layers)
+    costs = (("q", 0.5, None), ("k", 0.25, 9.0), ("v", 0.125, 10.0))
+    rounding = tuple(LayerCost(*cost) for cost in costs)
+    pictures = (Picture("Bees", picture),)
+    report = Report("A report", "sam-edge run", "{}", {"cpu": "A76"}, STEPS, pictures, layers=layers, rounding=rounding)
     page = write_report(report, tmp_path / "report")
     driver.get(page.as_uri())
     heads = driver.execute_script(
@@ -65,6 +68,11 @@ def test_the_report_opens_and_sorts(driver, tmp_path: Path) -> None:
     driver.execute_script(click.replace(f"cells[{encode}]", "cells[0]"))
     assert column(driver, 0) == ["base", "last", "middle"]
     assert "Where the last encoder's time goes" in driver.page_source
+    # the last of the tables: by time, the fastest first, and what has none last
+    last = "[...document.querySelectorAll('table')].at(-1)"
+    driver.execute_script(f"{last}.tHead.rows[0].cells[3].firstChild.click()")
+    rows = f"return [...{last}.tBodies[0].rows].map((row) => row.cells[0].textContent)"
+    assert driver.execute_script(rows) == ["k", "v", "q"]
     assert all(driver.execute_script("return [...document.images].map((image) => image.naturalWidth > 0)"))
     asked = driver.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert [name for name in asked if not name.startswith("data:")] == []

@@ -22,6 +22,7 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
 from sam_edge.quantize.gate import check_gate, hold_drop
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
+from sam_edge.quantize.sensitivity import sensitivity
 from sam_edge.runtimes.open import open_runtime
 from sam_edge.runtimes.openvino_runtime import float_runtimes
 
@@ -39,6 +40,7 @@ def quantize(
     gate_data: str | None = None,
     gate_images: int = 16,
     runtime: str | None = None,
+    ranked: bool = False,
     device: str = "auto",
     strict: bool = False,
     on_progress: OnProgress | None = None,
@@ -47,7 +49,8 @@ def quantize(
 
     With `max_drop` layers go back to higher precision until the model as `export-onnx` writes it falls no further:
     in mIoU on `gate_data` (by point and by box), or without it in agreement with the float model's masks. With
-    `runtime` the result is exported and timed against its float parent there.
+    `runtime` the result is exported and timed against its float parent there. With `ranked` its `sensitivities` say
+    what each layer's rounding adds to the task loss, in nats per picture, where the metric gives gradients.
 
     Raises:
         QuantizationError: a gate that could not work, or that leaves no layer quantized; nothing is written.
@@ -74,6 +77,8 @@ def quantize(
             validate = _agreement(model, others, place)
         score = validate(model)
     quantizer = quantize_model(model, pictures, options, on_progress)
+    ranks = ranked and options.metric == "hessian" and options.curvature == "fisher"
+    sensitivities = {name: sensitivity(quantizer, name) for name in quantizer.layers if ranks}
     if max_drop is not None:
         gate = {"measure": measure, **asdict(hold_drop(quantizer, max_drop, validate, score, on_progress))}
     settings = {**asdict(options), "calibration_images": len(pictures), "max_drop": max_drop}
@@ -87,6 +92,7 @@ def quantize(
         "calibration_images": len(pictures),
         "file_bytes": file_bytes(out),
         "gate": gate,
+        **({"sensitivities": sensitivities} if ranked else {}),
         "speed": None if runtime is None else _compared_speed(spec, str(out), runtime, pictures[0], device),
     }
 

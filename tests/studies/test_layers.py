@@ -1,4 +1,4 @@
-"""sam_edge.bench.layers: one layer in two forms."""
+"""sam_edge.studies.layers: one layer in two forms."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ pytest.importorskip("onnx", reason="onnx is not installed")
 
 import onnxruntime as ort
 
-from sam_edge.bench.layers import layer
 from sam_edge.runtimes.onnx_runtime import session_options
+from sam_edge.studies.layers import layer
 
 
 @pytest.mark.parametrize("kind", ["linear", "convolution", "pointwise", "depthwise"])
