@@ -548,6 +548,17 @@ def test_average_precision_of_a_coco_file(sam_edge, checkpoint, tmp_path):
     assert code == 0, err
     assert json.loads(out)["masks"] == 1
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    # and of a folder in SA-1B's layout, whose masks have no category
+    rle = encode_mask(np.pad(np.ones((10, 20), bool), ((5, 5), (5, 5))))
+    label = {"bbox": [5, 5, 20, 10], "point_coords": [[15, 10]], "segmentation": rle}
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [label]}))
+    code, out, err = sam_edge("eval", checkpoint, "--data", tmp_path, "--ap", "--split", "all", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["masks"], json.loads(out)["split"]) == (1, "all")
+    detections = ("--detections", tmp_path / "instances.json")
+    code, _, err = sam_edge("eval", checkpoint, "--data", tmp_path, "--ap", *detections)
+    assert code == 1
+    assert "give that file as --data" in err
 
 
 @pytest.mark.parametrize(("option", "value"), [("--seed", -1), ("--limit", 0)])

@@ -47,7 +47,9 @@ def evaluate(
     ap: Annotated[
         bool,
         typer.Option(
-            "--ap", help="Instead of --prompt: COCO's or LVIS's mask AP over all of instances json, of boxes."
+            "--ap",
+            help="Instead of --prompt: COCO's or LVIS's mask AP over all of instances json, of boxes; of a folder, "
+            "whose masks have no category, over its split.",
         ),
     ] = False,
     detections: Annotated[
@@ -104,7 +106,9 @@ def evaluate(
                 Path(data),
                 detections=detections,
                 multimask=multimask,
+                split=split,
                 seed=seed,
+                strict=strict,
                 images_root=images_root,
                 **common,
             )

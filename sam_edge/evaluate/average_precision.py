@@ -20,8 +20,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam_edge.data.coco import CocoInstances, file_name
+from sam_edge.data.dataset import Dataset
 from sam_edge.data.image import read_image
 from sam_edge.data.rle import encode_mask, to_rle
+from sam_edge.data.sample import LabelledImage
 from sam_edge.errors import DataError, SamEdgeError
 from sam_edge.evaluate.walk import Kept, walk
 from sam_edge.files import parse_json
@@ -69,6 +71,28 @@ class Box:
     category: int
     score: float | None
     """The detector's; None of a label's box, which the predicted IoU then stands for."""
+
+
+def as_instances(dataset: Dataset[LabelledImage], names: Sequence[str]) -> dict[str, Any]:
+    """A labelled data set as COCO instances, all of one category, since it has none: AP without classes.
+
+    Args:
+        names: of all pictures that there are, of which the data set may be a part: a picture's id is its place there.
+    """
+    ids = {name: number for number, name in enumerate(names, 1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for sample in dataset:
+        height, width = sample.image.shape[:2]
+        image = ids[sample.name]
+        images.append({"id": image, "file_name": sample.name, "height": height, "width": width})
+        for annotation in sample.annotations:
+            counts = annotation.rle["counts"]
+            rle = {**annotation.rle, "counts": counts.decode() if isinstance(counts, bytes) else counts}
+            told = {"id": len(annotations) + 1, "image_id": image, "category_id": 1, "iscrowd": 0}
+            box = {"bbox": list(annotation.bbox_xywh), "area": annotation.area}
+            annotations.append({**told, **box, "segmentation": rle})
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
 
 
 class BoxesToSegment:

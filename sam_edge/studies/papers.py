@@ -85,6 +85,7 @@ def _tinysam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
         for key in ("ap", "ap_small", "ap_medium", "ap_large")
     ]
     boxes = "labels' boxes" if found["detections"] is None else "detector's boxes"
+    boxes += ", without classes" if "split" in found else ""
     flops = f"{2 * _cost('nano').encoder_macs_with_attention / 1e9:.0f}"
     return [("nano", f"{found['images']} pictures, {boxes}", flops, *numbers)]
 

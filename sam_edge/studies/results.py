@@ -286,6 +286,20 @@ def turn(results: Results) -> str:
     return "\n\n".join([table(head, rows), machine(results, "turn")])
 
 
+def trials(results: Results) -> str:
+    """Whether `bench`'s comparison can be believed: trials whose answer is known."""
+    found = results.whole("trials")
+    rows: list[tuple[str, str]] = []
+    if found is not None:
+        burned = found["burning"]["other_cores"]
+        rows = [
+            ("a contender against itself: the interval holds 1", f"{found['held']} of {found['trials']}"),
+            ("against one with a twentieth more to do: found slower", f"{found['found']} of {found['trials']}"),
+            ("another process burns a core: cores that others kept", _number(burned, ".1f")),
+        ]
+    return "\n\n".join([table(("trial after trial", "so often"), rows), machine(results, "trials")])
+
+
 TIMED = {"encode": "encoder", "decode_point": "decoder, one point", "end_to_end": "picture to mask"}
 """What `bench` calls its measurements, in words."""
 
@@ -305,6 +319,7 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "accuracy": accuracy,
     "generations": generations,
     "turn": turn,
+    "trials": trials,
     "claims": claims,
     "quantization": quantization,
     "pruning": pruning,

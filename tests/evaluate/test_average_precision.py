@@ -8,9 +8,15 @@ import pytest
 from PIL import Image
 from pycocotools.cocoeval import COCOeval
 
+from sam_edge.data import CocoInstances
 from sam_edge.data.rle import encode_mask
 from sam_edge.errors import DataError, SamEdgeError
-from sam_edge.evaluate.average_precision import BoxesToSegment, evaluate_average_precision, summarise
+from sam_edge.evaluate.average_precision import (
+    BoxesToSegment,
+    as_instances,
+    evaluate_average_precision,
+    summarise,
+)
 from sam_edge.evaluate.walk import Kept
 from tests.drawing import DrawingRuntime
 
@@ -54,6 +60,27 @@ def test_masks_of_the_labels_boxes_are_counted_as_coco_counts_them(instances, ca
     assert found.ap_small == -1 or found.ap_small > 0.5
     assert (found.images, found.masks) == (2, 3)
     assert capsys.readouterr().out == ""
+
+
+def test_labels_without_categories_are_instances_of_one(instances, tmp_path):
+    """AP of a folder: the same as the file's with all of its categories made one."""
+    whole = CocoInstances(instances)
+    found = as_instances(whole, whole.names)
+    told = json.loads(instances.read_text())
+    for entry in told["annotations"]:
+        entry |= {"category_id": 1, "bbox": [float(side) for side in entry["bbox"]]}
+    one = tmp_path / "one.json"
+    one.write_text(json.dumps({**told, "categories": [{"id": 1, "name": "object"}]}))
+    made = tmp_path / "made.json"
+    made.write_text(json.dumps(found))
+    runs = [
+        evaluate_average_precision(DrawingRuntime(), BoxesToSegment(file, images_root=tmp_path), multimask=False)
+        for file in (one, made)
+    ]
+    assert runs[0] == runs[1]
+    # a part of the pictures keeps the ids of the whole
+    (left,) = as_instances(whole.subset([1]), whole.names)["images"]
+    assert left == {"id": 2, "file_name": "2.png", "height": SIZE, "width": SIZE}
 
 
 def test_exact_masks_have_all_of_it_and_others_none(instances):

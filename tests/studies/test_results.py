@@ -1,15 +1,20 @@
 """sam_edge.studies.results and papers: what README and docs show is what the files of results hold."""
 
+import argparse
+import importlib
 import json
 import re
+import shlex
 import threading
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import typer
 
 from sam_edge.bench import distillation, quantization, slimming
 from sam_edge.bench.provenance import model_sha256
+from sam_edge.cli import application
 from sam_edge.errors import DataError, SamEdgeError
 from sam_edge.studies import papers, results
 from sam_edge.studies.claims import CLAIMS, pairs
@@ -58,6 +63,31 @@ def test_the_manifest_names_commands_and_models_that_there_are() -> None:
     for entry in found.values():
         assert entry.command.startswith(("python -m sam_edge.", "sam-edge "))
         assert all(model_sha256(model) for model in entry.models), entry.models
+
+
+class Parsed(Exception):
+    """A module's own parser took its arguments."""
+
+
+@pytest.mark.parametrize("entry", entries().values(), ids=lambda entry: entry.name)
+def test_a_command_of_the_manifest_parses(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = entry.command.format(data=tmp_path, work=tmp_path / "work", out=tmp_path / "out.json")
+    program, *rest = shlex.split(line)
+    if program == "sam-edge":
+        group = typer.main.get_command(application())
+        while rest[0] in getattr(group, "commands", ()):
+            group = group.commands[rest.pop(0)]
+        with group.make_context("sam-edge", rest):
+            return
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(self: argparse.ArgumentParser, given: list[str]) -> None:
+        parse(self, given)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    with pytest.raises(Parsed):
+        importlib.import_module(rest[1]).main(rest[2:])
 
 
 @pytest.fixture
@@ -241,7 +271,12 @@ def test_quantization_pruning_generations_and_turns_are_shown() -> None:
     )
     text = results.turn(OfNano({"turn": {"rows": [{"latencies": first}, {"latencies": second}]}}))
     assert "| encoder | 400 ms | 100 ms | 0.25 (0.24 to 0.27) | 20 |" in text
-    for render in (results.quantization, results.pruning, results.generations, results.turn):
+    told = {"held": 19, "found": 20, "trials": 20, "burning": {"other_cores": 0.96}}
+    text = results.trials(OfNano({"trials": told}))
+    assert "the interval holds 1 | 19 of 20 |" in text
+    assert "found slower | 20 of 20 |" in text
+    assert "cores that others kept | 1.0 |" in text
+    for render in (results.trials, results.quantization, results.pruning, results.generations, results.turn):
         assert "Not measured yet." in render(OfNano({}))
 
 
@@ -325,7 +360,8 @@ def test_what_was_not_measured_here_is_empty_beside_the_papers() -> None:
     text = papers.render("tinysam-1", lambda _: None, lambda *_: False)
     assert text.splitlines()[-1] == "| nano | " + " | ".join([""] * 10) + " |"
     found = {"detections": None, "images": 3, "ap": 0.25, "ap_small": -1.0, "ap_medium": 0.1, "ap_large": 0.5}
-    row = papers.render("tinysam-1", lambda _: found, lambda *_: True).splitlines()[-1]
+    row = papers.render("tinysam-1", lambda _: {**found, "split": "val"}, lambda *_: True).splitlines()[-1]
+    assert row.startswith("| nano | 3 pictures, labels' boxes, without classes |")
     assert "| 25.0 |  | 10.0 | 50.0 |" in row
     stale = papers.render("tinysam-1", lambda _: found, lambda *_: False).splitlines()[-1]
     assert "25.0" not in stale

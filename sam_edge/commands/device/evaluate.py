@@ -1,17 +1,20 @@
 """`sam-edge eval`: accuracy on labelled pictures, by prompts and in everything mode, on any runtime."""
 
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sam_edge.bench.provenance import provenance, used_sha256
 from sam_edge.commands.common import OnProgress, counting
-from sam_edge.data import open_images, open_some
+from sam_edge.data import open_images, open_labelled, open_some
 from sam_edge.data.dataset import Dataset
 from sam_edge.data.sample import LabelledImage
 from sam_edge.data.split import Split
+from sam_edge.errors import DataError
 from sam_edge.evaluate.agreement import evaluate_agreement
-from sam_edge.evaluate.average_precision import BoxesToSegment, evaluate_average_precision
+from sam_edge.evaluate.average_precision import BoxesToSegment, as_instances, evaluate_average_precision
 from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.everything import evaluate_strategies
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
@@ -72,16 +75,28 @@ def evaluate_ap(
     multimask: bool = True,
     results: Path | None = None,
     shard: str | None = None,
+    split: Split = "val",
     limit: int | None = None,
     seed: int = 0,
     runtime: str = "auto",
     device: str = "auto",
+    strict: bool = False,
     images_root: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """COCO's or LVIS's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or
-    `limit`."""
-    asked = BoxesToSegment(instances, detections, limit=limit, seed=seed, images_root=images_root)
+    `limit`; of a folder, whose masks have no category, AP without classes over its `split`.
+
+    Raises:
+        DataError: a detector's boxes in a folder.
+    """
+    of_folder = instances.is_dir()
+    if of_folder and detections is not None:
+        raise DataError("--detections are of the pictures of a COCO or LVIS file: give that file as --data.")
+    if of_folder:
+        asked = _of_folder(instances, split, limit, seed, strict)
+    else:
+        asked = BoxesToSegment(instances, detections, limit=limit, seed=seed, images_root=images_root)
     opened = open_for_many(spec, runtime, device)
     common = {
         "model": spec,
@@ -90,11 +105,21 @@ def evaluate_ap(
         "instances": str(instances),
         "detections": None if detections is None else str(detections),
         "multimask": multimask,
+        **({"split": split} if of_folder else {}),
     }
     kept = kept_at(results, shard, common)
     on_image = counting(len(kept.share.of([str(image) for image in sorted(asked.boxes)])), "mask AP", on_progress)
     found = evaluate_average_precision(opened, asked, multimask=multimask, kept=kept, on_image=on_image)
     return _told(common, str(instances), found.as_dict())
+
+
+def _of_folder(folder: Path, split: Split, limit: int | None, seed: int, strict: bool) -> BoxesToSegment:
+    """The labels' boxes of a folder in SA-1B's layout."""
+    pictures = open_some(folder, split, strict, limit=limit, seed=seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "instances.json"
+        file.write_text(json.dumps(as_instances(pictures, open_labelled(folder, split).names)), encoding="utf-8")
+        return BoxesToSegment(file, images_root=folder)
 
 
 def evaluate_everything(
