@@ -120,7 +120,8 @@ def points(ahead: Difference) -> str:
 
 def differences(results: Results, pairs: Iterable[tuple[str, str, str]]) -> list[dict[str, Any]]:
     """For JSON: of arms by their names and a measure, how far the first is ahead; see `sam_edge.paired.compared`."""
-    return compared({arm: [run.totals for run in scores] for arm, scores in results.items()}, pairs)
+    arms = {arm: [run.totals for run in scores] for arm, scores in results.items()}
+    return compared(arms, pairs)  # type: ignore[arg-type]
 
 
 def cells(scores: Sequence[Scores]) -> list[str]:

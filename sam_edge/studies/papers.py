@@ -129,15 +129,16 @@ def _slimsam_ablation(table: str, get: Get, current: Current) -> list[tuple[str,
     on = "" if found is None else f"nano-vit, {_sets(found['data'])}, {found['steps']} steps of {found['batch_size']}"
     for row in () if found is None else (row for rows in found["tables"].values() for row in rows):
         known[Variant(**row["variant"]).name] = row
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in ABLATIONS[table].rows:
         measured = known.get(row.variant.name)
         miou = "" if measured is None else f"{100 * measured['scores']['point']['mean']:.2f}%"
-        cells = (row.label, on if measured else "nano-vit", miou)
+        where = on if measured else "nano-vit"
         if table == "2":
             sizes = ("", "") if measured is None else _sizes(**measured["sizes"])
-            cells = (row.label.partition(" ")[2], cells[1], f"{row.variant.ratio:.0%}", *sizes, miou)
-        rows.append(cells)
+            rows.append((row.label.partition(" ")[2], where, f"{row.variant.ratio:.0%}", *sizes, miou))
+        else:
+            rows.append((row.label, where, miou))
     return rows
 
 

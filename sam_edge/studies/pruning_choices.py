@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found.setdefault(choice, []).append(scores)
     if args.json:
         seen = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()
-        told = {"provenance": provenance({args.model: used_sha256(args.model)}, {args.images: seen})}
+        told: dict[str, Any] = {"provenance": provenance({args.model: used_sha256(args.model)}, {args.images: seen})}
         told |= {"seeds": seeds, "importance_images": count, "eval_limit": args.eval_limit}
         told |= {"choices": as_dict(found), "compared": differences(found, pairs("pruning"))}
         print(json.dumps(told))

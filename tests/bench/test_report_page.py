@@ -1,6 +1,11 @@
-"""The report and the roofline's chart in headless Chromium: no error, no request, and tables that sort."""
+"""The report, the roofline's chart and the results in headless Chromium: no error, no request, tables that sort."""
 
 import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -10,6 +15,7 @@ import pytest
 from sam_edge.bench.kernels import Rates
 from sam_edge.bench.report import LayerCost, LayerTime, Picture, Report, StepReport, write_report
 from sam_edge.bench.roofline import chart, nodes_of
+from sam_edge.studies.results import BLOCK, ROOT
 from tests.web.browser import FLAGS
 
 STEPS = (
@@ -90,4 +96,31 @@ def test_the_chart_of_the_roofline_opens(driver, tmp_path: Path) -> None:
     width = driver.execute_script("return document.querySelector('rect.bar').getBoundingClientRect().width")
     assert width > 100
     assert "MatMul 64 x 480" in driver.execute_script("return document.documentElement.textContent")
+    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_results_open(driver, tmp_path: Path) -> None:
+    """docs/results.md as the documentation shows it: each of its tables, and nothing asked of another host."""
+    pytest.importorskip("zensical", reason="the extra `docs` is not installed")
+    source = ROOT / "docs" / "results.md"
+    (tmp_path / "docs").mkdir()
+    shutil.copy(source, tmp_path / "docs" / "index.md")
+    (tmp_path / "zensical.toml").write_text('[project]\nsite_name = "results"\n[project.theme]\nfont = false\n')
+    subprocess.run([sys.executable, "-m", "zensical", "build"], cwd=tmp_path, check=True, capture_output=True)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        own = f"http://127.0.0.1:{server.server_address[1]}/"
+        driver.get(own)
+        every = "[...document.querySelectorAll('article table')]"
+        shown = driver.execute_script(f"return {every}.map((one) => one.innerText)")
+        asked = driver.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+        server.shutdown()
+    tables = [match[3] for match in BLOCK.finditer(source.read_text(encoding="utf-8"))]
+    assert len(shown) == len(tables)
+    for text, table in zip(shown, tables, strict=True):
+        cells = [cell.strip() for row in table.splitlines() if row.startswith("| ") for cell in row.split(" | ")]
+        assert all(cell.strip("| *") in text for cell in cells if not set(cell) <= set("-: |"))
+    assert [name for name in asked if not name.startswith((own, "data:"))] == []
     assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []

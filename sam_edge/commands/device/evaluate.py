@@ -19,7 +19,7 @@ from sam_edge.evaluate.clicks import evaluate_clicks
 from sam_edge.evaluate.everything import evaluate_strategies
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
 from sam_edge.evaluate.walk import Kept, Share
-from sam_edge.paired import compared
+from sam_edge.paired import Totals, compared
 from sam_edge.runtimes.open import open_for_many
 from sam_edge.segment.everything import STRATEGIES, Strategy
 from sam_edge.segment.runtime import Runtime
@@ -152,6 +152,7 @@ def evaluate_everything(
     )
     found = [row.as_dict() for row in rows]
     told = {key: found[0][key] for key in ("data_sha256", "left")}
+    arms: dict[str, list[dict[str, list[Totals]]]]
     arms = {row.strategy: [{measure: [totals] for measure, totals in row.totals.items()}] for row in rows}
     pairs = [("hierarchical", "grid", "miou"), ("grid", "hierarchical", "seconds")]
     return _told(common, data, {**told, "strategies": found, "compared": compared(arms, pairs)})
