@@ -6,7 +6,6 @@ Encoding is the image encoder alone; decoding is all the rest, resizing and post
 all threads, is beside the clock's: where neighbours take the cores, it is the fairer of the two on a CPU.
 """
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,8 +19,8 @@ from rich.table import Table
 
 from sam_edge.bench import units
 from sam_edge.bench.latency import synchroniser
+from sam_edge.bench.provenance import write_lines
 from sam_edge.errors import BenchError
-from sam_edge.files import atomic_file
 from sam_edge.segment.config import Thresholds
 from sam_edge.segment.everything import EverythingGenerator, Strategy
 from sam_edge.segment.matching import agreement
@@ -229,18 +228,19 @@ def race_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def write_laps(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """A CSV line for each lap.
+def write_laps(rows: Sequence[dict[str, Any]], provenance: Mapping[str, Any], path: str | Path) -> None:
+    """A CSV line for each lap, with where it comes from.
 
     Raises:
         SamEdgeError: the disk refuses the write.
     """
     columns = [field.name for field in fields(Lap) if field.name != "ious"]
-    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["contender", "photo", *columns])
-        for row in rows:
-            writer.writerows([row["contender"], index, *map(lap.get, columns)] for index, lap in enumerate(row["laps"]))
+    lines = (
+        {"contender": row["contender"], "photo": index, **{name: lap.get(name) for name in columns}}
+        for row in rows
+        for index, lap in enumerate(row["laps"])
+    )
+    write_lines(lines, provenance, path)
 
 
 def _median(values: Sequence[float]) -> float:

@@ -4,13 +4,14 @@ One function that every command and study calls, so that a number can be traced 
 tell whether it is still of the model that ships.
 """
 
+import csv
 import hashlib
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import sam_edge
 from sam_edge.bench.hardware import hardware as this_machine
 from sam_edge.bench.memory import WEIGHT_SUFFIXES
-from sam_edge.files import sha256_of
+from sam_edge.files import atomic_file, sha256_of
 from sam_edge.halves import workshop_is_here
 from sam_edge.runtimes.folder import shipped_graphs
 from sam_edge.segment.known import KNOWN, PACKAGED, WEIGHTS, shipped_folder
@@ -115,6 +116,25 @@ def command(arguments: list[str]) -> str:
     # a whole path tells more of a machine than of a command
     rest = [os.path.relpath(word) if os.path.isabs(word) else word for word in rest]
     return " ".join([program, shlex.join(rest)]).strip()
+
+
+def write_lines(lines: Iterable[Mapping[str, Any]], told: Mapping[str, Any], path: str | Path) -> None:
+    """A CSV file: a row for each of `lines`, with where it comes from; what a line lacks is an empty cell.
+
+    Args:
+        told: what `provenance()` gave.
+
+    Raises:
+        SamEdgeError: the disk refuses the write.
+    """
+    origin = {name: told.get(name) for name in ("date", "version", "commit", "command")}
+    origin |= {name: told.get("hardware", {}).get(name) for name in ("cpu", "gpu")}
+    rows = [{**line, **origin} for line in lines]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def clocks() -> dict[str, Any]:

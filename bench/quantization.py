@@ -1,6 +1,5 @@
 """The table of quantization: bits x metric x twin scales, over calibration seeds, against the float parent."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -10,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from sam_edge.bench.provenance import write_lines
 from sam_edge.bench.repeats import Scores, repeat
-from sam_edge.files import atomic_file
 from sam_edge.paired import Difference, Totals, paired_difference
 
 
@@ -155,8 +154,10 @@ def rich_table(parent: Measured, rows: Sequence[QuantizationRow]) -> Table:
     return table
 
 
-def write_csv(parent: Measured, rows: Sequence[QuantizationRow], path: str | Path) -> None:
-    """One line per run, the float parent's first (0 bits).
+def write_csv(
+    parent: Measured, rows: Sequence[QuantizationRow], provenance: Mapping[str, Any], path: str | Path
+) -> None:
+    """One line per run, the float parent's first (0 bits), each with where it comes from.
 
     Raises:
         SamEdgeError: the disk refuses the write.
@@ -166,7 +167,4 @@ def write_csv(parent: Measured, rows: Sequence[QuantizationRow], path: str | Pat
     lines += [
         {**asdict(row.setting), "run": index, **run.as_dict()} for row in rows for index, run in enumerate(row.runs)
     ]
-    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_lines(lines, provenance, path)

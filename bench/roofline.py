@@ -7,7 +7,6 @@ what stays in caches from the node before.
 """
 
 import argparse
-import csv
 import json
 import math
 import tempfile
@@ -22,7 +21,7 @@ import numpy as np
 
 from sam_edge.bench.hardware import hardware
 from sam_edge.bench.kernels import Rates, measured_rates
-from sam_edge.bench.provenance import model_sha256, provenance
+from sam_edge.bench.provenance import model_sha256, provenance, write_lines
 from sam_edge.errors import BenchError
 from sam_edge.files import atomic_folder
 from sam_edge.kernels.attention import Work, work
@@ -207,10 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             (work_folder / "bench.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
             title = f"{given.model}'s encoder, {machine['cpu']}, {given.threads} threads"
             (work_folder / "roofline.svg").write_text(chart(nodes, title), encoding="utf-8")
-            with (work_folder / "layers.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(found["nodes"][0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(found["nodes"])
+            write_lines(found["nodes"], found["provenance"], work_folder / "layers.csv")
     if given.json:
         print(json.dumps(found))
         return found

@@ -1,6 +1,5 @@
 """`sam-edge bench`'s results: a row per model and runtime, as CSV, JSON and a table in the terminal."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from sam_edge.bench import units
 from sam_edge.bench.latency import Latency, Ratio
+from sam_edge.bench.provenance import write_lines
 from sam_edge.errors import BenchError
 from sam_edge.files import atomic_file
 
@@ -88,14 +88,7 @@ def write_csv(rows: Sequence[BenchRow], provenance: dict[str, Any], path: str | 
     Raises:
         SamEdgeError: the disk refuses the write.
     """
-    told = {name: provenance.get(name) for name in ("date", "version", "commit", "command")}
-    told |= {"cpu": provenance.get("hardware", {}).get("cpu"), "gpu": provenance.get("hardware", {}).get("gpu")}
-    lines = [{**flat(row), **told} for row in rows]
-    columns = list(dict.fromkeys(column for line in lines for column in line))
-    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_lines(map(flat, rows), provenance, path)
 
 
 def content(rows: Sequence[BenchRow], provenance: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

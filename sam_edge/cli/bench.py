@@ -181,7 +181,9 @@ def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool
     if out is not None:
         with atomic_folder(out) as work:
             (work / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            write_laps(result["contenders"], work / f"{slug(result['provenance']['hardware'])}.csv")
+            write_laps(
+                result["contenders"], result["provenance"], work / f"{slug(result['provenance']['hardware'])}.csv"
+            )
     if as_json:
         print_json(result)
     else:

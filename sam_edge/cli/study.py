@@ -134,7 +134,7 @@ def quantization(
     if out is not None:
         with atomic_file(out / "bench.json") as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        write_csv(parent, rows, out / f"{slug(machine)}.csv")
+        write_csv(parent, rows, result["provenance"], out / f"{slug(machine)}.csv")
     if as_json:
         print_json(result)
     else:

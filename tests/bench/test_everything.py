@@ -103,12 +103,13 @@ def test_table_and_csv_show_every_contender(laps, tmp_path):
     text = console.export_text()
     assert all(row["contender"] in text for row in rows)
     assert "4.00 x" in text
-    write_laps(rows, tmp_path / "race.csv")
+    write_laps(rows, {"commit": "abc", "hardware": {"cpu": "A76"}}, tmp_path / "race.csv")
     with (tmp_path / "race.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 15
     assert lines[0]["contender"] == REFERENCE
     assert float(lines[0]["whole_s"]) == 13
+    assert {(line["commit"], line["cpu"]) for line in lines} == {("abc", "A76")}
 
 
 def test_a_race_needs_a_photo_and_a_reference(monkeypatch):

@@ -94,7 +94,8 @@ def test_the_table_and_the_csv_say_what_was_measured(tmp_path):
     assert "0.250 x" in text
     assert "0.9500 ± 0.0000" in text
     assert "0.0405 ± 0.0007" in text
-    write_csv(PARENT, rows, tmp_path / "table.csv")
+    write_csv(PARENT, rows, {"commit": "abc"}, tmp_path / "table.csv")
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [line["bits"] for line in lines] == ["0", "8", "8", "6", "6"]
+    assert {line["commit"] for line in lines} == {"abc"}
     assert float(lines[3]["miou_box"]) == pytest.approx(0.76)
