@@ -94,7 +94,7 @@ def evaluate_ap(
     if of_folder and detections is not None:
         raise DataError("--detections are of the pictures of a COCO or LVIS file: give that file as --data.")
     if of_folder:
-        asked = _of_folder(instances, split, limit, seed, strict)
+        asked = _of_folder(instances, split, limit, seed, strict, images_root)
     else:
         asked = BoxesToSegment(instances, detections, limit=limit, seed=seed, images_root=images_root)
     opened = open_for_many(spec, runtime, device)
@@ -113,9 +113,11 @@ def evaluate_ap(
     return _told(common, str(instances), found.as_dict())
 
 
-def _of_folder(folder: Path, split: Split, limit: int | None, seed: int, strict: bool) -> BoxesToSegment:
+def _of_folder(
+    folder: Path, split: Split, limit: int | None, seed: int, strict: bool, images_root: Path | None
+) -> BoxesToSegment:
     """The labels' boxes of a folder in SA-1B's layout."""
-    pictures = open_some(folder, split, strict, limit=limit, seed=seed)
+    pictures = open_some(folder, split, strict, limit=limit, seed=seed, images_root=images_root)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "instances.json"
         file.write_text(json.dumps(as_instances(pictures, open_labelled(folder, split).names)), encoding="utf-8")
