@@ -548,14 +548,19 @@ def test_average_precision_of_a_coco_file(sam_edge, checkpoint, tmp_path):
     assert code == 0, err
     assert json.loads(out)["masks"] == 1
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    # a folder that holds it is the file
+    code, out, _ = sam_edge("eval", checkpoint, "--data", tmp_path, "--ap", "--json")
+    assert code == 0
+    assert json.loads(out)["instances"] == str(tmp_path / "instances.json")
     # and of a folder in SA-1B's layout, whose masks have no category
+    (tmp_path / "instances.json").rename(tmp_path / "detections.json")
     rle = encode_mask(np.pad(np.ones((10, 20), bool), ((5, 5), (5, 5))))
     label = {"bbox": [5, 5, 20, 10], "point_coords": [[15, 10]], "segmentation": rle}
     (tmp_path / "a.json").write_text(json.dumps({"annotations": [label]}))
     code, out, err = sam_edge("eval", checkpoint, "--data", tmp_path, "--ap", "--split", "all", "--json")
     assert code == 0, err
     assert (json.loads(out)["masks"], json.loads(out)["split"]) == (1, "all")
-    detections = ("--detections", tmp_path / "instances.json")
+    detections = ("--detections", tmp_path / "detections.json")
     code, _, err = sam_edge("eval", checkpoint, "--data", tmp_path, "--ap", *detections)
     assert code == 1
     assert "give that file as --data" in err

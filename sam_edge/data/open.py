@@ -35,7 +35,7 @@ def open_labelled(
     if scenes is not None:
         return scenes
     path = Path(spec)
-    file = _find_coco(path)
+    file = find_coco(path)
     if file is not None:
         return CocoInstances(file, split=split, strict=strict)
     if path.is_file() and path.suffix.lower() == ".tar":
@@ -48,8 +48,12 @@ def open_labelled(
     return TarShards(path, split, strict) if any(path.glob("*.tar")) else Sa1bFolder(path, split, strict)
 
 
-def _find_coco(path: Path) -> Path | None:
-    """The COCO file that a path is or holds."""
+def find_coco(path: Path) -> Path | None:
+    """The COCO file that a path is or holds; None where it is or holds none.
+
+    Raises:
+        DataError: a folder that holds several.
+    """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
     found = sorted(path.glob("instances*.json")) + sorted(path.glob("annotations/instances*.json"))
@@ -61,7 +65,7 @@ def _find_coco(path: Path) -> Path | None:
 
 def _coco_file(spec: str | Path) -> Path:
     """Raises DataError for what is no COCO file and holds none."""
-    file = _find_coco(Path(spec))
+    file = find_coco(Path(spec))
     if file is None:
         raise DataError(f"{spec}: a folder of images belongs to COCO instances json alone; leave it out.")
     return file

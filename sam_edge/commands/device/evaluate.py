@@ -10,6 +10,7 @@ from sam_edge.bench.provenance import provenance, used_sha256
 from sam_edge.commands.common import OnProgress, counting
 from sam_edge.data import open_images, open_labelled, open_some
 from sam_edge.data.dataset import Dataset
+from sam_edge.data.open import find_coco
 from sam_edge.data.sample import LabelledImage
 from sam_edge.data.split import Split
 from sam_edge.errors import DataError
@@ -90,6 +91,8 @@ def evaluate_ap(
     Raises:
         DataError: a detector's boxes in a folder.
     """
+    # a folder of one is that file
+    instances = find_coco(instances) or instances
     of_folder = instances.is_dir()
     if of_folder and detections is not None:
         raise DataError("--detections are of the pictures of a COCO or LVIS file: give that file as --data.")
@@ -116,7 +119,13 @@ def evaluate_ap(
 def _of_folder(
     folder: Path, split: Split, limit: int | None, seed: int, strict: bool, images_root: Path | None
 ) -> BoxesToSegment:
-    """The labels' boxes of a folder in SA-1B's layout."""
+    """The labels' boxes of a folder in SA-1B's layout.
+
+    Raises:
+        DataError: a folder of another layout.
+    """
+    if any(folder.glob("*.tar")):
+        raise DataError(f"{folder}: AP is taken of pictures in files: unpack its tars.")
     pictures = open_some(folder, split, strict, limit=limit, seed=seed, images_root=images_root)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "instances.json"
