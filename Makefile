@@ -64,7 +64,8 @@ web: $(STAMP)
 	$(BIN)/python -m sam_edge.web.pack sam_edge/web/node_modules/onnxruntime-web
 	rm -rf sam_edge/web/node_modules
 
-# every number that README and docs show: what is missing, or of another model, is measured again; WHAT names some
+# every number that README and docs show: what is missing, or of another model, is measured again; WHAT names some,
+# WHAT="--jobs 2" takes two at once that take no times
 results: $(STAMP)
 	$(BIN)/python -m sam_edge.studies.results $(WHAT)
 
