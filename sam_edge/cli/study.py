@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -111,7 +111,7 @@ def quantization(
         )
     machine = hardware()
     seen = {spec: data_sha256(open_some(spec, split, limit=limit, seed=0)) for spec in data}
-    result = {
+    result: dict[str, Any] = {
         "settings": {
             "model": model,
             "images": images,
