@@ -1,6 +1,6 @@
 """TinySAM's tables 3 and 4 on labelled pictures of one's own, several seeds.
 
-    sam-edge study distillation --teacher nano --student nano-t --data DIR --data DIR --out runs/ablation
+    sam-edge study distillation --teacher nano --student vit_t --data DIR --data DIR --out runs/ablation
 
 Every row trains for the same steps on the train split of all data together; mIoU by one point and by box is measured
 on the val split of each. A killed ablation continues when it is started again.
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="sam-edge study distillation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--teacher", default="nano", help="MODEL that is distilled")
-    parser.add_argument("--student", default="nano-t", help="known name, or checkpoint")
+    parser.add_argument("--student", default="vit_t", help="known name, or checkpoint")
     parser.add_argument(
         "--prune",
         type=float,

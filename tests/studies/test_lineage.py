@@ -14,9 +14,9 @@ from sam_edge.studies.results import lineage as table
 
 def test_a_race_is_written_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = tmp_path / "work"
-    (work / "yardstick" / "nano").mkdir(parents=True)
-    (work / "yardstick" / "nano" / "encoder.onnx").write_bytes(b"graph")
-    names = ("nano yardstick", "nano float onnxruntime", "nano int8 onnxruntime")
+    (work / "yardstick" / "nano-vit").mkdir(parents=True)
+    (work / "yardstick" / "nano-vit" / "encoder.onnx").write_bytes(b"graph")
+    names = ("nano-vit yardstick", "nano-vit float onnxruntime", "nano-vit int8 onnxruntime")
     monkeypatch.setattr(
         lineage, "made", lambda network, work: {name: Contender("onnxruntime", work / "x") for name in names}
     )
@@ -30,11 +30,11 @@ def test_a_race_is_written_and_read_again(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(lineage, "race", race)
     out = tmp_path / "docs" / "results" / "lineage.json"
-    lineage.main([str(work), "--networks", "nano", "--turns", "3", "--threads", "2", "--out", str(out)])
+    lineage.main([str(work), "--networks", "nano-vit", "--turns", "3", "--threads", "2", "--out", str(out)])
     found = json.loads(out.read_text())
-    assert found["provenance"]["models"] == {"random:nano": model_sha256("random:nano")}
+    assert found["provenance"]["models"] == {"random:nano-vit": model_sha256("random:nano-vit")}
     assert found["provenance"]["hardware"]["threads"] == 2
     assert [bar["ratio"] for bar in found["bars"]] == [pytest.approx(21 / 81)]
     text = table(Results(tmp_path))
-    assert "| nano int8 onnxruntime | 21 ms | 20 ms | 0.26 | 0.34 | 0.10 GB |" in text
+    assert "| nano-vit int8 onnxruntime | 21 ms | 20 ms | 0.26 | 0.34 | 0.10 GB |" in text
     assert "2 threads" in text
