@@ -31,7 +31,7 @@ from sam_edge.option_docs import doc
 
 _QUANTIZE = partial(doc, "sam_edge.quantize.ptq", "QuantizeOptions")
 MODULES = {
-    "lineage": ("sam_edge.studies.lineage", "Race SAM-B, SlimSAM-77, TinyViT and nano-vit in every form against float."),
+    "lineage": ("sam_edge.studies.lineage", "Race SAM-B, SlimSAM-77, TinyViT and nano-vit: each form against float."),
     "slimming": ("sam_edge.studies.slimming", "Repeat SlimSAM's tables: stages, importance, rankings."),
     "distillation": ("sam_edge.studies.distillation", "Repeat TinySAM's tables of full-stage distillation."),
     "versus": ("sam_edge.studies.versus", "One model against others on the same pictures, with intervals."),
