@@ -125,7 +125,7 @@ def segmentation_loss(
         actual = mask_iou(finest, target[:, :, None].expand_as(finest)) * thing[..., None]
         things = thing.sum().clamp(min=1)
         three = logits[asked][:, 1:]
-        cells = F.adaptive_avg_pool2d(target, logits.shape[-2:])[asked]
+        cells = F.adaptive_avg_pool2d(target, (logits.shape[-2], logits.shape[-1]))[asked]
         best = 1 + mask_loss(three, cells[:, None].expand_as(three)).argmin(-1)
     learning = torch.cat([logits[:, :, 0][thing], logits[asked].take_along_dim(best[:, None, None, None], 1)[:, 0]])
     per_mask = mask_loss(brought_to(learning, size), torch.cat([target[thing], target[asked]]))
