@@ -65,7 +65,8 @@ def repeat(
         SamEdgeError: `log` holds results under other settings, or cannot be read or written.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    journal = Journal(log, {"key": digest, "settings": json.loads(json.dumps(settings, default=str))}, "run", "--out")
+    header = {"key": digest, "settings": json.loads(json.dumps(settings, default=str))}
+    journal = Journal(log, header, "run", PARTS, option="--out")
     done = {(one["arm"], one["seed"]): Scores(*(one[part] for part in PARTS)) for one in journal.lines()}
     total = len(arms) * len(seeds)
     with journal:

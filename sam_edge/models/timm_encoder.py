@@ -174,6 +174,35 @@ def no_such_network(name: str) -> ModelError:
     return ModelError(f"timm has no network {name!r}: {hint}")
 
 
+def take_pixels(
+    encoder: TimmEncoder,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    config: ModelConfig,
+) -> None:
+    """Make a backbone that was trained on pixels of `mean` and `std` take those of `config`, in place.
+
+    The difference goes into the first convolution and the batch norm behind it: the same function but for the pixels of
+    a map's border, whose padding is another colour. Programs that know SAM alone normalise as SAM does.
+
+    Raises:
+        ModelError: no batch norm behind the first convolution.
+    """
+    names = [name for name, module in encoder.backbone.named_modules() if isinstance(module, nn.Conv2d)]
+    norms = dict(_normalised(encoder))
+    if names[0] not in norms:
+        raise ModelError("this backbone's first convolution has no batch norm behind it: keep its own pixel_mean.")
+    conv, norm = (encoder.backbone.get_submodule(name) for name in (names[0], norms[names[0]]))
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    weight = conv.weight.detach().double()
+    own, given = torch.tensor([mean, std]).double(), torch.tensor([config.pixel_mean, config.pixel_std]).double()
+    shift = (given[0] - own[0]) / own[1]
+    norm.running_mean.sub_((weight.sum((2, 3)) @ shift).to(norm.running_mean))
+    conv.weight.data.copy_(weight * (given[1] / own[1])[:, None, None])
+
+
 def fold_batch_norms(encoder: TimmEncoder) -> None:
     """Multiply every batch norm of the backbone into the convolution before it, in place: the same function.
 

@@ -54,8 +54,6 @@ NANO_CONFIG = ModelConfig(
     patch_size=8,
     backbone=BackboneConfig("tf_efficientnet_lite2"),
     decoder=DecoderConfig(dim=128, mlp=512, iou_hidden=128, draws_boxes=True, draws_points=True),
-    pixel_mean=(127.5, 127.5, 127.5),
-    pixel_std=(127.5, 127.5, 127.5),
 )
 """The architecture of `nano`; a test holds the packaged weights to it."""
 

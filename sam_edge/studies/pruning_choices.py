@@ -1,6 +1,6 @@
 """Choices that `compress` has made, measured: what pruning alone, without training, leaves of the embedding.
 
-    sam-edge study pruning nano --images DIR --ratio 0.5 --ratio 0.77
+    sam-edge study pruning nano-vit --images DIR --ratio 0.5 --ratio 0.77
 
 Prints the embedding's squared error over the teacher's variance on pictures that no gradient was taken on, with mean
 and standard deviation over seeds, each with gradients of pictures and noise of its own. Gradients of several pictures:

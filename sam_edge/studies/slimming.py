@@ -1,6 +1,6 @@
 """SlimSAM's tables 2 to 6 and figure 6 on any model and data, several seeds, ours beside the paper's.
 
-    sam-edge study slimming nano --data DIR --data DIR --out runs/ablation --epochs 8 --table 2 \\
+    sam-edge study slimming nano-vit --data DIR --data DIR --out runs/ablation --epochs 8 --table 2 \\
         --row magnitude --row SlimSAM --ratio 0.5
 
 Trains on the train split of all data together and measures by one point and by box on the val split of each. Every

@@ -7,7 +7,8 @@ holds ImageNet weights of EfficientNet-Lite2, as the package efficientnet-lite2-
 continues when it is started again.
 
 What ships, copied to the last stage's folder in `runs/nano`, is gone on from by a stage that is added. In its run
-`pictures` was cut short at 176 of its steps, and the first 64 of `pictures-2` had the learning rates of a stage of 260.
+`pictures` was cut short at 176 of its steps, the first 64 of `pictures-2` had the learning rates of a stage of 260, and
+SAM's pixels were taken at the end, not at the start.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from sam_edge.data.sa1b import Sa1bFolder
 from sam_edge.models.checkpoint import is_checkpoint_folder, load_checkpoint, save_checkpoint
 from sam_edge.models.resize import regridded
 from sam_edge.models.sam import EdgeSam, initialise
-from sam_edge.models.timm_weights import load_backbone
+from sam_edge.models.timm_encoder import take_pixels
+from sam_edge.models.timm_weights import load_backbone, pixel_statistics
 from sam_edge.scenes.synthetic import SceneOptions, SyntheticScenes
 from sam_edge.segment.known import NANO_CONFIG
 from sam_edge.training.interactive import InteractiveOptions
@@ -226,6 +228,7 @@ def train_nano(data: Path, backbone: str, out: Path, device: str) -> EdgeSam:
     model = EdgeSam(NANO_CONFIG.replace(patch_size=COARSE))
     initialise(model, seed=0)
     load_backbone(model.image_encoder, backbone)
+    take_pixels(model.image_encoder, *pixel_statistics(backbone.partition("=")[0]), NANO_CONFIG)
     for name, stage in STAGES.items():
         folder = out / name
         if is_checkpoint_folder(folder):

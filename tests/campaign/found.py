@@ -13,8 +13,7 @@ MENDED = (
     "libraries that read them.",
     "Weights that no model has were used: tensors on `meta`, sparse, quantized or complex ones, a number expanded to "
     "terabytes, and integers that were taken for floats; names that are no text gave a traceback.",
-    "config.json: an activation of 10^30 bits took 20 s and all memory; grids are checked for bits, scale and zero "
-    "point.",
+    "config.json: an activation of 10^30 bits took all memory; grids are checked for bits, scale and zero point.",
     "SA-1B: a box or a point that is not finite gave a traceback; COCO results with lists for ids did, too, and AP of "
     "pictures whose ids are names.",
     "Recipes nested without end, or with numbers of thousands of digits; a damaged record of a step of `run`.",

@@ -1,5 +1,7 @@
 """Backbones of timm as SAM's image encoder: held to timm's own networks and paddings."""
 
+import copy
+
 import huggingface_hub
 import pytest
 import timm
@@ -16,7 +18,7 @@ from sam_edge.models.canvas import CanvasWindow, Place, window_side
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.models.registry import load_model, timm_config
 from sam_edge.models.sam import EdgeSam
-from sam_edge.models.timm_encoder import fold_batch_norms, padding_of
+from sam_edge.models.timm_encoder import TimmEncoder, fold_batch_norms, padding_of, take_pixels
 from sam_edge.models.timm_weights import load_backbone
 from sam_edge.segment.config import BackboneConfig, ModelConfig
 
@@ -160,3 +162,25 @@ def test_what_cannot_be_had_is_said_in_a_line(timm_config, tmp_path, monkeypatch
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=rf"give {RESNET}=FILE with the weights of timm's {RESNET}"):
         load_model(f"timm:{RESNET}")
+
+
+def test_a_backbone_takes_other_programs_pixels(timm_config):
+    """The same maps but at their border, whose padding is another colour."""
+    own = (timm_config.pixel_mean, timm_config.pixel_std)
+    config = timm_config.replace(pixel_mean=ModelConfig.pixel_mean, pixel_std=ModelConfig.pixel_std)
+    encoder = TimmEncoder(timm_config).eval()
+    for module in encoder.backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+    other = copy.deepcopy(encoder)
+    take_pixels(other, *own, config)
+    pixels = 255 * torch.rand(1, 3, 64, 64)
+
+    def stem(each: TimmEncoder, mean, std) -> torch.Tensor:
+        mean, std = (torch.tensor(value)[:, None, None] for value in (mean, std))
+        return each.backbone.bn1(each.backbone.conv_stem((pixels - mean) / std))[..., 1:-1, 1:-1]
+
+    with torch.no_grad():
+        wanted = stem(encoder, *own)
+        torch.testing.assert_close(stem(other, config.pixel_mean, config.pixel_std), wanted, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(stem(encoder, config.pixel_mean, config.pixel_std), wanted, atol=1e-2)
