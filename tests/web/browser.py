@@ -124,7 +124,8 @@ class Page:
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             new = [file for file in set(self.downloads.iterdir()) - before if file.suffix in (".json", ".png")]
-            if new:
+            # until it is whole the browser keeps the name with an empty file
+            if new and new[0].stat().st_size:
                 return new[0]
             time.sleep(0.05)
         raise AssertionError(f"{what} was not saved: {self.message()!r}")
