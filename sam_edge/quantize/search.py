@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sam_edge.models.clamps import CLAMP
 from sam_edge.models.grids import Grid, TwinGrid
 from sam_edge.models.quantized import LayerQuantization
 from sam_edge.quantize.samples import Seen, by_column, columns_per_channel, weight_matrix
@@ -37,8 +38,6 @@ DAMPING = 0.3
 than those of `mse` do; between 0.1 and 3 it matters little."""
 GELU_LOWEST = -0.17005
 """A little below the least value of GELU: an input that ends between it and 0 is taken for GELU's."""
-RELU6_HIGHEST = 6.0
-"""An input from 0 to here is taken for ReLU6's: codes beyond are of no use, and a grid that ends here stands for it."""
 
 
 def best_shares(
@@ -165,7 +164,8 @@ class LayerSearch:
     def search_input(self) -> float:
         """Choose the input's plain grid; returns its error."""
 
-        clamped = self.seen.input_low >= 0 and self.seen.input_high == RELU6_HIGHEST
+        # taken for ReLU6's: codes beyond are of no use, and a grid that ends there stands for it
+        clamped = self.seen.input_low >= 0 and self.seen.input_high == CLAMP
         highest = 1.0 if clamped else HIGHEST
 
         def grid(shares: Tensor) -> Grid:

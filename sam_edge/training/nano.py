@@ -52,6 +52,8 @@ MIX = {
 BACKBONE = "image_encoder.backbone.*"
 EARLY = tuple(f"image_encoder.backbone.{part}.*" for part in ("conv_stem", "bn1", *(f"blocks.{n}" for n in range(4))))
 """Strides 2 to 16: what they see is in ImageNet's pictures too, and learning it costs most."""
+DEEPER_HALF: dict[str, Any] = {"freeze": EARLY, "rates": ((BACKBONE, 0.2),)}
+"""Of the backbone, what lies behind them is learned, slowly."""
 
 
 def _stage(seed: int, steps: int, learning_rate: float, **options: Any) -> TrainOptions:
@@ -93,8 +95,7 @@ STAGES = {
         8e-4,
         batch_size=3,
         prompts=20,
-        freeze=EARLY,
-        rates=((BACKBONE, 0.2),),
+        **DEEPER_HALF,
         schedule="cosine",
         prompting=InteractiveOptions(box_share=0.45, rounds=2, interactive_share=0.15),
         ellipses=0.03,
@@ -109,8 +110,7 @@ STAGES = {
         6e-4,
         window=256,
         batch_size=6,
-        freeze=EARLY,
-        rates=((BACKBONE, 0.2),),
+        **DEEPER_HALF,
         prompting=InteractiveOptions(box_share=0.4, rounds=2, interactive_share=0.15),
         ellipses=0.05,
         whole=0.3,
@@ -124,8 +124,7 @@ STAGES = {
         window=256,
         batch_size=8,
         prompts=10,
-        freeze=EARLY,
-        rates=((BACKBONE, 0.2),),
+        **DEEPER_HALF,
         bf16=True,
         prompting=InteractiveOptions(box_share=0.45, rounds=2, interactive_share=0.12),
         ellipses=0.08,
@@ -156,8 +155,7 @@ STAGES = {
         150,
         5e-4,
         batch_size=3,
-        freeze=EARLY,
-        rates=((BACKBONE, 0.2),),
+        **DEEPER_HALF,
         schedule="cosine",
         bf16=True,
         prompting=InteractiveOptions(box_share=0.5, rounds=2, interactive_share=0.12),
@@ -176,8 +174,7 @@ STAGES = {
         window=256,
         batch_size=6,
         prompts=12,
-        freeze=EARLY,
-        rates=((BACKBONE, 0.2),),
+        **DEEPER_HALF,
         bf16=True,
         prompting=InteractiveOptions(box_share=0.5, rounds=2, interactive_share=0.1),
         ellipses=0.06,
@@ -194,8 +191,7 @@ STAGES = {
         5e-4,
         batch_size=3,
         prompts=8,
-        freeze=EARLY,
-        rates=((BACKBONE, 0.2),),
+        **DEEPER_HALF,
         schedule="cosine",
         bf16=True,
         prompting=InteractiveOptions(box_share=0.5, rounds=2, interactive_share=0.1),
