@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from segment_anything.modeling import MaskDecoder, PromptEncoder
+from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 
@@ -157,10 +158,13 @@ class PromptableDecoder(nn.Module):
         """Low-resolution mask logits from the transformer's two outputs."""
         batch, sets = mask_tokens.shape[:2]
         decoder, grid = self.mask_decoder, self.grid
-        image = image_tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
-        features = decoder.output_upscaling(image)
         weights = self.mask_weights(mask_tokens.flatten(0, 1))
-        logits = (weights @ features.flatten(2)).unflatten(2, (4 * grid[0], 4 * grid[1]))
+        if image_tokens.requires_grad and _upscales_by_cells(decoder.output_upscaling):
+            logits = upscaled_by_cells(decoder.output_upscaling, image_tokens.flatten(0, 1), weights, grid)
+        else:
+            image = image_tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
+            features = decoder.output_upscaling(image)
+            logits = (weights @ features.flatten(2)).unflatten(2, (4 * grid[0], 4 * grid[1]))
         return logits.unflatten(0, (batch, sets))
 
     def mask_weights(self, mask_tokens: Float[Tensor, "n 4 c"]) -> Float[Tensor, "n 4 c2"]:
@@ -199,6 +203,41 @@ class PromptableDecoder(nn.Module):
             return dense
         given = has_mask[..., None, None]
         return given * dense + (1 - given) * none
+
+
+def _upscales_by_cells(upscaling: nn.Sequential) -> bool:
+    """Whether the layers are segment-anything's own, and not another's in their places."""
+    kinds = (nn.ConvTranspose2d, LayerNorm2d, nn.GELU, nn.ConvTranspose2d, nn.GELU)
+    return tuple(type(layer) for layer in upscaling) == kinds
+
+
+def upscaled_by_cells(
+    upscaling: nn.Sequential,
+    image_tokens: Float[Tensor, "n hw c"],
+    weights: Float[Tensor, "n 4 c2"],
+    grid: tuple[int, int],
+) -> Float[Tensor, "n 4 h w"]:
+    """`weights @ upscaling(image)` by matrix products over cells, put in their places at the end, as masks.
+
+    A kernel of 2 that moves by 2 makes four cells of one, whatever lies beside it. With channels last no step turns
+    maps over, and those are what a training step on a CPU spends its time on; graphs keep the convolutions, which
+    runtimes know.
+    """
+    first, norm, _, second, _ = upscaling
+    cells = _quartered(image_tokens, first)
+    cells = F.gelu(F.layer_norm(cells.float(), norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    # of bfloat16 GELU's gradient is ten times slower on a CPU
+    cells = F.gelu(_quartered(cells.to(image_tokens.dtype), second).float())
+    masks = weights @ cells.transpose(1, 2).to(weights.dtype)
+    placed = masks.unflatten(2, (*grid, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+    return placed.reshape(*masks.shape[:2], 4 * grid[0], 4 * grid[1])
+
+
+def _quartered(cells: Float[Tensor, "n m c"], layer: nn.ConvTranspose2d) -> Float[Tensor, "n m4 c2"]:
+    """Four cells, row by row, where there was one."""
+    kernel = layer.weight.permute(0, 2, 3, 1).flatten(1)
+    assert layer.bias is not None
+    return (cells @ kernel + layer.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
 
 
 def without_autocast(module: nn.Module) -> AbstractContextManager[object]:

@@ -11,9 +11,12 @@ from sam_edge.segment.prompts import BACKGROUND, FOREGROUND
 def random_cells(region: Bool[Tensor, "*n h w"], generator: torch.Generator) -> Int[Tensor, "*n 2"]:
     """One cell (x, y) drawn uniformly from each region; from the whole grid where a region is empty."""
     flat = region.flatten(-2)
-    weights = torch.where(flat.any(-1, keepdim=True), flat, torch.ones_like(flat)).float()
-    rows = weights.reshape(-1, weights.shape[-1])
-    index = torch.multinomial(rows, 1, generator=generator).reshape(flat.shape[:-1])
+    flat = torch.where(flat.any(-1, keepdim=True), flat, torch.ones_like(flat))
+    # the n-th of the region's cells, n uniform: torch.multinomial draws a number for every cell there is
+    counted = flat.cumsum(-1, dtype=torch.int32)
+    cells = counted[..., -1:]
+    wanted = (torch.rand(cells.shape, generator=generator, dtype=torch.float64) * cells).int().clamp(max=cells - 1)
+    index = torch.searchsorted(counted, wanted, right=True)[..., 0]
     width = region.shape[-1]
     return torch.stack([index % width, index // width], -1)
 

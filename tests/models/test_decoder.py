@@ -71,7 +71,9 @@ def test_a_label_of_not_a_point_is_segment_anything_s(tiny_sam, embeddings):
 def test_gradients_are_segment_anything_s(tiny_sam, embeddings):
     given = some_prompts("points and mask", images=1)
     one = {name: value[0] for name, value in given.items()}
-    grads = []
+    # with a gradient, masks are up-scaled by matrix products in place of transposed convolutions
+    upscaling = tiny_sam.mask_decoder.output_upscaling
+    results = []
     for run in (
         lambda e: tiny_sam.decoder.decode(e, Prompts.build(**given)),
         lambda e: segment_anything(tiny_sam, e[0], **one),
@@ -80,9 +82,11 @@ def test_gradients_are_segment_anything_s(tiny_sam, embeddings):
         tiny_sam.zero_grad()
         logits, iou = run(leaf)
         (logits.square().mean() + iou.square().mean()).backward()
-        grads.append((leaf.grad, tiny_sam.prompt_encoder.point_embeddings[1].weight.grad.clone()))
-    assert_close(*grads)
-    assert grads[0][0].abs().sum() > 0
+        learned = (tiny_sam.prompt_encoder.point_embeddings[1].weight, upscaling[0].weight, upscaling[3].bias)
+        results.append((logits, leaf.grad, *(weight.grad.clone() for weight in learned)))
+    results[0] = (results[0][0][0], *results[0][1:])
+    assert_close(*results)
+    assert all(gradient.abs().sum() > 0 for gradient in results[0][1:])
 
 
 def test_sets_of_different_length_give_what_each_gives_alone(tiny_sam, embeddings):

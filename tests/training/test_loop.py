@@ -477,3 +477,29 @@ def test_running_statistics_are_averaged_with_the_weights(tiny_vit_config, make_
     moved = (final - start).abs() > 1e-6
     share = ((averaged - start) / (final - start))[moved]
     assert 0 < share.median() < 1
+
+
+FREED = """
+import resource, sys
+import torch
+from sam_edge.training import loop
+
+if sys.argv[1] == "kept":
+    loop._keep_memory()
+torch.empty(1 << 24).zero_()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.empty(1 << 24).zero_()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is told")
+def test_what_is_freed_is_kept_for_the_next_tensor():
+    faults = [
+        int(subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "given back")
+    ]
+    # ten times 64 MiB is 160 Ki pages
+    assert faults[0] < 1 << 15 < 1 << 17 < faults[1]
