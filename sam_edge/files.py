@@ -26,6 +26,7 @@ OURS = (
     "masks.json",
     "masks.jsonl",
     "site.json",
+    "card.json",
 )
 """Files that show a folder to be sam-edge's own."""
 

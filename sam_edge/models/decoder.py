@@ -159,8 +159,10 @@ class PromptableDecoder(nn.Module):
         batch, sets = mask_tokens.shape[:2]
         decoder, grid = self.mask_decoder, self.grid
         weights = self.mask_weights(mask_tokens.flatten(0, 1))
-        if image_tokens.requires_grad and _upscales_by_cells(decoder.output_upscaling):
-            logits = upscaled_by_cells(decoder.output_upscaling, image_tokens.flatten(0, 1), weights, grid)
+        first, norm, _, second, _ = decoder.output_upscaling
+        # not another's layers in their places
+        if decoder.training and type(first) is type(second) is nn.ConvTranspose2d and type(norm) is LayerNorm2d:
+            logits = upscaled_by_cells(first, norm, second, image_tokens.flatten(0, 1), weights, grid)
         else:
             image = image_tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
             features = decoder.output_upscaling(image)
@@ -205,25 +207,20 @@ class PromptableDecoder(nn.Module):
         return given * dense + (1 - given) * none
 
 
-def _upscales_by_cells(upscaling: nn.Sequential) -> bool:
-    """Whether the layers are segment-anything's own, and not another's in their places."""
-    kinds = (nn.ConvTranspose2d, LayerNorm2d, nn.GELU, nn.ConvTranspose2d, nn.GELU)
-    return tuple(type(layer) for layer in upscaling) == kinds
-
-
 def upscaled_by_cells(
-    upscaling: nn.Sequential,
+    first: nn.ConvTranspose2d,
+    norm: LayerNorm2d,
+    second: nn.ConvTranspose2d,
     image_tokens: Float[Tensor, "n hw c"],
     weights: Float[Tensor, "n 4 c2"],
     grid: tuple[int, int],
 ) -> Float[Tensor, "n 4 h w"]:
-    """`weights @ upscaling(image)` by matrix products over cells, put in their places at the end, as masks.
+    """`weights @ output_upscaling(image)` by matrix products over cells, put in their places at the end, as masks.
 
     A kernel of 2 that moves by 2 makes four cells of one, whatever lies beside it. With channels last no step turns
-    maps over, and those are what a training step on a CPU spends its time on; graphs keep the convolutions, which
-    runtimes know.
+    maps over, and those are what a training step on a CPU spends its time on. Only training goes this way: what is
+    quantized or exported is seen through the layers, which are not called here.
     """
-    first, norm, _, second, _ = upscaling
     cells = _quartered(image_tokens, first)
     cells = F.gelu(F.layer_norm(cells.float(), norm.weight.shape, norm.weight, norm.bias, norm.eps))
     # of bfloat16 GELU's gradient is ten times slower on a CPU

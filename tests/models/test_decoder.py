@@ -71,8 +71,8 @@ def test_a_label_of_not_a_point_is_segment_anything_s(tiny_sam, embeddings):
 def test_gradients_are_segment_anything_s(tiny_sam, embeddings):
     given = some_prompts("points and mask", images=1)
     one = {name: value[0] for name, value in given.items()}
-    # with a gradient, masks are up-scaled by matrix products in place of transposed convolutions
-    upscaling = tiny_sam.mask_decoder.output_upscaling
+    # in training, masks are up-scaled by matrix products in place of transposed convolutions
+    upscaling = tiny_sam.train().mask_decoder.output_upscaling
     results = []
     for run in (
         lambda e: tiny_sam.decoder.decode(e, Prompts.build(**given)),

@@ -10,6 +10,7 @@ from sam_edge.commands.device import card
 from sam_edge.commands.device.card import write_card
 from sam_edge.data import open_some
 from sam_edge.errors import DataError
+from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.segment.overlay import overlay
 
@@ -29,6 +30,8 @@ def test_a_card_holds_its_notes_the_measurements_and_the_worst_masks(checkpoint,
     notes = tmp_path / "notes.md"
     notes.write_text("# tiny\n\nLicence: none.")
     result = write_card(checkpoint, [DATA], tmp_path / "card", notes=notes, split="all", limit=2)
+    # a card may be written over
+    check_target(tmp_path / "card")
     page = (tmp_path / "card" / "CARD.md").read_text()
     measured = json.loads((tmp_path / "card" / "card.json").read_text())["measured"]
     assert page.startswith("# tiny\n\nLicence: none.\n")
