@@ -18,7 +18,7 @@ from sam_edge.cli import main
 from sam_edge.segment.config import BackboneConfig, DecoderConfig, ModelConfig, StageConfig, uniform_blocks
 
 HAS_TORCH = find_spec("torch") is not None
-pytest_plugins = ["tests.torch_fixtures"] if HAS_TORCH else []
+pytest_plugins = ["tests.exported", *(["tests.torch_fixtures"] if HAS_TORCH else [])]
 WORKSHOP = (
     "torch",
     "torchvision",

@@ -69,9 +69,6 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 Export = Callable[..., Exported]
-_WRITTEN: dict[tuple[str, ...], Exported] = {}
-"""What this process has opened: folders of tests have their own fixtures of one name, and one export serves them
-all, as it does the other workers of the run."""
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +86,7 @@ def small_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def export(request, photo, tmp_path_factory) -> Export:
-    """Exports a config at a precision and opens the result."""
+    """Exports a config at a precision, once for all workers of a run, and opens the result."""
     pytest.importorskip("torch", reason="torch is not installed")
     make_sam = request.getfixturevalue("make_sam")
     from sam_edge.export import to_onnx, translate
@@ -107,8 +104,6 @@ def export(request, photo, tmp_path_factory) -> Export:
 
     def write(config: ModelConfig, precision: str, dialect: str = "cpu", decoder: str = "float") -> Exported:
         key = (config.to_json(), precision, dialect, decoder)
-        if key in _WRITTEN:
-            return _WRITTEN[key]
         options = to_onnx.OnnxOptions(precision, dialect, decoder=decoder)
         base = tmp_path_factory.getbasetemp()
         root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
@@ -127,8 +122,7 @@ def export(request, photo, tmp_path_factory) -> Export:
             layers = {name for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
             set_integers(model, {name for name in layers if decoder == "integers" or "image_encoder" in name})
             halve_positions(model)
-        _WRITTEN[key] = Exported(path, parity, OnnxRuntime(path, threads=1), model, TorchRuntime(model))
-        return _WRITTEN[key]
+        return Exported(path, parity, OnnxRuntime(path, threads=1), model, TorchRuntime(model))
 
     return write
 

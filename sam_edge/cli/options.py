@@ -64,16 +64,9 @@ Curvature = Literal["fisher", "quantized"]
 
 Rounding = Literal["auto", "nearest", "compensated"]
 """How weights are rounded."""
-
-
+Metric = Literal["hessian", "mse", "minmax"]
+"""How scales are chosen."""
 # Typer takes no list of Literal, and these are options that repeat
-
-
-class IntegerRuntime(StrEnum):
-    """Runtimes that integer encoders are raced in; typer repeats enums, not literals."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
 
 
 class MaskFormatName(StrEnum):
@@ -100,14 +93,6 @@ class RuntimeName(StrEnum):
     openvino = "openvino"
     openvino_bf16 = "openvino-bf16"
     tensorrt = "tensorrt"
-
-
-class Metric(StrEnum):
-    """How scales are chosen."""
-
-    hessian = "hessian"
-    mse = "mse"
-    minmax = "minmax"
 
 
 def claim(context: typer.Context, out: Path | None) -> Path | None:

@@ -31,7 +31,7 @@ def quantize(
     out: Out,
     weights: Annotated[int, typer.Option(help=_QUANTIZE("weights"))] = 8,
     activations: Annotated[int, typer.Option(help=_QUANTIZE("activations"))] = 8,
-    metric: Annotated[Metric, typer.Option(help=_QUANTIZE("metric"))] = Metric.hessian,
+    metric: Annotated[Metric, typer.Option(help=_QUANTIZE("metric"))] = "hessian",
     curvature: Annotated[Curvature, typer.Option(help=_QUANTIZE("curvature"))] = "fisher",
     twin: Annotated[bool, typer.Option(help=_QUANTIZE("twin"))] = True,
     rounding: Annotated[Rounding, typer.Option(help=_QUANTIZE("rounding"))] = "auto",
@@ -76,7 +76,7 @@ def quantize(
     options = QuantizeOptions(
         weights=weights,
         activations=activations,
-        metric=metric.value,
+        metric=metric,
         curvature=curvature,
         twin=twin,
         rounding=rounding,

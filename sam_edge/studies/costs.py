@@ -4,7 +4,6 @@ MACs are counted in the papers' convention, of linear and convolutional layers a
 Bytes are of weights in float32 and of what a layer gives, for one picture; nothing is computed (torch's meta device).
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from sam_edge.models.cost import LAYER_OPERATORS
 from sam_edge.models.registry import architecture
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.config import ModelConfig
+from sam_edge.studies.measuring import parser_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _noting(outputs: dict[str, int], name: str) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> list[LayerCost]:
     """Count and print."""
-    parser = argparse.ArgumentParser(prog="sam-edge study costs", description=__doc__)
+    parser = parser_of("costs", __doc__)
     parser.add_argument("model", help="a known name")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules")
     parser.add_argument("--json", action="store_true")

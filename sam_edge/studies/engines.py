@@ -5,7 +5,6 @@
 None of them runs here. Models whose weights are other people's have random ones: sizes and times are of shapes.
 """
 
-import argparse
 import csv
 import json
 import tempfile
@@ -19,6 +18,7 @@ from sam_edge.models.registry import load_model
 from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
 from sam_edge.runtimes.engines import ENGINES
 from sam_edge.runtimes.folder import ExportedFolder
+from sam_edge.studies.measuring import parser_of
 
 MODELS = ("nano", "random:vit_t", "random:slimsam-77", "random:vit_b")
 PRECISIONS = ("fp16", "int8")
@@ -64,7 +64,7 @@ def rows(model: str, precision: str, images: str, folder: Path) -> list[dict[str
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table, and go on where it was cut short."""
-    parser = argparse.ArgumentParser(prog="sam-edge study engines", description=__doc__.split("\n")[0])
+    parser = parser_of("engines", __doc__)
     parser.add_argument("--images", required=True, help="folder of photos")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write, or to go on with")
     parser.add_argument("--model", action="append", choices=MODELS, help="only these")

@@ -6,7 +6,6 @@ bringing the result back. Both forms take turns in one process on one thread; a 
 processor time, since another's work on the machine can only add to it.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from sam_edge.files import atomic_file
 from sam_edge.runtimes.clipping import clips_products
 from sam_edge.runtimes.onnx_runtime import session_options
 from sam_edge.runtimes.paying import TABLE, Kind, Row, family, read_table
+from sam_edge.studies.measuring import parser_of
 
 SHAPES: tuple[tuple[Kind, int, int, int], ...] = (
     ("linear", 64, 64, 64),
@@ -136,9 +136,7 @@ def _timed(model: ModelProto, *, integers: bool) -> Callable[[], float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write this processor's part of the table."""
-    parser = argparse.ArgumentParser(
-        prog="sam-edge study layers", description="Measure where integers pay in ONNX Runtime on this processor."
-    )
+    parser = parser_of("layers", __doc__)
     parser.add_argument("--out", type=Path, default=TABLE, help="the table, whose other processors are kept")
     out = parser.parse_args(arguments).out
     rows = []

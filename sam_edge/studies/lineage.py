@@ -9,7 +9,6 @@ What is missing in WORK is made there first, which takes minutes and some gigaby
 checkout: its commit is exported by its own code.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from sam_edge.runtimes.openvino_runtime import float_runtimes
 from sam_edge.runtimes.processor import features
 from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.known import KNOWN
+from sam_edge.studies.measuring import parser_of
 
 YARDSTICK = "2f084df"
 """Before sam-edge had kernels of its own, and its exports one GELU operator."""
@@ -109,7 +109,7 @@ BARS = (
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Make what is missing, race, print and return."""
-    parser = argparse.ArgumentParser(prog="sam-edge study lineage", description=__doc__)
+    parser = parser_of("lineage", __doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--turns", type=int, default=5)

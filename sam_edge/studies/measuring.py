@@ -1,14 +1,14 @@
-"""What the studies share: which pictures they measure on, what they measure, and where they write it."""
+"""What the studies share: their command lines, which pictures they measure on, what, and where they write it."""
 
+import argparse
 import json
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from sam_edge.bench.provenance import provenance, used_sha256
-from sam_edge.bench.repeats import Scores
 from sam_edge.data import Dataset, LabelledImage, is_val
 from sam_edge.data.joined import Joined
 from sam_edge.evaluate.miou import Asked, evaluate_prompts
@@ -19,9 +19,28 @@ from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import TorchRuntime
 from sam_edge.paired import Totals
 from sam_edge.segment.runtime import Runtime
+from sam_edge.studies.repeats import Scores
 
 BY_POINT_AND_BOX = {"point": Asked("point"), "box": Asked("box")}
 """How the ablations ask."""
+
+
+def parser_of(study: str, about: str | None) -> argparse.ArgumentParser:
+    """The command line of `sam-edge study NAME`."""
+    return argparse.ArgumentParser(
+        prog=f"sam-edge study {study}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, `least` or more."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, got {text}")
+        return int(text)
+
+    return number
 
 
 def drawn(numbers: Sequence[int], limit: int | None) -> list[int]:

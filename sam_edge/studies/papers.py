@@ -10,19 +10,28 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
-from sam_edge.bench.slimming import TABLES as ABLATIONS
-from sam_edge.bench.slimming import Variant
 from sam_edge.models.cost import cost
 from sam_edge.segment.cost import Cost
 from sam_edge.segment.known import KNOWN
+from sam_edge.studies.slimming_tables import TABLES as ABLATIONS
+from sam_edge.studies.slimming_tables import Variant
 
-Get = Callable[[str], Mapping[str, Any] | None]
-"""A result by its name."""
-Current = Callable[[str, str], bool]
-"""Whether a result is of the model that is here."""
 QUOTED = "quoted"
+
+
+class Results(Protocol):
+    """What was measured, as `sam_edge.studies.results` keeps it."""
+
+    def get(self, name: str) -> Mapping[str, Any] | None:
+        """A result by its name."""
+
+    def current(self, name: str, model: str) -> bool:
+        """Whether it is of the model that is here."""
+
+    def whole(self, name: str) -> Mapping[str, Any] | None:
+        """A result whose every model is the one that is here."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +43,15 @@ class Paper:
     """The first column is the method, the second says on what."""
     quoted: tuple[tuple[str, ...], ...]
     """The paper's rows, without the second column."""
-    ours: Callable[[Get, Current], list[tuple[str, ...]]]
+    ours: Callable[[Results], list[tuple[str, ...]]]
     """Rows that were measured here, with it."""
 
 
-def render(name: str, get: Get, current: Current) -> str:
+def render(name: str, results: Results) -> str:
     """A table as Markdown."""
     paper = TABLES[name]
     width = len(paper.head)
-    rows = [(row[0], QUOTED, *row[1:]) for row in paper.quoted] + paper.ours(get, current)
+    rows = [(row[0], QUOTED, *row[1:]) for row in paper.quoted] + paper.ours(results)
     cells = [tuple(cell.replace("|", "\\|") for cell in (*row, *[""] * (width - len(row)))) for row in rows]
     marks = ("---", "---", *["--:"] * (width - 2))
     lines = "\n".join(f"| {' | '.join(row)} |" for row in (paper.head, marks, *cells))
@@ -64,24 +73,24 @@ def _sizes_of(name: str) -> tuple[str, str]:
     return _sizes(_cost(name).parameters, _cost(name).encoder_macs)
 
 
-def _slimsam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
+def _slimsam_1(results: Results) -> list[tuple[str, ...]]:
     """Sizes of each architecture, and nano's mean IoU by one point on each data set."""
     known = ("vit_b", "slimsam-50", "slimsam-77")
     rows: list[tuple[str, ...]] = [(name, "counted here", *_sizes_of(name)) for name in known]
-    found = get("accuracy") or {"measured": []}
+    found = results.get("accuracy") or {"measured": []}
     for one in found["measured"]:
-        miou = f"{100 * one['point']['miou']:.2f}%" if current("accuracy", "nano") else ""
+        miou = f"{100 * one['point']['miou']:.2f}%" if results.current("accuracy", "nano") else ""
         rows.append(("nano", f"{Path(one['data']).name}, val split", *_sizes_of("nano"), "", "", "", "", miou))
     return rows
 
 
-def _tinysam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
+def _tinysam_1(results: Results) -> list[tuple[str, ...]]:
     """AP from boxes, on nano."""
-    found = get("ap")
+    found = results.get("ap")
     if found is None:
         return [("nano", "", "", "", "", "", "", "", "", "", "")]
     numbers = [
-        f"{100 * found[key]:.1f}" if found[key] >= 0 and current("ap", "nano") else ""
+        f"{100 * found[key]:.1f}" if found[key] >= 0 and results.current("ap", "nano") else ""
         for key in ("ap", "ap_small", "ap_medium", "ap_large")
     ]
     boxes = "labels' boxes" if found["detections"] is None else "detector's boxes"
@@ -90,12 +99,12 @@ def _tinysam_1(get: Get, current: Current) -> list[tuple[str, ...]]:
     return [("nano", f"{found['images']} pictures, {boxes}", flops, *numbers)]
 
 
-def _tinysam_2(get: Get, current: Current) -> list[tuple[str, ...]]:
+def _tinysam_2(results: Results) -> list[tuple[str, ...]]:
     """Everything mode's two strategies, on nano."""
-    found = get("everything")
+    found = results.get("everything")
     if found is None:
         return [(strategy, "", "nano") for strategy in ("grid", "hierarchical")]
-    now = current("everything", "nano")
+    now = results.current("everything", "nano")
     on = f"{Path(found['data']).name}, {found['strategies'][0]['images']} pictures"
     return [
         (
@@ -110,21 +119,13 @@ def _tinysam_2(get: Get, current: Current) -> list[tuple[str, ...]]:
     ]
 
 
-def _now(name: str, get: Get, current: Current) -> Mapping[str, Any] | None:
-    """A result whose every model is the one that is here."""
-    found = get(name)
-    if found is None or not all(current(name, model) for model in found["provenance"]["models"]):
-        return None
-    return found
-
-
 def _sets(specs: Sequence[str]) -> str:
     return ", ".join(Path(spec).name for spec in specs)
 
 
-def _slimsam_ablation(table: str, get: Get, current: Current) -> list[tuple[str, ...]]:
+def _slimsam_ablation(table: str, results: Results) -> list[tuple[str, ...]]:
     """The rows of one of SlimSAM's tables 2 to 6, those that were run filled: one variant may be a row of several."""
-    found = _now("slimming", get, current)
+    found = results.whole("slimming")
     known: dict[str, Mapping[str, Any]] = {}
     on = "" if found is None else f"nano-vit, {_sets(found['data'])}, {found['steps']} steps of {found['batch_size']}"
     for row in () if found is None else (row for rows in found["tables"].values() for row in rows):
@@ -142,9 +143,15 @@ def _slimsam_ablation(table: str, get: Get, current: Current) -> list[tuple[str,
     return rows
 
 
-def _tinysam_ablation(named: Mapping[str, str], get: Get, current: Current) -> list[tuple[str, ...]]:
+def _in_two_columns(table: str, results: Results) -> list[tuple[str, ...]]:
+    """The same where the paper has a column for either part of a row's label."""
+    rows = [(label.partition(", "), on, miou) for label, on, miou in _slimsam_ablation(table, results)]
+    return [(first, on, second, miou) for (first, _, second), on, miou in rows]
+
+
+def _tinysam_ablation(named: Mapping[str, str], results: Results) -> list[tuple[str, ...]]:
     """Rows of TinySAM's tables 3 and 4: the paper's words, and our row's name."""
-    found = _now("distillation", get, current)
+    found = results.whole("distillation")
     rows = {} if found is None else found["rows"]
     on = "" if found is None else f"nano's student, {_sets(found['data'])}, {found['steps']} steps"
     return [
@@ -158,9 +165,9 @@ def _mious(row: Mapping[str, Any] | None, measures: Sequence[str]) -> tuple[str,
     return tuple("" if row is None else f"{100 * row[measure]['mean']:.1f}" for measure in measures)
 
 
-def _tinysam_5(get: Get, current: Current) -> list[tuple[str, ...]]:
+def _tinysam_5(results: Results) -> list[tuple[str, ...]]:
     """nano in float and, by the hessian metric with twin scales, in 8 and in 6 bits."""
-    found = _now("quantization", get, current)
+    found = results.whole("quantization")
     names = ("nano", "nano + W8A8", "nano + W6A6")
     if found is None:
         return [(name, "") for name in names]
@@ -241,11 +248,7 @@ TABLES: dict[str, Paper] = {
             ("Step 2", "Final Image Embeddings", "63.91%"),
             ("Step 2", "+ Embedding Features", "64.48%"),
         ),
-        lambda get, current: [
-            (step, on, objective, miou)
-            for label, on, miou in _slimsam_ablation("4", get, current)
-            for step, _, objective in (label.partition(", "),)
-        ],
+        partial(_in_two_columns, "4"),
     ),
     "slimsam-5": Paper(
         "SlimSAM, table 5: local and global pruning; mean IoU by one point on SA-1B.",
@@ -258,11 +261,7 @@ TABLES: dict[str, Paper] = {
             ("Global Pruning", "Gaussian", "64.48%"),
             ("Global Pruning", "Standardization", "64.14%"),
         ),
-        lambda get, current: [
-            (method, on, normalization, miou)
-            for label, on, miou in _slimsam_ablation("5", get, current)
-            for method, _, normalization in (label.partition(", "),)
-        ],
+        partial(_in_two_columns, "5"),
     ),
     "slimsam-6": Paper(
         "SlimSAM, table 6: less data, as many iterations; mean IoU by one point on SA-1B.",
@@ -275,11 +274,7 @@ TABLES: dict[str, Paper] = {
             ("77%", "5k", "64.47%"),
             ("77%", "2k", "61.72%"),
         ),
-        lambda get, current: [
-            (ratio, on, data, miou)
-            for label, on, miou in _slimsam_ablation("6", get, current)
-            for ratio, _, data in (label.partition(", "),)
-        ],
+        partial(_in_two_columns, "6"),
     ),
     "tinysam-1": Paper(
         "TinySAM, table 1: zero-shot instance segmentation by ViTDet-H's boxes. Ours: other pictures, other boxes.",
@@ -361,20 +356,3 @@ TABLES: dict[str, Paper] = {
     ),
 }
 """By name."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print all tables, or those that are named."""
-    import argparse
-
-    from sam_edge.studies.results import Results
-
-    parser = argparse.ArgumentParser(prog="python -m sam_edge.studies.papers", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*TABLES, []], help="all by default")
-    results = Results()
-    for name in parser.parse_args(arguments).names or TABLES:
-        print(f"{render(name, results.get, results.current)}\n")
-
-
-if __name__ == "__main__":
-    main()

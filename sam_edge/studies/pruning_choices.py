@@ -9,7 +9,6 @@ q and k in every head, which the tables are cut along, or each head's own, which
 k alone.
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from sam_edge.bench.provenance import provenance, used_sha256
-from sam_edge.bench.repeats import Scores, as_dict, differences, mean_and_spread
 from sam_edge.commands.common import sample_pictures
 from sam_edge.compress.groups import find_groups
 from sam_edge.compress.importance import ImportanceOptions, accumulated_saliency, disturbed_loss
@@ -35,6 +33,8 @@ from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.segment.frame import to_pixels
 from sam_edge.studies.claims import pairs
+from sam_edge.studies.measuring import parser_of
+from sam_edge.studies.repeats import Scores, as_dict, differences, mean_and_spread
 
 ACCUMULATIONS: tuple[Literal["absolute", "signed"], ...] = ("absolute", "signed")
 KEPT = ImportanceOptions().accumulation
@@ -120,9 +120,7 @@ def _encoded(model: EdgeSam, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print a table."""
-    parser = argparse.ArgumentParser(
-        prog="sam-edge study pruning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("pruning", __doc__)
     parser.add_argument("model", help="what is pruned: a MODEL whose encoder is a ViT")
     parser.add_argument("--images", required=True, help="pictures, labelled or not")
     parser.add_argument("--ratio", action="append", type=float, help="repeat for more; 0.5 and 0.77 by default")

@@ -309,7 +309,7 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
 
 
 def _paper(name: str, results: Results) -> str:
-    return papers.render(name, results.get, results.current)
+    return papers.render(name, results)
 
 
 RENDERERS: dict[str, Callable[[Results], str]] = {

@@ -8,7 +8,6 @@ variant has the same epochs and is validated without labels, so that the labels 
 share their first stages, importances and the teacher's embeddings; a killed one continues when it is started again.
 """
 
-import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +15,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sam_edge.bench.repeats import LOG, Scores, differences, repeat
-from sam_edge.bench.slimming import TABLES, Variant, as_dict, as_markdown, choose, variants
 from sam_edge.compress.distil import DistilOptions, steps_per_epoch
 from sam_edge.compress.importance import ImportanceOptions
 from sam_edge.compress.labels import LabelledLoss
@@ -31,7 +28,9 @@ from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.studies.claims import pairs
-from sam_edge.studies.measuring import drawn, held_out, say, scores_of, write
+from sam_edge.studies.measuring import drawn, held_out, parser_of, say, scores_of, write
+from sam_edge.studies.repeats import LOG, Scores, differences, repeat
+from sam_edge.studies.slimming_tables import TABLES, Variant, as_dict, as_markdown, choose, variants
 from sam_edge.training.pictures import Pictures
 
 VALIDATED = 16
@@ -131,9 +130,7 @@ class Ablation:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(
-        prog="sam-edge study slimming", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("slimming", __doc__)
     parser.add_argument("model", help="what is compressed: a MODEL")
     parser.add_argument("--data", action="append", required=True, help="labelled pictures; repeat for more")
     parser.add_argument("--out", type=Path, required=True, help="folder for stages and results")

@@ -7,28 +7,25 @@ difference is over the same masks, with what holds 95 % of it over pictures (`sa
 kind, quantized and exported ones too; what is measured of one is kept, and a killed run goes on with the next.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from sam_edge.bench.provenance import provenance, used_sha256
-from sam_edge.bench.repeats import LOG, Scores, difference, differences, points, repeat
 from sam_edge.data.joined import open_joined
 from sam_edge.errors import BenchError
 from sam_edge.evaluate.miou import Asked
 from sam_edge.evaluate.walk import data_sha256
 from sam_edge.runtimes.open import open_for_many
-from sam_edge.studies.measuring import held_out, say, scores_on
+from sam_edge.studies.measuring import held_out, parser_of, say, scores_on
+from sam_edge.studies.repeats import LOG, Scores, difference, differences, points, repeat
 
 ASKED = {"box": Asked("box"), "point": Asked("point"), "point_multimask": Asked("point", multimask=True)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print a table."""
-    parser = argparse.ArgumentParser(
-        prog="sam-edge study versus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("versus", __doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="the first is compared with each of the others")
     parser.add_argument("--data", action="append", required=True, help="labelled pictures; repeat for more")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is measured")

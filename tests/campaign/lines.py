@@ -57,7 +57,7 @@ def command_lines(rng: random.Random, base: Path, folder: Path) -> list[str]:
     given = name.split()
     options = names[name]
     # what needs no input, or takes long with one, gets none that is there
-    lengthy = name == "run" or name.startswith(("bench", "study"))
+    lengthy = name in ("run", "bench")
     for _ in range(1 if lengthy else rng.choice((0, 1, 2, 2))):
         given.append(
             rng.choice(TOKENS) if rng.random() < 0.4 and not lengthy else rng.choice(("missing.pth", "missing"))

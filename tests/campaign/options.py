@@ -29,17 +29,14 @@ class Option:
 
 @cache
 def commands() -> dict[str, list[Option]]:
-    """Per command, its options; studies that parse their own are not among them."""
+    """Per command, its options; studies, which parse their own, are not among them."""
     from sam_edge.cli import application
-    from sam_edge.cli.study import MODULES
 
     group: Any = typer.main.get_command(application())
-    studies = group.commands.pop("study").commands.items()
-    found = {f"study {name}": command for name, command in studies if name not in MODULES}
     return {
         name: [_option(parameter, command) for parameter in command.params if _is_option(parameter)]
-        for name, command in {**group.commands, **found}.items()
-        if name not in ENDLESS
+        for name, command in group.commands.items()
+        if name not in (*ENDLESS, "study")
     }
 
 

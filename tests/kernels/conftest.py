@@ -1,10 +1,9 @@
-"""Exported folders of tiny models, and devices that run CUDA's kernels."""
+"""Devices that run CUDA's kernels."""
 
 import pytest
 
 from sam_edge.kernels.gpu import Device
 from sam_edge.runtimes.cuda import cuda_devices
-from tests.exported import export, fp32  # noqa: F401 - fixtures
 from tests.kernels.emulated import COMPILER, RISING, SHUFFLED, Emulation
 
 

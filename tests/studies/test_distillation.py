@@ -1,4 +1,4 @@
-"""sam_edge.studies.distillation: the table, on models small enough to be distilled in seconds."""
+"""sam_edge.studies.distillation: its rows, and the table, on models small enough to be distilled in seconds."""
 
 import json
 
@@ -7,6 +7,8 @@ import torch
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.segment.config import StageConfig
 from sam_edge.studies import distillation
+from sam_edge.studies.distillation import ROWS, table
+from sam_edge.studies.repeats import Scores
 
 
 def test_the_table_has_all_rows_that_were_asked_for(tiny_slim, tiny_vit_config, make_sam, tmp_path, capsys):
@@ -38,3 +40,34 @@ def test_the_table_has_all_rows_that_were_asked_for(tiny_slim, tiny_vit_config, 
         for m in students
     ]
     assert kept == [False, True]
+
+
+def test_the_table_gives_mean_and_spread_beside_the_papers_value_and_who_beats_whom():
+    rows = [row for row in ROWS if row.name in ("no teacher", "all three")]
+    results = {
+        name: [Scores({"box": value}, {"box": [[(value, 1)]]}) for value in values]
+        for name, values in (("no teacher", (0.1, 0.2)), ("all three", (0.5, 0.7)))
+    }
+    text = table(results, rows, Scores({"box": 0.8}))
+    assert "| the teacher | 80.0 | |" in text
+    assert "| all three | 60.0 ± 14.1 | tables 3 and 4: 41.9 |" in text
+    assert "- box: all three beats no teacher by +45.0 (+30.0 to +60.0)." in text
+    assert "no teacher beats" not in text
+
+
+def test_rows_of_the_paper_differ_in_one_thing_each():
+    rows = {row.name: row for row in ROWS}
+    full = rows["all three"]
+    assert full.losses == (1, 1, 1, 1)
+    assert rows["all three, random prompts"].losses == full.losses
+    assert not rows["all three, random prompts"].hard_prompts
+    assert [rows[name].losses for name in ("output", "output + embedding")] == [(0, 0, 1, 1), (1, 0, 1, 1)]
+    assert rows[rows["all three, quantized"].quantized_from] == full
+    assert {row.paper.rpartition(" ")[2] for row in ROWS if row.paper} == {
+        "40.5",
+        "41.6",
+        "41.7",
+        "41.4",
+        "41.9",
+        "41.3",
+    }

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from sam_edge.bench import distillation, quantization, slimming
 from sam_edge.bench.provenance import model_sha256
 from sam_edge.cli import application
 from sam_edge.errors import DataError, SamEdgeError
-from sam_edge.studies import papers, results
+from sam_edge.studies import distillation, papers, quantization, results, slimming_tables
 from sam_edge.studies.claims import CLAIMS, pairs
 from sam_edge.studies.results import BLOCK, ROOT, Entry, Results, entries, pages, rendered, run
 
@@ -240,7 +239,7 @@ def test_a_claim_is_decided_by_its_interval() -> None:
 
 
 def test_every_claim_is_of_arms_that_its_study_has() -> None:
-    rows = {row.label for part in slimming.TABLES.values() for row in part.rows}
+    rows = {row.label for part in slimming_tables.TABLES.values() for row in part.rows}
     trained = {row.name for row in distillation.ROWS}
     ways = {one.label for one in quantization.settings((8, 6), ("hessian", "mse", "minmax"), (True, False))} | {"float"}
     known = {"slimming": rows, "distillation": trained, "quantization": ways}
@@ -329,10 +328,24 @@ def test_a_command_s_answer_is_kept_with_where_it_comes_from(checkout: Path, mon
     assert not (checkout / "docs" / "results" / "bare.json").exists()
 
 
+class Told(Results):
+    """One result for all, of the models that are here or of others."""
+
+    def __init__(self, found: dict[str, object] | None, now: bool = True) -> None:
+        super().__init__()
+        self._found, self._now = found, now
+
+    def get(self, name: str) -> dict[str, object] | None:
+        return self._found
+
+    def current(self, name: str, model: str) -> bool:
+        return self._now
+
+
 @pytest.mark.parametrize("name", papers.TABLES)
 def test_the_papers_rows_are_marked_and_whole(name: str) -> None:
     paper = papers.TABLES[name]
-    lines = papers.render(name, lambda _: None, lambda *_: False).splitlines()
+    lines = papers.render(name, Told(None)).splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| ")]
     assert {len(row) for row in rows} == {len(paper.head)}
     quoted = [row for row in rows if row[1].strip() == papers.QUOTED]
@@ -357,25 +370,25 @@ def test_the_papers_rows_are_those_of_the_papers(shared_data: Path) -> None:
 
 
 def test_what_was_not_measured_here_is_empty_beside_the_papers() -> None:
-    text = papers.render("tinysam-1", lambda _: None, lambda *_: False)
+    text = papers.render("tinysam-1", Told(None))
     assert text.splitlines()[-1] == "| nano | " + " | ".join([""] * 10) + " |"
     found = {"detections": None, "images": 3, "ap": 0.25, "ap_small": -1.0, "ap_medium": 0.1, "ap_large": 0.5}
-    row = papers.render("tinysam-1", lambda _: {**found, "split": "val"}, lambda *_: True).splitlines()[-1]
+    row = papers.render("tinysam-1", Told({**found, "split": "val"})).splitlines()[-1]
     assert row.startswith("| nano | 3 pictures, labels' boxes, without classes |")
     assert "| 25.0 |  | 10.0 | 50.0 |" in row
-    stale = papers.render("tinysam-1", lambda _: found, lambda *_: False).splitlines()[-1]
+    stale = papers.render("tinysam-1", Told(found, now=False)).splitlines()[-1]
     assert "25.0" not in stale
 
 
 def test_our_rows_stand_in_every_table_that_they_belong_to() -> None:
     """One variant may be a row of several tables of SlimSAM's."""
     sizes = {"parameters": 2_400_000, "encoder_macs": 3_000_000_000}
-    best = {"variant": asdict(slimming.Variant()), "scores": {"point": {"mean": 0.271}}, "sizes": sizes}
+    best = {"variant": asdict(slimming_tables.Variant()), "scores": {"point": {"mean": 0.271}}, "sizes": sizes}
     told = {"provenance": {"models": {"nano-vit": "a"}}, "data": ["../x/ccp"], "steps": 16, "batch_size": 2}
     slim = {**told, "tables": {"2": [best]}}
 
     def shown(name: str, found: dict[str, object], now: bool = True) -> str:
-        return papers.render(name, lambda _: found, lambda *_: now)
+        return papers.render(name, Told(found, now))
 
     assert "| SlimSAM | nano-vit, ccp, 16 steps of 2 | 77% | 2.4M | 3G | 27.10% |" in shown("slimsam-2", slim)
     assert "| magnitude pruning | nano-vit | 77% |  |  |  |" in shown("slimsam-2", slim)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from sam_edge.bench.slimming import Variant
 from sam_edge.compress import slimming
 from sam_edge.data import is_val
 from sam_edge.data.joined import open_joined
@@ -13,6 +12,7 @@ from sam_edge.models.checkpoint import save_checkpoint
 from sam_edge.studies import measuring
 from sam_edge.studies import slimming as study
 from sam_edge.studies.slimming import Ablation, AblationOptions, drawn, held_out
+from sam_edge.studies.slimming_tables import Variant
 
 DATA = ["synthetic:12:1", "synthetic:24:2"]
 

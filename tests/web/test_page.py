@@ -25,7 +25,6 @@ from sam_edge.segment.predictor import SamPredictor
 from sam_edge.segment.records import Found, box_of, run_lengths, suppress, without_nested
 from sam_edge.segment.scaling import Scaling
 from sam_edge.web.site import write_site
-from tests.exported import export, fp32_small, small_config  # noqa: F401 - fixtures
 from tests.web.browser import asked_elsewhere, opened
 
 OUT_OF_REACH = """
@@ -179,7 +178,7 @@ def test_a_server_that_only_holds_files_gives_the_page_threads_too(tmp_path: Pat
         assert page.complaints() == []
 
 
-def test_a_photo_is_segmented_compared_and_saved(fp32_small, tmp_path: Path) -> None:  # noqa: F811
+def test_a_photo_is_segmented_compared_and_saved(fp32_small, tmp_path: Path) -> None:
     image = picture(110, 150)
     every = {"pred_iou": -1.0, "stability": 0.0}
     two_passes = {**every, "tau": -0.5, "coverage": "contrast", "nested": 0.8}
@@ -303,7 +302,7 @@ def test_nano_in_integers_answers_as_it_does_in_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_photo_of_more_pixels_than_phones_hold_is_shrunk_and_the_page_says_so(fp32_small, tmp_path: Path) -> None:  # noqa: F811
+def test_a_photo_of_more_pixels_than_phones_hold_is_shrunk_and_the_page_says_so(fp32_small, tmp_path: Path) -> None:
     site = write_site([("small", fp32_small.path)], tmp_path / "site").out
     Image.fromarray(picture(50, 63)).resize((6300, 5000)).save(tmp_path / "photo.jpg")
     (tmp_path / "no.jpg").write_bytes(b"no picture")

@@ -1,9 +1,9 @@
-"""sam_edge.bench.repeats: every arm by every seed, once, and what is said of the scores."""
+"""sam_edge.studies.repeats: every arm by every seed, once, and what is said of the scores."""
 
 import pytest
 
-from sam_edge.bench.repeats import Scores, as_dict, beats, cells, difference, mean_and_spread, points, repeat
 from sam_edge.errors import SamEdgeError
+from sam_edge.studies.repeats import Scores, as_dict, beats, cells, difference, mean_and_spread, points, repeat
 
 ARMS = ("one", "two", "three")
 

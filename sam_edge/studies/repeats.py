@@ -51,7 +51,6 @@ def repeat(
     log: Path,
     settings: Mapping[str, Any],
     on_result: Callable[[str], None] | None = None,
-    on_run: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, list[Scores]]:
     """Scores of every arm by every seed; `log` keeps them, and what it holds already is not run again.
 
@@ -59,7 +58,6 @@ def repeat(
 
     Args:
         settings: what the arms have in common; results under others are refused.
-        on_run: called before each run, with the runs behind it, those in all, and its name.
 
     Raises:
         SamEdgeError: `log` holds results under other settings, or cannot be read or written.
@@ -74,8 +72,6 @@ def repeat(
             if (arm, seed) in done:
                 continue
             name = f"{arm}, seed {seed}"
-            if on_run is not None:
-                on_run(number - 1, total, name)
             started = perf_counter()
             scores = done[arm, seed] = run(arm, seed)
             seconds = round(perf_counter() - started, 1)

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from sam_edge.bench.repeats import Scores
-from sam_edge.bench.slimming import TABLES, Variant, as_dict, as_markdown, choose, variants
 from sam_edge.errors import BenchError
+from sam_edge.studies.repeats import Scores
+from sam_edge.studies.slimming_tables import TABLES, Variant, as_dict, as_markdown, choose, variants
 
 
 def pictured(point):

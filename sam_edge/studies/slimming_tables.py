@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from sam_edge.bench.repeats import Results, Scores, beats, cells, difference, points
-from sam_edge.bench.repeats import as_dict as scores_as_dict
 from sam_edge.errors import BenchError
+from sam_edge.studies.repeats import Results, Scores, beats, cells, difference, points
+from sam_edge.studies.repeats import as_dict as scores_as_dict
 
 Stage = Literal["first", "last"]
 
