@@ -51,7 +51,11 @@ MEASUREMENTS = (
     "post_process",
     "end_to_end",
 )
-"""What `bench_runtime` measures, in order; each takes `warmup + runs` calls. Transfers are of devices alone."""
+"""What is measured of a runtime, in order; transfers are of devices alone.
+
+`encode` is one picture, already resized and padded; `decode_point`, `decode_box` and `decode_64_points` decode one
+point, one box and 64 prompt sets of one point; `end_to_end` is a picture to one mask at its size, from a point.
+"""
 
 
 RESAMPLES = 2000
@@ -129,16 +133,6 @@ class Latency:
         return cls(float(min(samples_ms)), mean, median, p90, p95, p99, len(samples_ms), ratio, kept)
 
 
-def measure(call: Call, *, warmup: int = 2, runs: int = 10, synchronise: Synchronise | None = None) -> Latency:
-    """Time `call` by this module's contract.
-
-    Raises:
-        BenchError: fewer than one run, or a negative warm-up.
-    """
-    waits = {} if synchronise is None else {"call": synchronise}
-    return measure_in_turn({"call": call}, warmup=warmup, runs=runs, synchronise=waits)["call"]
-
-
 def measure_in_turn(
     calls: Mapping[str, Call],
     *,
@@ -183,38 +177,6 @@ def measure_in_turn(
                 on_run()
     first = next(iter(samples_ms.values()), None)
     return {name: Latency.of(samples, None if samples is first else first) for name, samples in samples_ms.items()}
-
-
-def bench_runtime(
-    runtime: Runtime, image: UInt8[np.ndarray, "h w 3"], *, warmup: int = 2, runs: int = 10
-) -> dict[str, Latency]:
-    """Latency of each of `MEASUREMENTS` on one RGB picture.
-
-    `encode` is one picture, already resized and padded; `decode_point`, `decode_box` and `decode_64_points`
-    decode one point, one box and 64 prompt sets of one point; `end_to_end` is a picture to one mask at its
-    size, from a point.
-
-    Raises:
-        BenchError: fewer than one run, or a negative warm-up.
-    """
-    return bench_runtimes([runtime], image, warmup=warmup, runs=runs)[0]
-
-
-def bench_runtimes(
-    runtimes: Sequence[Runtime],
-    image: UInt8[np.ndarray, "h w 3"],
-    *,
-    warmup: int = 2,
-    runs: int = 10,
-    min_seconds: float = 0.0,
-    on_run: Callable[[], None] | None = None,
-) -> list[dict[str, Latency]]:
-    """`bench_runtime` of several runtimes, taking turns within each measurement; results in their order.
-
-    `on_run` is called for every call: see `bench_candidates`.
-    """
-    candidates = [Candidate(runtime_calls(runtime, image), synchroniser(runtime)) for runtime in runtimes]
-    return bench_candidates(candidates, warmup=warmup, runs=runs, min_seconds=min_seconds, on_run=on_run)
 
 
 @dataclass(frozen=True)

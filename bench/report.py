@@ -1,4 +1,4 @@
-"""The pipeline's report: `report.md`, `report.html` and `report.json` of one run, from the same numbers."""
+"""The report of `sam-edge run`: `report.md`, `report.html` and `report.json` of one run, from the same numbers."""
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 GENERATED = ROOT / "docs" / "generated"
 MAPPED = ("export", "kernels", "bench")
 FLOORS = (
-    (("cli", "api"), ("hub", "pipeline", "studies")),
+    (("cli", "api"), ("hub", "studies")),
     (("commands/device",), ("commands/workshop",)),
     ((), ("compress", "quantize", "export")),
     (("evaluate", "bench", "web"), ("training",)),

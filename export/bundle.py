@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ def write_bundle(
     options: TrtOptions,
     images: Sequence[Picture],
     others: Sequence[Picture] = (),
-    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write `out`: typed graphs, `bundle.json`, `parity.npz`, `on_device.py` and a README.md; returns what the manifest
     says. Gelu is written by Erf, for older parsers. See `write_typed` for `images` and `others`.
@@ -45,7 +44,7 @@ def write_bundle(
     """
     precision = checked(exported, options)
     with atomic_folder(out) as work:
-        typed = write_typed(exported, work, precision, images, others, say, erf=True)
+        typed = write_typed(exported, work, precision, images, others, erf=True)
         parity = _parity(exported, options, (others or images)[0])
         np.savez_compressed(work / PARITY, **parity)  # type: ignore[arg-type]
         shutil.copyfile(on_device.__file__, work / SCRIPT)

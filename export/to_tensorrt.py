@@ -68,14 +68,12 @@ def build_engines(
     images: Sequence[Picture] = (),
     others: Sequence[Picture] = (),
     on_build: Callable[[Engine], None] | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> list[Engine]:
     """Write `out`: the exported folder's graphs, the same with types, engines for each target, `engine.json`,
     `build.log` and a README.md.
 
     `out` stays an exported folder that every runtime opens; it may be `exported`'s own. See `write_typed` for `images`
-    and `others`. `on_build` hears of each engine as it is finished (a build takes seconds to minutes), `say` of what
-    comes before.
+    and `others`. `on_build` hears of each engine as it is finished (a build takes seconds to minutes).
 
     Raises:
         BackendUnavailableError: the flavor's library or, for `standard`, the GPU is absent.
@@ -89,7 +87,7 @@ def build_engines(
     with atomic_folder(out) as work:
         copy_graphs(exported, work)
         # TensorRT's parser is known to take Gelu since 10.15, TensorRT-RTX's takes it
-        typed = write_typed(exported, work, precision, images, others, say, erf=options.flavor == "standard")
+        typed = write_typed(exported, work, precision, images, others, erf=options.flavor == "standard")
         with (work / BUILD_LOG).open("w", encoding="utf-8") as log:
             for graph in exported.graphs:
                 for target in targets:

@@ -1,6 +1,6 @@
 """An exported folder's graphs with types written into them, and the proof that these cost nothing on photos."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,6 @@ def write_typed(
     precision: EnginePrecision,
     images: Sequence[Picture],
     others: Sequence[Picture] = (),
-    say: Callable[[str], None] = lambda _: None,
     erf: bool = False,
 ) -> TypedGraphs:
     """Write each graph into `folder` as NAME.PRECISION.onnx, proven on `others` (or `images`, which are read).
@@ -88,7 +87,6 @@ def write_typed(
     kind = TensorProto.BFLOAT16 if precision == "bf16" else TensorProto.FLOAT16
     others = others or images
     wanted = asked(OnnxRuntime(exported.path, threads=cpu_threads(), kernels=False), others)
-    say("reading ranges")
     readings = read(exported, sources, images, kind)
     quantized: Sequence[str] = ()
     if precision == "fp8":
@@ -98,7 +96,6 @@ def write_typed(
     for tolerance in TOLERANCES:
         kept = {graph: keep(sources[graph], readings[graph], felt[graph], tolerance * UNIT[kind]) for graph in sources}
         files, stayed = _write(sources, kept, kind, folder, precision)
-        say(f"checking {precision}")
         parity = compare(wanted, asked(WalkRuntime(exported, files), others))
         worst = min(parity.mask_iou, parity.mask_iou if parity.split_mask_iou is None else parity.split_mask_iou)
         if worst >= SMALLEST_IOU[precision]:

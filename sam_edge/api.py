@@ -235,18 +235,9 @@ def evaluate(
     Raises:
         DataError: no such pictures. Whatever `load` raises.
     """
+    from sam_edge.commands.device.evaluate import Pictures, Run
     from sam_edge.commands.device.evaluate import evaluate as evaluate_
 
-    return evaluate_(
-        str(model),
-        str(data),
-        prompt=prompt,
-        multimask=multimask,
-        clicks=clicks,
-        split=split,
-        limit=limit,
-        seed=seed,
-        runtime=runtime,
-        device=device,
-        on_progress=on_progress,
-    )
+    pictures = Pictures(str(data), split, limit, seed)
+    run = Run(runtime, device, on_progress=on_progress)
+    return evaluate_(str(model), pictures, run, prompt=prompt, multimask=multimask, clicks=clicks)

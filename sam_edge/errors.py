@@ -49,7 +49,7 @@ class BackendUnavailableError(SamEdgeError):
 
 
 class RecipeError(SamEdgeError):
-    """A pipeline recipe with unknown or contradictory entries."""
+    """A recipe with unknown or contradictory entries."""
 
 
 class BenchError(SamEdgeError):

@@ -38,8 +38,6 @@ WORKSHOP = (
     "sam_edge.commands.workshop",
     "sam_edge.studies",
     "sam_edge.hub",
-    "sam_edge.recipe",
-    "sam_edge.pipeline",
     "sam_edge.bench.integers",
     "sam_edge.bench.plots",
     "sam_edge.bench.report",

@@ -41,8 +41,6 @@ WORKSHOP = {
     "commands/workshop": 4,
     "studies": 4,
     "hub": 4,
-    "recipe": 4,
-    "pipeline": 4,
 }
 """Floors of what makes models, with torch and its company."""
 WORKSHOP_FILES = {
@@ -51,6 +49,7 @@ WORKSHOP_FILES = {
     "bench/report",
     "bench/report_html",
     "bench/report_markdown",
+    "bench/report_widths",
 }
 """Files of a device's folder that are the workshop's: they draw, or quantize by other tools."""
 FREE_AMONG_THEMSELVES = {0, 4}

@@ -95,29 +95,17 @@ def evaluate(
         raise DataError(f"{' and '.join(protocols)} are different protocols: give one.")
     if detections is not None and not ap:
         raise DataError("--detections are boxes that an AP is taken of: give --ap, too.")
-    common: dict[str, Any] = {"results": results, "shard": shard, "limit": limit}
-    common |= {"runtime": runtime.value, "device": device}
-    drawn: dict[str, Any] = {"split": split, "seed": seed, "strict": strict, "images_root": images_root}
+    pictures = commands.Pictures(data, split, limit, seed, strict, images_root)
     with progress("eval") as on_progress:
-        common["on_progress"] = on_progress
+        run = commands.Run(runtime.value, device, results, shard, on_progress)
         if ap:
-            found = commands.evaluate_ap(
-                model,
-                Path(data),
-                detections=detections,
-                multimask=multimask,
-                split=split,
-                seed=seed,
-                strict=strict,
-                images_root=images_root,
-                **common,
-            )
+            found = commands.evaluate_ap(model, pictures, run, detections=detections, multimask=multimask)
         elif parent is not None:
-            found = commands.evaluate_against(model, parent, data, strict=strict, **common)
+            found = commands.evaluate_against(model, parent, pictures, run)
         elif everything:
-            found = commands.evaluate_everything(model, data, points_per_side=points_per_side, **drawn, **common)
+            found = commands.evaluate_everything(model, pictures, run, points_per_side=points_per_side)
         else:
-            found = commands.evaluate(model, data, prompt=prompt, multimask=multimask, clicks=clicks, **drawn, **common)
+            found = commands.evaluate(model, pictures, run, prompt=prompt, multimask=multimask, clicks=clicks)
     if is_first_process():
         report(as_json, found, _in_words(found))
 

@@ -126,14 +126,13 @@ def run(
 
     A step whose inputs are unchanged is skipped, so a killed run continues.
     """
-    from sam_edge import pipeline
+    from sam_edge.commands.workshop.recipe import read_recipe
+    from sam_edge.commands.workshop.run import run as run_
 
     overrides = {"images": images, "data": data, "seed": seed}
-    loaded = pipeline.read_recipe(recipe, {key: value for key, value in overrides.items() if value is not None})
+    loaded = read_recipe(recipe, {key: value for key, value in overrides.items() if value is not None})
     with progress("run") as on_progress:
-        result = pipeline.run(
-            loaded, out, device=device, say=lambda text: typer.echo(text, err=True), on_progress=on_progress
-        )
+        result = run_(loaded, out, device=device, say=lambda text: typer.echo(text, err=True), on_progress=on_progress)
     if as_json:
         print_json(result)
     else:

@@ -29,7 +29,7 @@ def prepare(model: EdgeSam) -> None:
         model.config = model.config.replace(arch="slim_vit")
 
 
-def check_ratio(model: EdgeSam, options: PruneOptions, parts: Sequence[Part] = ALL_PARTS) -> None:
+def check_ratio(model: EdgeSam, options: PruneOptions) -> None:
     """Make sure that something is left of every layer, before hours are spent on finding out what.
 
     Raises:
@@ -37,7 +37,7 @@ def check_ratio(model: EdgeSam, options: PruneOptions, parts: Sequence[Part] = A
     """
     if not 0 < options.ratio < 1:
         raise CompressionError(f"ratio must be between 0 and 1 (both excluded), got {options.ratio}.")
-    groups = [group for group in find_groups(model) if group.part in parts]
+    groups = find_groups(model)
     choose(groups, [torch.ones(group.sets, group.per_set) for group in groups], options)
 
 

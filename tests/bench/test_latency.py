@@ -1,16 +1,20 @@
 """Latency: what is counted, in which order, and which percentile."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from sam_edge.bench import latency
 from sam_edge.bench.latency import (
     MEASUREMENTS,
+    Call,
+    Candidate,
     Latency,
-    bench_runtime,
-    bench_runtimes,
-    measure,
+    bench_candidates,
     measure_in_turn,
+    runtime_calls,
+    synchroniser,
 )
 from sam_edge.errors import BenchError
 from sam_edge.segment.config import DecoderConfig, ModelConfig, Thresholds, uniform_blocks
@@ -68,6 +72,15 @@ class FakeRuntime(Runtime):
         return logits, np.ones((1, sets, 4), np.float32)
 
 
+def measure(call: Call, **settings: Any) -> Latency:
+    return measure_in_turn({"call": call}, **settings)["call"]
+
+
+def bench_runtimes(runtimes: list[FakeRuntime], picture: np.ndarray, **settings: Any) -> list[dict[str, Latency]]:
+    candidates = [Candidate(runtime_calls(runtime, picture), synchroniser(runtime)) for runtime in runtimes]
+    return bench_candidates(candidates, **settings)
+
+
 @pytest.fixture
 def picture() -> np.ndarray:
     """A random RGB picture, 40 x 60."""
@@ -102,7 +115,9 @@ def test_waiting_for_the_device_is_inside_the_clock_and_earlier_work_is_not(
         clock.now_s += sum(queued_s)
         queued_s.clear()
 
-    assert measure(call, warmup=0, runs=2, synchronise=synchronise) == Latency(500, 500, 500, 500, 500, 500, 2)
+    assert measure(call, warmup=0, runs=2, synchronise={"call": synchronise}) == Latency(
+        500, 500, 500, 500, 500, 500, 2
+    )
 
 
 def test_candidates_take_turns_round_by_round() -> None:
@@ -147,7 +162,7 @@ def test_impossible_settings_are_refused(warmup: int, runs: int) -> None:
 
 def test_a_runtime_gets_every_measurement(picture: np.ndarray) -> None:
     runtime = FakeRuntime()
-    found = bench_runtime(runtime, picture, warmup=1, runs=2)
+    (found,) = bench_runtimes([runtime], picture, warmup=1, runs=2)
     assert tuple(found) == ON_A_CPU
     assert all(result.runs == 2 and result.min_ms > 0 for result in found.values())
     asked = [(what, sets) for _, what, sets in runtime.log]
@@ -171,7 +186,7 @@ def test_a_runtimes_own_synchronise_is_used(picture: np.ndarray) -> None:
     runtime = FakeRuntime()
     waits: list[None] = []
     runtime.synchronise = lambda: waits.append(None)  # type: ignore[attr-defined]
-    bench_runtime(runtime, picture, warmup=0, runs=1)
+    bench_runtimes([runtime], picture, warmup=0, runs=1)
     assert len(waits) == 2 * len(ON_A_CPU)
 
 

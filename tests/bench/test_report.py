@@ -47,7 +47,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     cv2.imwrite(str(picture), np.full((8, 8, 3), 200, np.uint8))
     return Report(
         title="Garden & house",
-        command="sam-edge pipeline recipe.toml",
+        command="sam-edge run recipe.toml",
         recipe='name = "<garden>"',
         hardware={"cpu": "A76", "versions": {"torch": "2.9"}},
         steps=(BASE, SMALL, UNTIMED),

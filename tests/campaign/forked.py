@@ -4,7 +4,9 @@ What ends a process here is what ends it in life: signals, limits of the system,
 """
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import resource
 import select
 import signal
@@ -146,23 +148,11 @@ def import_all() -> None:
     import onnxruntime  # noqa: F401
     import torch
 
-    from sam_edge import cli, pipeline
-    from sam_edge.commands.device import bench, card, evaluate, prelabel
-    from sam_edge.commands.workshop import compress, distil, everything, export, quantize, train
+    import sam_edge.cli
+    from sam_edge.commands import device, workshop
 
-    for module in (
-        cli,
-        pipeline,
-        bench,
-        card,
-        evaluate,
-        prelabel,
-        compress,
-        distil,
-        everything,
-        export,
-        quantize,
-        train,
-    ):
-        assert module is not None
+    assert sam_edge.cli is not None
+    for folder in (device, workshop):
+        for module in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
+            importlib.import_module(module.name)
     torch.set_num_threads(1)

@@ -111,7 +111,7 @@ def trouble(work: Path, tally: Tally, names: list[str], *, share: float = 1.0, s
 
 
 def tries_of(name: str) -> int:
-    """How often each trouble meets a command: once where it takes long, as an export and a pipeline do."""
+    """How often each trouble meets a command: once where it takes long, as an export and a lineage do."""
     return TRIES if name not in ("run", "export-onnx") else 1
 
 

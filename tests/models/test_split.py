@@ -1,10 +1,13 @@
 """sam_edge.models.split and .factored: the decoder in three parts is the decoder."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sam_edge.models.decoder import PromptableDecoder
-from sam_edge.models.decoder_cost import decoder_costs
 from sam_edge.models.factored import TINY, FactoredDecoder, can_factor, pays
 from sam_edge.models.quantized import Grid, LayerQuantization, insert_quantized_layers, set_integers
 from sam_edge.models.registry import load_model
@@ -164,12 +167,38 @@ def test_factoring_pays_while_tokens_are_few():
     assert not pays(decoder, points=20)
 
 
+def macs(run: Callable[[], Any]) -> tuple[int, Any]:
+    """Multiply-accumulates, and the result."""
+
+    def product(start: torch.Size, x: torch.Size, y: torch.Size, **_: Any) -> int:
+        return 2 * x.numel() * y[-1]
+
+    # products in place, which torch's counter leaves out
+    in_place = {torch.ops.aten.addmm_: product, torch.ops.aten.baddbmm_: product}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        result = run()
+    return counter.get_total_flops() // 2, result
+
+
 def test_counts_of_sam_b():
     """GMAC per prompt: 1.8 whole; 0.23 for the IoU and 0.27 more for a set whose masks are wanted."""
-    costs = decoder_costs(KNOWN["vit_b"].config)
-    assert costs.plain == pytest.approx(1.81e9, rel=0.01)
-    assert costs.shared.predict + costs.shared.upscale == pytest.approx(1.41e9, rel=0.01)
-    assert costs.factored.predict == pytest.approx(0.231e9, rel=0.01)
-    assert costs.factored.upscale == pytest.approx(0.268e9, rel=0.01)
+    config = KNOWN["vit_b"].config
+    with torch.device("meta"), torch.no_grad():
+        decoder = EdgeSam(config).decoder
+        embeddings = torch.zeros(1, config.decoder.dim, config.grid, config.grid)
+        coords, labels = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, dtype=torch.long)
+
+        def parts(split: SplitDecoder) -> tuple[int, int, int]:
+            prepare, (for_predict, for_upscale) = macs(lambda: split.prepare(embeddings))
+            predict, (_, sets) = macs(lambda: split.predict(for_predict, coords, labels))
+            return prepare, predict, macs(lambda: split.upscale(for_upscale, sets))[0]
+
+        plain, _ = macs(lambda: decoder(embeddings, coords, labels))
+        _, *shared = parts(PlainSplit(decoder))
+        prepare, predict, upscale = parts(FactoredDecoder(decoder))
+    assert plain == pytest.approx(1.81e9, rel=0.01)
+    assert sum(shared) == pytest.approx(1.41e9, rel=0.01)
+    assert predict == pytest.approx(0.231e9, rel=0.01)
+    assert upscale == pytest.approx(0.268e9, rel=0.01)
     # what an image costs is made good by its second prompt
-    assert costs.factored.prepare < 2 * (costs.plain - costs.factored.predict - costs.factored.upscale)
+    assert prepare < 2 * (plain - predict - upscale)

@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,81 +27,99 @@ from sam_edge.segment.everything import STRATEGIES, Strategy
 from sam_edge.segment.runtime import Runtime
 
 
-def kept_at(results: Path | None, shard: str | None, key: Mapping[str, Any]) -> Kept:
-    """Where results are kept, and whose pictures this process measures: a shard's, a torchrun process's, or all.
+@dataclass(frozen=True)
+class Pictures:
+    """What a model is evaluated on."""
 
-    Raises:
-        DataError: a shard that is none, or one without a file.
-    """
-    if shard is not None:
-        return Kept(results, key, Share.parse(shard))
-    share = Share.of_torchrun()
-    return Kept(results, key) if share is None else Kept(results, key, share, waits=share.index == 0)
+    data: str
+    """Labelled pictures: a folder in SA-1B's layout, tars of it, COCO instances json, or `synthetic`."""
+    split: Split = "val"
+    """Part of them, by the hash of the file name."""
+    limit: int | None = None
+    """So many of them, drawn by the seed."""
+    seed: int = 0
+    strict: bool = False
+    """Stop at one that cannot be read instead of leaving it out."""
+    images_root: Path | None = None
+    """The folder of a COCO file's pictures, where they are not near it."""
+
+    def open(self) -> Dataset[LabelledImage]:
+        """The pictures. Raises DataError: there are none."""
+        return open_some(
+            self.data, self.split, self.strict, limit=self.limit, seed=self.seed, images_root=self.images_root
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What runs a model, and where it is kept what is found."""
+
+    runtime: str = "auto"
+    device: str = "auto"
+    results: Path | None = None
+    """A line per picture, as it is found; a later run goes on there."""
+    shard: str | None = None
+    """`K/N`: only the K-th part of N."""
+    on_progress: OnProgress | None = None
+
+    def kept(self, key: Mapping[str, Any]) -> Kept:
+        """The results so far, and whose pictures this process measures: a shard's, a torchrun process's, or all.
+
+        Raises:
+            DataError: a shard that is none, or one without a file.
+        """
+        if self.shard is not None:
+            return Kept(self.results, key, Share.parse(self.shard))
+        share = Share.of_torchrun()
+        return Kept(self.results, key) if share is None else Kept(self.results, key, share, waits=share.index == 0)
+
+    def counting(self, kept: Kept, names: Sequence[str], text: str) -> Callable[[], None]:
+        """A call per picture of those `names` that this process measures."""
+        return counting(len(kept.share.of(names)), text, self.on_progress)
 
 
 def evaluate(
     spec: str,
-    data: str,
+    pictures: Pictures,
+    run: Run,
     *,
     prompt: PromptKind = "box",
     multimask: bool = False,
     clicks: int | None = None,
-    results: Path | None = None,
-    shard: str | None = None,
-    split: Split = "val",
-    limit: int | None = None,
-    seed: int = 0,
-    runtime: str = "auto",
-    device: str = "auto",
-    strict: bool = False,
-    images_root: Path | None = None,
-    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Mean IoU of a MODEL on labelled data, by `prompt` or after each of `clicks`; `limit` draws so many pictures."""
-    opened, dataset, common = _opened(spec, data, split, limit, seed, runtime, device, strict, images_root)
+    """Mean IoU of a MODEL, by `prompt` or after each of `clicks`."""
+    opened, dataset, common = _opened(spec, pictures, run)
     asked: dict[str, Any] = {"clicks": clicks} if clicks is not None else {"prompt": prompt}
-    kept = kept_at(results, shard, {**common, **asked, "multimask": multimask})
-    on_image = counting(len(kept.share.of(dataset.names)), f"{prompt} mIoU", on_progress)
+    kept = run.kept({**common, **asked, "multimask": multimask})
+    on_image = run.counting(kept, dataset.names, f"{prompt} mIoU")
     if clicks is not None:
         found = evaluate_clicks(opened, dataset, clicks=clicks, multimask=multimask, kept=kept, on_image=on_image)
-        return _told(common, data, {**asked, "multimask": multimask, **found.as_dict()})
+        return _told(common, pictures.data, {**asked, "multimask": multimask, **found.as_dict()})
     result = evaluate_miou(opened, dataset, prompt=prompt, multimask=multimask, kept=kept, on_image=on_image)
-    return _told(common, data, result.as_dict())
+    return _told(common, pictures.data, result.as_dict())
 
 
 def evaluate_ap(
-    spec: str,
-    instances: Path,
-    *,
-    detections: Path | None = None,
-    multimask: bool = True,
-    results: Path | None = None,
-    shard: str | None = None,
-    split: Split = "val",
-    limit: int | None = None,
-    seed: int = 0,
-    runtime: str = "auto",
-    device: str = "auto",
-    strict: bool = False,
-    images_root: Path | None = None,
-    on_progress: OnProgress | None = None,
+    spec: str, pictures: Pictures, run: Run, *, detections: Path | None = None, multimask: bool = True
 ) -> dict[str, Any]:
-    """COCO's or LVIS's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of the file or
-    `limit`; of a folder, whose masks have no category, AP without classes over its `split`.
+    """COCO's or LVIS's mask AP of a MODEL from a detector's boxes, or the labels', over all pictures of a file or as
+    many as are wanted; of a folder, whose masks have no category, AP without classes over its split.
 
     Raises:
         DataError: a detector's boxes in a folder.
     """
     # a folder of one is that file
-    instances = find_coco(instances) or instances
+    instances = find_coco(Path(pictures.data)) or Path(pictures.data)
     of_folder = instances.is_dir()
     if of_folder and detections is not None:
         raise DataError("--detections are of the pictures of a COCO or LVIS file: give that file as --data.")
     if of_folder:
-        asked = _of_folder(instances, split, limit, seed, strict, images_root)
+        asked = _of_folder(instances, pictures)
     else:
-        asked = BoxesToSegment(instances, detections, limit=limit, seed=seed, images_root=images_root)
-    opened = open_for_many(spec, runtime, device)
+        asked = BoxesToSegment(
+            instances, detections, limit=pictures.limit, seed=pictures.seed, images_root=pictures.images_root
+        )
+    opened = open_for_many(spec, run.runtime, run.device)
     common = {
         "model": spec,
         "model_sha256": used_sha256(spec),
@@ -108,17 +127,15 @@ def evaluate_ap(
         "instances": str(instances),
         "detections": None if detections is None else str(detections),
         "multimask": multimask,
-        **({"split": split} if of_folder else {}),
+        **({"split": pictures.split} if of_folder else {}),
     }
-    kept = kept_at(results, shard, common)
-    on_image = counting(len(kept.share.of([str(image) for image in sorted(asked.boxes)])), "mask AP", on_progress)
+    kept = run.kept(common)
+    on_image = run.counting(kept, [str(image) for image in sorted(asked.boxes)], "mask AP")
     found = evaluate_average_precision(opened, asked, multimask=multimask, kept=kept, on_image=on_image)
     return _told(common, str(instances), found.as_dict())
 
 
-def _of_folder(
-    folder: Path, split: Split, limit: int | None, seed: int, strict: bool, images_root: Path | None
-) -> BoxesToSegment:
+def _of_folder(folder: Path, pictures: Pictures) -> BoxesToSegment:
     """The labels' boxes of a folder in SA-1B's layout.
 
     Raises:
@@ -126,38 +143,23 @@ def _of_folder(
     """
     if any(folder.glob("*.tar")):
         raise DataError(f"{folder}: AP is taken of pictures in files: unpack its tars.")
-    pictures = open_some(folder, split, strict, limit=limit, seed=seed, images_root=images_root)
+    names = open_labelled(folder, pictures.split).names
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "instances.json"
-        file.write_text(json.dumps(as_instances(pictures, open_labelled(folder, split).names)), encoding="utf-8")
+        file.write_text(json.dumps(as_instances(pictures.open(), names)), encoding="utf-8")
         return BoxesToSegment(file, images_root=folder)
 
 
-def evaluate_everything(
-    spec: str,
-    data: str,
-    *,
-    points_per_side: int = 32,
-    results: Path | None = None,
-    shard: str | None = None,
-    split: Split = "val",
-    limit: int | None = None,
-    seed: int = 0,
-    runtime: str = "auto",
-    device: str = "auto",
-    strict: bool = False,
-    images_root: Path | None = None,
-    on_progress: OnProgress | None = None,
-) -> dict[str, Any]:
+def evaluate_everything(spec: str, pictures: Pictures, run: Run, *, points_per_side: int = 32) -> dict[str, Any]:
     """Everything-mode mIoU and AR@1000 of both strategies, or of the grid alone where the model has no tau.
 
     `compared` says how far the hierarchical one is ahead in mIoU, and the grid in seconds, picture by picture.
     """
-    opened, dataset, common = _opened(spec, data, split, limit, seed, runtime, device, strict, images_root)
+    opened, dataset, common = _opened(spec, pictures, run)
     strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
     common |= {"points_per_side": points_per_side}
-    kept = kept_at(results, shard, {**common, "strategies": strategies})
-    on_image = counting(len(kept.share.of(dataset.names)), "everything-mode mIoU", on_progress)
+    kept = run.kept({**common, "strategies": strategies})
+    on_image = run.counting(kept, dataset.names, "everything-mode mIoU")
     rows = evaluate_strategies(
         opened, dataset, strategies, points_per_side=points_per_side, kept=kept, on_image=on_image
     )
@@ -166,64 +168,41 @@ def evaluate_everything(
     arms: dict[str, list[dict[str, list[Totals]]]]
     arms = {row.strategy: [{measure: [totals] for measure, totals in row.totals.items()}] for row in rows}
     pairs = [("hierarchical", "grid", "miou"), ("grid", "hierarchical", "seconds")]
-    return _told(common, data, {**told, "strategies": found, "compared": compared(arms, pairs)})
+    return _told(common, pictures.data, {**told, "strategies": found, "compared": compared(arms, pairs)})
 
 
-def evaluate_against(
-    spec: str,
-    parent: str,
-    images: str,
-    *,
-    results: Path | None = None,
-    shard: str | None = None,
-    limit: int | None = None,
-    runtime: str = "auto",
-    device: str = "auto",
-    strict: bool = False,
-    on_progress: OnProgress | None = None,
-) -> dict[str, Any]:
-    """How far the masks of a MODEL are those of the one it was made from, on pictures without labels; `limit` takes the
-    first so many."""
-    pictures = open_images(images, strict, limit)
-    opened, other = (open_for_many(name, runtime, device) for name in (spec, parent))
+def evaluate_against(spec: str, parent: str, pictures: Pictures, run: Run) -> dict[str, Any]:
+    """How far the masks of a MODEL are those of the one it was made from, on pictures whose labels do not matter; a
+    limit takes the first so many of all."""
+    images = open_images(pictures.data, pictures.strict, pictures.limit)
+    opened, other = (open_for_many(name, run.runtime, run.device) for name in (spec, parent))
     common = {
         "model": spec,
         "model_sha256": used_sha256(spec),
         "parent": parent,
         "parent_sha256": used_sha256(parent),
         "runtime": opened.name,
-        "data": images,
+        "data": pictures.data,
     }
-    kept = kept_at(results, shard, common)
-    on_image = counting(len(kept.share.of(pictures.names)), "agreement", on_progress)
-    found = evaluate_agreement(opened, other, pictures, kept=kept, on_image=on_image)
-    return _told(common, images, found.as_dict())
+    kept = run.kept(common)
+    on_image = run.counting(kept, images.names, "agreement")
+    found = evaluate_agreement(opened, other, images, kept=kept, on_image=on_image)
+    return _told(common, pictures.data, found.as_dict())
 
 
-def _opened(
-    spec: str,
-    data: str,
-    split: Split,
-    limit: int | None,
-    seed: int,
-    runtime: str,
-    device: str,
-    strict: bool,
-    images_root: Path | None,
-) -> tuple[Runtime, Dataset[LabelledImage], dict[str, Any]]:
+def _opened(spec: str, pictures: Pictures, run: Run) -> tuple[Runtime, Dataset[LabelledImage], dict[str, Any]]:
     """A MODEL, the pictures, and what a result says of both."""
-    opened = open_for_many(spec, runtime, device)
-    dataset = open_some(data, split, strict, limit=limit, seed=seed, images_root=images_root)
+    opened = open_for_many(spec, run.runtime, run.device)
     common = {
         "model": spec,
         "model_sha256": used_sha256(spec),
         "runtime": opened.name,
-        "data": data,
-        "split": split,
-        "limit": limit,
-        "seed": seed,
+        "data": pictures.data,
+        "split": pictures.split,
+        "limit": pictures.limit,
+        "seed": pictures.seed,
     }
-    return opened, dataset, common
+    return opened, pictures.open(), common
 
 
 def _told(common: dict[str, Any], data: str, found: dict[str, Any]) -> dict[str, Any]:

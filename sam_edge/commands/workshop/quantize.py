@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sam_edge.bench.latency import bench_runtimes
+from sam_edge.bench.latency import measure_in_turn, runtime_calls, synchroniser
 from sam_edge.bench.memory import file_bytes
 from sam_edge.commands.common import OnProgress, Picture, sample_others, sample_pictures
 from sam_edge.commands.workshop.lineage import add_step
@@ -126,7 +126,10 @@ def _compared_speed(spec: str, quantized: str, runtime: str, picture: Picture, d
     forms = list(dict.fromkeys([runtime, *float_runtimes()]))
     opened = [open_runtime(quantized, runtime, device)]
     opened += [open_runtime(spec, form, device if form == runtime else "cpu") for form in forms]
-    integer, *found = (latency["encode"].median_ms for latency in bench_runtimes(opened, picture, warmup=1, runs=5))
+    calls = {str(number): runtime_calls(one, picture)["encode"] for number, one in enumerate(opened)}
+    waits = {str(number): wait for number, one in enumerate(opened) if (wait := synchroniser(one)) is not None}
+    timed = measure_in_turn(calls, warmup=1, runs=5, synchronise=waits)
+    integer, *found = (latency.median_ms for latency in timed.values())
     parents = dict(zip(forms, found, strict=True))
     best = min(parents, key=lambda form: parents[form])
     return {

@@ -2,8 +2,8 @@
 
 import pytest
 
+from sam_edge.commands.workshop.recipe import read_recipe
 from sam_edge.errors import RecipeError
-from sam_edge.recipe import read_recipe
 
 
 def write(folder, text):

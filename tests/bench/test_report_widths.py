@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from sam_edge.bench.report_widths import block_widths, widths_png
 from sam_edge.segment.config import ModelConfig
-from sam_edge.studies.widths import block_widths, widths_png
 
 
 def test_every_blocks_widths_are_shown(tiny_config):

@@ -1,4 +1,4 @@
-"""The whole lineage from one recipe: each step once, skipped while its inputs are unchanged, then one report."""
+"""`sam-edge run`: the whole lineage from one recipe, each step once, skipped while its inputs are unchanged."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from sam_edge.bench.hardware import hardware
 from sam_edge.bench.kernels import measured_rates
 from sam_edge.bench.memory import file_bytes
 from sam_edge.bench.report import LayerCost, LayerTime, Picture, Report, StepReport, summary, write_report
+from sam_edge.bench.report_widths import widths_png
 from sam_edge.bench.roofline import NodeTime, by_operator, profiled
 from sam_edge.bench.table import BenchRow, as_dict
 from sam_edge.commands.common import OnProgress, counting
@@ -25,6 +26,7 @@ from sam_edge.commands.device.bench import bench
 from sam_edge.commands.workshop.compress import compress
 from sam_edge.commands.workshop.export import to_engines, to_onnx
 from sam_edge.commands.workshop.quantize import quantize
+from sam_edge.commands.workshop.recipe import Recipe
 from sam_edge.data import open_labelled, open_some
 from sam_edge.errors import BackendUnavailableError, DataError, SamEdgeError
 from sam_edge.evaluate.miou import Asked, evaluate_prompts, iou
@@ -32,16 +34,12 @@ from sam_edge.export.node_layers import layers_of_nodes
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.files import atomic_file, parse_json, put_right, sha256_of
 from sam_edge.models.registry import load_model
-from sam_edge.recipe import Recipe, read_recipe
 from sam_edge.runtimes.folder import ExportedFolder
 from sam_edge.runtimes.open import open_runtime
 from sam_edge.runtimes.openvino_runtime import float_runtimes
 from sam_edge.runtimes.threads import cpu_threads
 from sam_edge.segment.overlay import overlay
 from sam_edge.segment.predictor import SamPredictor
-from sam_edge.studies.widths import widths_png
-
-__all__ = ["read_recipe", "run"]
 
 PICTURES, LOOKED_AT = 3, 9
 """Pictures in the report, those of the val split's first so many that lose most from the first model to the last."""

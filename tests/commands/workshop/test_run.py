@@ -1,18 +1,18 @@
-"""The pipeline: one report of what was measured, and steps that are done once."""
+"""`sam-edge run`: one report of what was measured, and steps that are done once."""
 
 import json
 import re
 
 import pytest
 
-from sam_edge import pipeline
 from sam_edge.bench.memory import Taken
 from sam_edge.commands.device import bench
+from sam_edge.commands.workshop import run as command
+from sam_edge.commands.workshop.recipe import BenchRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
 from sam_edge.compress.distil import DistilOptions
 from sam_edge.compress.slimming import SlimOptions
 from sam_edge.export.to_tensorrt import TrtOptions
 from sam_edge.models.checkpoint import save_checkpoint
-from sam_edge.recipe import BenchRecipe, EvaluateRecipe, QuantizeRecipe, Recipe
 from sam_edge.runtimes.openvino_runtime import float_runtimes
 
 
@@ -35,7 +35,7 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     monkeypatch.setattr(bench, "run_alone", lambda command, timeout_s, environment: Taken(10**8, 1.0, 1.0))
     out = tmp_path / "run"
     said: list[str] = []
-    result = pipeline.run(recipe, out, device="cpu", say=said.append)
+    result = command.run(recipe, out, device="cpu", say=said.append)
     report = json.loads((out / "report" / "report.json").read_text())
     by_name = {step["name"]: step for step in report["steps"]}
     rivals = [f"base-{form}" for form in float_runtimes() if form != "onnxruntime"]
@@ -70,14 +70,14 @@ def test_a_run_reports_every_stage_and_a_second_one_repeats_nothing(recipe, tmp_
     assert "data:image/png" in (out / "report" / "report.html").read_text()
 
     for done in ("compress", "quantize", "to_onnx", "evaluate_prompts", "bench"):
-        monkeypatch.setattr(pipeline, done, lambda *a, **k: pytest.fail("done twice"))
+        monkeypatch.setattr(command, done, lambda *a, **k: pytest.fail("done twice"))
     again: list[str] = []
-    assert pipeline.run(recipe, out, device="cpu", say=again.append)["steps"] == result["steps"]
+    assert command.run(recipe, out, device="cpu", say=again.append)["steps"] == result["steps"]
     assert all("skipped" in text for text in again[:-1])
 
 
 def test_a_changed_or_lost_result_is_made_again(tmp_path):
-    ledger = pipeline.Ledger(tmp_path, lambda text: None)
+    ledger = command.Ledger(tmp_path, lambda text: None)
     made = tmp_path / "thing"
     count = 0
 
