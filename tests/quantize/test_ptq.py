@@ -24,11 +24,10 @@ from sam_edge.segment.frame import to_pixels
 FEW = QuantizeOptions(metric="minmax", prompts_per_image=2)
 
 
-@pytest.fixture(params=["vit", "slim_vit", "tiny_vit", "timm"])
-def config(request, tiny_config, tiny_vit_config, timm_config):
-    """A config of every architecture."""
-    others = {"tiny_vit": tiny_vit_config, "timm": timm_config}
-    return others.get(request.param) or tiny_config.replace(arch=request.param)
+@pytest.fixture(params=["tiny_config", "tiny_vit_config", "timm_config"], ids=["vit", "tiny_vit", "timm"])
+def config(request):
+    """A config of every architecture; a `vit` becomes a `slim_vit` before anything else."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
