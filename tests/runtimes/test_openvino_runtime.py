@@ -11,39 +11,15 @@ import pytest
 
 from sam_edge.errors import BackendUnavailableError, ExportError
 from sam_edge.export.parity import answers, compare
-from sam_edge.export.to_onnx import OnnxOptions, Precision, export_onnx
-from sam_edge.models.sam import EdgeSam, initialise
-from sam_edge.quantize.ptq import QuantizeOptions, quantize_model
-from sam_edge.runtimes.onnx_runtime import OnnxRuntime
 from sam_edge.runtimes.openvino_runtime import OpenVinoRuntime, core
 from sam_edge.scenes.synthetic import SyntheticScenes
-from sam_edge.segment.config import DecoderConfig, ModelConfig, uniform_blocks
 from sam_edge.segment.runtime import Runtime
-
-CONFIG = ModelConfig(
-    arch="vit",
-    image_size=64,
-    blocks=uniform_blocks(1, 32, 2, (0,), window=0),
-    decoder=DecoderConfig(dim=32, depth=1, mlp=32),
-)
+from tests.exported import Exported
 
 
 def _images() -> list[np.ndarray]:
     scenes = SyntheticScenes(2)
     return [scenes[0].image, scenes[1].image]
-
-
-def _export(out: Path, precision: Precision) -> Path:
-    model = EdgeSam(CONFIG)
-    initialise(model, 0)
-    if precision == "int8":
-        quantize_model(model, _images(), QuantizeOptions(prompts_per_image=2))
-    return export_onnx(model, out, _images(), OnnxOptions(precision))[0]
-
-
-@pytest.fixture(scope="module")
-def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _export(tmp_path_factory.mktemp("exports") / "fp32", "fp32")
 
 
 @pytest.fixture
@@ -52,11 +28,11 @@ def openvino() -> None:
 
 
 @pytest.mark.usefixtures("openvino")
-def test_float_results_are_those_of_onnx_runtime(fp32: Path) -> None:
-    runtime = OpenVinoRuntime(fp32, threads=1)
+def test_float_results_are_those_of_onnx_runtime(fp32: Exported) -> None:
+    runtime = OpenVinoRuntime(fp32.path, threads=1)
     assert isinstance(runtime, Runtime)
     assert runtime.name == "openvino"
-    parity = compare(answers(OnnxRuntime(fp32, threads=1), _images()), answers(runtime, _images(), split=True))
+    parity = compare(answers(fp32.runtime, _images()), answers(runtime, _images(), split=True))
     assert parity.mask_iou > 0.9999
     assert parity.split_mask_iou is not None
     assert parity.split_mask_iou > 0.9999
@@ -66,12 +42,9 @@ def test_float_results_are_those_of_onnx_runtime(fp32: Path) -> None:
     assert parity.largest_logit_error < 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("openvino")
-def test_int8_graphs_of_the_cpu_dialect_run_and_agree(tmp_path: Path) -> None:
-    folder = _export(tmp_path / "int8", "int8")
-    reference = OnnxRuntime(folder, threads=1)
-    parity = compare(answers(reference, _images()), answers(OpenVinoRuntime(folder, threads=1), _images()))
+def test_int8_graphs_of_the_cpu_dialect_run_and_agree(int8: Exported) -> None:
+    parity = compare(answers(int8.runtime, _images()), answers(OpenVinoRuntime(int8.path, threads=1), _images()))
     assert parity.mask_iou > 0.95
 
 
@@ -96,8 +69,8 @@ def test_attention_in_integers_is_refused_with_the_remedy(int8, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("openvino")
-def test_a_later_call_leaves_earlier_results_alone(fp32: Path) -> None:
-    runtime = OpenVinoRuntime(fp32, threads=1)
+def test_a_later_call_leaves_earlier_results_alone(fp32: Exported) -> None:
+    runtime = OpenVinoRuntime(fp32.path, threads=1)
     first = runtime.encode(np.zeros((1, 3, 64, 64), np.float32))
     kept = first.copy()
     runtime.encode(np.ones((1, 3, 64, 64), np.float32))
@@ -105,23 +78,25 @@ def test_a_later_call_leaves_earlier_results_alone(fp32: Path) -> None:
 
 
 @pytest.mark.usefixtures("openvino")
-def test_bfloat16_runs_where_the_processor_has_it_and_is_refused_elsewhere(fp32: Path) -> None:
+def test_bfloat16_runs_where_the_processor_has_it_and_is_refused_elsewhere(fp32: Exported) -> None:
     able = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if not able:
         with pytest.raises(BackendUnavailableError, match="does not compute in bf16"):
-            OpenVinoRuntime(fp32, "bf16")
+            OpenVinoRuntime(fp32.path, "bf16")
         return
-    runtime = OpenVinoRuntime(fp32, "bf16", threads=1)
+    runtime = OpenVinoRuntime(fp32.path, "bf16", threads=1)
     assert runtime.name == "openvino-bf16"
-    parity = compare(answers(OnnxRuntime(fp32, threads=1), _images()), answers(runtime, _images()))
+    parity = compare(answers(fp32.runtime, _images()), answers(runtime, _images()))
     assert 1e-5 < parity.largest_embedding_error < 0.05
 
 
 @pytest.mark.usefixtures("openvino")
-def test_a_graph_that_openvino_refuses_is_one_line(fp32: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_graph_that_openvino_refuses_is_one_line(
+    fp32: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "encoder.onnx").write_text("no graph")
     monkeypatch.setattr("sam_edge.runtimes.folder.ExportedFolder.graph_file", lambda *_: tmp_path / "encoder.onnx")
-    runtime = OpenVinoRuntime(fp32, kernels=False)
+    runtime = OpenVinoRuntime(fp32.path, kernels=False)
     with pytest.raises(ExportError, match=r"OpenVINO refuses encoder\.onnx") as refused:
         runtime.encode(np.zeros((1, 3, 64, 64), np.float32))
     assert "\n" not in str(refused.value)
@@ -134,7 +109,7 @@ def test_an_absent_package_says_how_to_install_it(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("openvino")
-def test_a_signal_is_handled_after_runtimes_came_and_went(fp32: Path) -> None:
+def test_a_signal_is_handled_after_runtimes_came_and_went(fp32: Exported) -> None:
     script = """
 import faulthandler, gc, signal, sys
 import numpy as np
@@ -156,5 +131,5 @@ del third
 gc.collect()
 signal.raise_signal(signal.SIGTERM)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(fp32)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(fp32.path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
