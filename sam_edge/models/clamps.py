@@ -5,13 +5,11 @@ output. Before a ReLU6 whose result one quantized layer takes, on a grid that en
 rounding will do: it saturates where the clamp would, and runtimes take the clamp for a part of it.
 """
 
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sam_edge.models.grids import Grid
 from sam_edge.models.quantized import QuantizedConv2d, QuantizedLayer
+from sam_edge.models.takers import takers
 
 CLAMP = 6.0
 """Where ReLU6 ends."""
@@ -23,46 +21,17 @@ def link_clamps(encoder: nn.Module, side: int) -> int:
     What the layers behind compute in is asked each time: behind one that is in float, or has symmetric grids, the
     convolution rounds by itself.
     """
-    made: dict[int, QuantizedConv2d] = {}
-    clamped: dict[int, QuantizedConv2d] = {}
-    takers: dict[QuantizedConv2d, list[QuantizedLayer]] = {}
-    seen: list[Tensor] = []
-
-    def convolved(module: nn.Module, _: Any, result: Tensor) -> None:
-        assert isinstance(module, QuantizedConv2d)
-        # kept, so that no other tensor comes to its place
-        seen.append(result)
-        made[id(result)], module.rounded_by = module, ()
-
-    def clamp(_: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
-        seen.append(result)
-        if (convolution := made.get(id(given[0]))) is not None:
-            clamped[id(result)] = convolution
-
-    def taken(module: nn.Module, given: tuple[Tensor]) -> None:
-        assert isinstance(module, QuantizedLayer)
-        if (convolution := clamped.get(id(given[0]))) is not None:
-            takers.setdefault(convolution, []).append(module)
-
-    hooks = []
-    for module in encoder.modules():
-        if isinstance(module, QuantizedLayer):
-            hooks.append(module.register_forward_pre_hook(taken))
-        if isinstance(module, QuantizedConv2d):
-            hooks.append(module.register_forward_hook(convolved))
-        if isinstance(module, nn.ReLU6):
-            hooks.append(module.register_forward_hook(clamp))
-    try:
-        with torch.no_grad():
-            encoder(next(encoder.parameters()).new_zeros(1, 3, side, side))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found = {convolution: users[0] for convolution, users in takers.items() if len(users) == 1}
-    for convolution, user in found.items():
-        if _ends_with_it(user.plan.input):
-            convolution.rounded_by = (user,)
-    return sum(bool(convolution.rounded_by) for convolution in found)
+    convolutions = [module for module in encoder.modules() if isinstance(module, QuantizedConv2d)]
+    for convolution in convolutions:
+        convolution.rounded_by = ()
+    pixels = next(encoder.parameters()).new_zeros(1, 3, side, side)
+    behind = takers(encoder, lambda: encoder(pixels), (QuantizedLayer, nn.ReLU6))
+    for convolution in convolutions:
+        clamps = [each for each in behind.get(convolution, ()) if isinstance(each, nn.ReLU6)]
+        users = [each for clamp in clamps for each in behind.get(clamp, ()) if isinstance(each, QuantizedLayer)]
+        if len(users) == 1 and _ends_with_it(users[0].plan.input):
+            convolution.rounded_by = (users[0],)
+    return sum(bool(convolution.rounded_by) for convolution in convolutions)
 
 
 def _ends_with_it(grid: Grid) -> bool:

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from sam_edge.errors import ModelError
 from sam_edge.models.neck import build_neck
+from sam_edge.models.takers import takers
 from sam_edge.segment.config import BackboneConfig, ModelConfig
 
 
@@ -233,25 +234,11 @@ def fold_batch_norms(encoder: TimmEncoder) -> None:
 def _normalised(encoder: TimmEncoder) -> Iterator[tuple[str, str]]:
     """Names of the backbone's convolutions whose output goes to a batch norm, and of those, as a picture shows it."""
     names = {module: name for name, module in encoder.backbone.named_modules()}
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
-    pairs: list[tuple[str, str]] = []
-
-    def see(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+    pixels = torch.zeros(1, 3, encoder.img_size, encoder.img_size, device=next(encoder.parameters()).device)
+    behind = takers(encoder.backbone, lambda: encoder.backbone(pixels), (nn.Conv2d, nn.BatchNorm2d))
+    for module, users in behind.items():
         if isinstance(module, nn.Conv2d):
-            # kept, for an identity is of what lives
-            made[id(output)] = module, output
-        elif isinstance(module, nn.BatchNorm2d) and id(given[0]) in made:
-            pairs.append((names[made[id(given[0])][0]], names[module]))
-
-    hooks = [module.register_forward_hook(see) for module in names]
-    try:
-        with torch.no_grad():
-            device = next(encoder.parameters()).device
-            encoder.backbone(torch.zeros(1, 3, encoder.img_size, encoder.img_size, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    yield from pairs
+            yield from ((names[module], names[user]) for user in users if isinstance(user, nn.BatchNorm2d))
 
 
 def padding_of(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, int]:

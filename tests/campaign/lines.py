@@ -152,14 +152,8 @@ def _odd(rng: random.Random, base: Path, folder: Path, odd: Path) -> None:
         (odd / "model.safetensors").symlink_to(
             rng.choice(("nowhere", "/dev/zero", "../../base/vit/model.safetensors", "."))
         )
-    elif kind == 9:
-        shutil.copytree(base / "exported", odd)
-        for file in rng.sample(sorted(odd.iterdir()), rng.choice((1, 2))):
-            file.unlink()
-            rng.choice((lambda file=file: file.mkdir(), lambda file=file: os.mkfifo(file), lambda: None,
-                        lambda file=file: file.touch(), lambda file=file: file.symlink_to("/dev/zero")))()  # fmt: skip
-    elif kind == 10:
-        shutil.copytree(base / "sa1b", odd)
+    elif kind in (9, 10):
+        shutil.copytree(base / ("exported" if kind == 9 else "sa1b"), odd)
         for file in rng.sample(sorted(odd.iterdir()), rng.choice((1, 2))):
             file.unlink()
             rng.choice((lambda file=file: file.mkdir(), lambda file=file: os.mkfifo(file), lambda: None,

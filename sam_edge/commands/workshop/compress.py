@@ -1,14 +1,13 @@
 """`sam-edge compress --method slimsam`: a model pruned and distilled in stages."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from sam_edge.commands.common import OnProgress
-from sam_edge.commands.workshop.lineage import add_step
+from sam_edge.commands.workshop.lineage import add_step, sizes
 from sam_edge.compress.labels import LabelledLoss
 from sam_edge.compress.slimming import Slimming, SlimOptions
 from sam_edge.data import open_images, open_labelled
@@ -19,7 +18,6 @@ from sam_edge.errors import DataError
 from sam_edge.evaluate.miou import evaluate_miou
 from sam_edge.files import check_target
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
-from sam_edge.models.cost import cost
 from sam_edge.models.registry import load_model
 from sam_edge.models.sam import EdgeSam
 from sam_edge.models.torch_runtime import TorchRuntime, resolve_device
@@ -49,7 +47,7 @@ def compress(
         model = load_model(spec, device)
         pictures = Noted(open_images(images, strict), unreadable)
         labelled = _with_labels(images, strict)
-        parent, before = weights_sha256(model), cost(model.config)
+        parent, before = weights_sha256(model), model.config
         slimming = Slimming(
             model,
             pictures,
@@ -64,13 +62,9 @@ def compress(
         add_step(model, "compress", settings, options.prune.seed, parent, [Path(images).name], parent=spec)
         if rank() == 0:
             save_checkpoint(model, out)
-        after = cost(model.config)
         return {
             "out": str(out),
-            "parameters": after.parameters,
-            "encoder_macs": after.encoder_macs,
-            "encoder_macs_with_attention": after.encoder_macs_with_attention,
-            "parent": asdict(before),
+            **sizes(model.config, before),
             **slimming.closeness(),
             "validation": "mIoU by one point" if labelled else "embedding error",
             "stages": slimming.records,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam_edge.commands.common import OnProgress
-from sam_edge.commands.workshop.lineage import add_step
+from sam_edge.commands.workshop.lineage import add_step, sizes
 from sam_edge.compress.embeddings import EmbedOptions, embed_pictures, process_share
 from sam_edge.compress.stored import StoredEmbeddings
 from sam_edge.compress.student import build_student
@@ -18,7 +18,6 @@ from sam_edge.data.unreadable import Noted, unreadable_files
 from sam_edge.errors import CompressionError, DataError
 from sam_edge.files import check_target, sweep
 from sam_edge.models.checkpoint import save_checkpoint, weights_sha256
-from sam_edge.models.cost import cost
 from sam_edge.models.registry import load_model
 from sam_edge.models.torch_runtime import resolve_device
 from sam_edge.training.loop import Progress
@@ -126,14 +125,10 @@ def distil(
             state_file.unlink(missing_ok=True)
             if sources.embeddings is None:
                 shutil.rmtree(folder)
-        before, after = cost(teacher.config), cost(student.config)
         watched = [row for row in progress.history if "score" in row]
         return {
             "out": str(out),
-            "parameters": after.parameters,
-            "encoder_macs": after.encoder_macs,
-            "encoder_macs_with_attention": after.encoder_macs_with_attention,
-            "parent": asdict(before),
+            **sizes(student.config, teacher.config),
             "labels": settings["labels"],
             "embedding_error_stored": store.error,
             "watched": watched,

@@ -1,9 +1,12 @@
-"""A step of a model's lineage."""
+"""A step of a model's lineage: how it came about, and what became less."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from sam_edge.models.cost import cost
 from sam_edge.models.sam import EdgeSam
+from sam_edge.segment.config import ModelConfig
 from sam_edge.segment.known import KNOWN
 
 
@@ -32,3 +35,14 @@ def add_step(
             **({} if result is None else {"result": result}),
         }
     )
+
+
+def sizes(after: ModelConfig, before: ModelConfig) -> dict[str, Any]:
+    """What a model consists of, for a command's result, and what its parent did."""
+    now = cost(after)
+    return {
+        "parameters": now.parameters,
+        "encoder_macs": now.encoder_macs,
+        "encoder_macs_with_attention": now.encoder_macs_with_attention,
+        "parent": asdict(cost(before)),
+    }
