@@ -30,6 +30,7 @@ from sam_edge.errors import SamEdgeError
 from sam_edge.export.parity import Parity
 from sam_edge.export.to_onnx import OnnxOptions
 from sam_edge.export.to_tensorrt import TrtOptions
+from sam_edge.files import claimed
 from sam_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from sam_edge.runtimes.engines import Engine, read_engines, write_engines
 from sam_edge.runtimes.folder import graph_sha256
@@ -125,6 +126,27 @@ def test_an_interruption_says_what_it_left(sam_edge, checkpoint, tmp_path, monke
     code, _, err = sam_edge(*args)
     assert code == 130
     assert f"kept in {tmp_path / 'q.stages'}, and the same command goes on" in err
+
+
+def test_a_study_holds_its_out_and_says_what_an_interruption_left(sam_edge, tmp_path, monkeypatch):
+    from sam_edge.studies import costs
+
+    folder = tmp_path / "table"
+
+    def interrupted(arguments):
+        with pytest.raises(SamEdgeError, match="being written by another process"), claimed(folder):
+            pass
+        folder.mkdir()
+        (folder / "scores.jsonl").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(costs, "main", interrupted)
+    code, _, err = sam_edge("study", "costs", "nano", f"--out={folder}")
+    assert code == 130
+    assert f"kept in {folder / 'scores.jsonl'}, and the same command goes on" in err
+    monkeypatch.setattr(costs, "main", lambda arguments: pytest.fail("not claimed"))
+    with claimed(folder):
+        assert sam_edge("study", "costs", "nano", "--out", folder)[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def _race(model: list[str], runtimes: list[str], out: Path | None, as_json: bool
     from sam_edge.bench.everything import race_table, write_laps
     from sam_edge.bench.hardware import slug
     from sam_edge.bench.provenance import provenance, used_sha256
-    from sam_edge.commands.workshop.everything import race_everything
+    from sam_edge.commands.workshop.reference import race_everything
     from sam_edge.errors import BenchError
     from sam_edge.files import atomic_folder
 

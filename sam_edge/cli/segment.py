@@ -150,7 +150,7 @@ def calibrate(
 
     Writes the same weights with a config that has them; exported models carry them on.
     """
-    from sam_edge.commands.workshop.everything import calibrate_everything
+    from sam_edge.commands.workshop.calibrate import calibrate_everything
     from sam_edge.segment.calibrate import CalibrateOptions
 
     options = CalibrateOptions(points_per_side, max_loss, covered, survivors, nested, coverage)

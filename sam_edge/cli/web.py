@@ -39,8 +39,7 @@ def export_web(
 
     from sam_edge.bench.units import size
     from sam_edge.files import check_target
-    from sam_edge.web.models import graphs_at_hand, name_of
-    from sam_edge.web.site import write_site
+    from sam_edge.web.site import graphs_at_hand, name_of, write_site
 
     check_target(out)
     with tempfile.TemporaryDirectory() as scratch, progress("export") as on_progress:

@@ -14,7 +14,7 @@ from sam_edge import __version__
 from sam_edge.errors import ExportError
 from sam_edge.files import atomic_folder
 from sam_edge.runtimes.clipping import without_sign
-from sam_edge.runtimes.folder import ExportedFolder
+from sam_edge.runtimes.folder import ExportedFolder, names_exported_folder, shipped_graphs
 from sam_edge.segment.known import shipped_folder
 
 SCHEMA = 1
@@ -107,3 +107,15 @@ def _add(folder: ExportedFolder, name: str, work: Path) -> dict[str, Any]:
         "bytes": sum(graph["bytes"] for graph in graphs.values()),
         "graphs": graphs,
     }
+
+
+def graphs_at_hand(spec: str, precision: str) -> Path | None:
+    """A MODEL's exported folder: itself, or what ships of a known one in integers; None for what is to be exported."""
+    if names_exported_folder(spec):
+        return Path(spec).expanduser()
+    return shipped_graphs(spec) if precision == "int8" else None
+
+
+def name_of(spec: str) -> str:
+    """What a MODEL is called on the page: its folder's or file's name, or its own."""
+    return Path(spec).expanduser().resolve().name if Path(spec).expanduser().exists() else spec.replace(":", "-")

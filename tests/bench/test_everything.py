@@ -120,7 +120,7 @@ def test_a_race_needs_a_photo_and_a_reference(monkeypatch):
 
 
 def test_real_contenders_find_the_same_and_account_for_it(tiny_config, make_sam, photo):
-    from sam_edge.commands.workshop.everything import SegmentAnythings
+    from sam_edge.commands.workshop.reference import SegmentAnythings
     from sam_edge.models.torch_runtime import TorchRuntime
 
     runtime = TorchRuntime(make_sam(tiny_config))

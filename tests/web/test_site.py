@@ -18,9 +18,8 @@ import pytest
 from sam_edge.errors import CheckpointError, ExportError, SamEdgeError
 from sam_edge.runtimes.folder import shipped_graphs
 from sam_edge.web import site as module
-from sam_edge.web.models import graphs_at_hand, name_of
 from sam_edge.web.serve import HEADERS, server
-from sam_edge.web.site import PACKAGE, RUNTIME, write_site
+from sam_edge.web.site import PACKAGE, RUNTIME, graphs_at_hand, name_of, write_site
 
 MOST_COMPRESSED_BYTES = 10_500_000
 """What a visitor loads for one model, if it is nano."""
