@@ -1,4 +1,4 @@
-"""segment-anything's own code as a contender of `bench`: its predictor and its generator, of the same weights, in torch."""
+"""segment-anything's own code as a contender of `bench`: its predictor and its generator, of the same weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
