@@ -60,12 +60,12 @@ Course = Literal["cosine", "constant", "plateau"]
 """Course of the learning rate."""
 Curvature = Literal["fisher", "quantized"]
 """Where the hessian metric takes second derivatives."""
-
-
 Rounding = Literal["auto", "nearest", "compensated"]
 """How weights are rounded."""
 Metric = Literal["hessian", "mse", "minmax"]
 """How scales are chosen."""
+
+
 # Typer takes no list of Literal, and these are options that repeat
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32
 from rich.console import Console
 from torch import Tensor
 
+from sam_edge.api import SYNTHETIC
 from sam_edge.bench.encoder_turn import opened
 from sam_edge.bench.integers import (
     Contender,
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a float MODEL")
     add("quantized", metavar="QUANTIZED", help="the quantized checkpoint made of MODEL")
-    add("--images", default="synthetic:64", metavar="DIR", help="photos, without labels")
+    add("--images", default=SYNTHETIC, metavar="DIR", help="photos, without labels")
     add("--runtime", action="append", choices=RUNTIMES, help="to race in; repeat for more; both by default")
     add("--turns", type=whole(1), default=3, help="turns that every contender takes")
     add("--out", type=Path, help="JSON file of times and ratios")
