@@ -29,11 +29,6 @@ class Difference:
     low: float
     high: float
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval is on one side of 0."""
-        return self.low > 0 or self.high < 0
-
     def says(self, margin: float = 0.0) -> Verdict:
         """Of the claim that the first is ahead, or less than `margin` behind: what the whole interval agrees to."""
         if self.low > -margin:

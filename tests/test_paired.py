@@ -36,10 +36,10 @@ def test_pairs_find_what_bare_means_lose():
     other = pictures(rng, 60)
     mine = [image + 0.01 for image in other]
     same = paired_difference([[totals(mine)]], [[totals(other)]])
-    assert same.is_clear
+    assert same.says() == "shown"
     assert same.low == pytest.approx(same.high) == pytest.approx(0.01)
     noisy = [image + 0.01 + rng.normal(0, 0.2) for image in other]
-    assert not paired_difference([[totals(noisy)]], [[totals(other)]]).is_clear
+    assert paired_difference([[totals(noisy)]], [[totals(other)]]).says() == "not shown"
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
@@ -59,8 +59,8 @@ def test_runs_that_differ_widen_the_interval():
     steady = [[totals([image + 0.02 for image in other])] for _ in range(3)]
     shaky = [[totals([image + 0.02 + shift for image in other])] for shift in (-0.2, 0.0, 0.2)]
     narrow, wide = (paired_difference(arm, [[totals(other)]]) for arm in (steady, shaky))
-    assert narrow.is_clear
-    assert not wide.is_clear
+    assert narrow.says() == "shown"
+    assert wide.says() == "not shown"
     assert wide.mean == pytest.approx(narrow.mean)
 
 
