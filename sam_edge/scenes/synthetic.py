@@ -42,12 +42,18 @@ class SceneOptions:
             raise DataError(f"need 1 <= min_shapes <= max_shapes, got {self.min_shapes} and {self.max_shapes}.")
 
 
+MOST = 1_000_000
+"""Scenes of a set, whose names are all kept."""
+
+
 class SyntheticScenes(LabelledDataset):
     """`count` scenes, of which `split` keeps its share; scene i is the same whatever the count or split."""
 
     def __init__(self, count: int, seed: int = 0, options: SceneOptions | None = None, split: Split = "all") -> None:
-        if count < 1 or seed < 0:
-            raise DataError(f"synthetic scenes need a count >= 1 and a seed >= 0, got {count} and {seed}.")
+        if not 1 <= count <= MOST or seed < 0:
+            raise DataError(
+                f"synthetic scenes need a count between 1 and {MOST:,} and a seed >= 0, got {count} and {seed}."
+            )
         self.seed = seed
         self.options = options or SceneOptions()
         self._names = select([f"scene_{seed}_{index:06d}.png" for index in range(count)], split)

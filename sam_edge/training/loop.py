@@ -359,6 +359,8 @@ def _put_back(
     numbers = (progress.seconds, progress.data_wait_seconds, progress.best_score or 0.0, progress.stale)
     if not isinstance(progress.step, int) or not all(isinstance(number, int | float) for number in numbers):
         raise TypeError("progress is told in numbers")
+    if not isinstance(progress.history, list):
+        raise TypeError("history is a list of reports")
     if any(parts["model"][name].shape != parameter.shape for name, parameter in trained.items()):
         # copies would be spread over them
         raise ValueError("tensors of other shapes")

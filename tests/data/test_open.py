@@ -46,7 +46,9 @@ def test_synthetic_takes_a_count_and_a_seed(spec, count, seed):
     assert (len(dataset), dataset.seed) == (count, seed)
 
 
-@pytest.mark.parametrize("spec", ["synthetic:x", "synthetic:", "synthetic:1:2:3", "synthetic:-1", "synthetic:0"])
+@pytest.mark.parametrize(
+    "spec", ["synthetic:x", "synthetic:", "synthetic:1:2:3", "synthetic:-1", "synthetic:0", f"synthetic:{10**11}"]
+)
 def test_malformed_synthetic_is_refused(spec):
     with pytest.raises(DataError, match="synthetic"):
         open_labelled(spec)

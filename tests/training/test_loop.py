@@ -157,7 +157,7 @@ def test_a_state_that_is_cut_off_is_told_in_a_line(tmp_path, kept):
         fit(model, squared_error(model), samples, LoopOptions(steps=2), state_file=state)
 
 
-@pytest.mark.parametrize("wrong", ["a name", "a shape", "progress", "a step"])
+@pytest.mark.parametrize("wrong", ["a name", "a shape", "progress", "a step", "history"])
 def test_a_state_of_other_contents_is_told_in_a_line(tmp_path, wrong):
     model, state = regression(), tmp_path / "state"
     fit(model, squared_error(model), samples, LoopOptions(steps=2), state_file=state)
@@ -170,6 +170,8 @@ def test_a_state_of_other_contents_is_told_in_a_line(tmp_path, wrong):
         tensors[name] = torch.zeros(1)
     elif wrong == "progress":
         metadata["progress"] = "[]"
+    elif wrong == "history":
+        metadata["progress"] = json.dumps(json.loads(metadata["progress"]) | {"history": "none"})
     else:
         metadata["progress"] = json.dumps({"step": "2"})
     save_tensors(tensors, state, metadata)
