@@ -6,6 +6,7 @@ again. Between `<!-- results:NAME -->` and `<!-- /results -->` in README.md and 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -42,8 +43,8 @@ class Entry:
 
     name: str
     command: str
-    """With `{data}`, the folder of labelled data sets, `{work}`, one for what is kept between runs, and `{out}`, the
-    file to write; without `{out}` what it prints is its answer."""
+    """With `{data}`, the folder of labelled data sets, `{work}`, one for what is kept between runs of the same models,
+    and `{out}`, the file to write; without `{out}` what it prints is its answer."""
     models: tuple[str, ...]
     """What it measures: it is run again when one of them has changed."""
     timed: bool = False
@@ -382,6 +383,12 @@ def run(entry: Entry, folders: Mapping[str, str], root: Path = ROOT, threads: in
         part.write_text(json.dumps(answer) + "\n", encoding="utf-8")
 
 
+def _kept_in(work: str, entry: Entry) -> str:
+    """A folder of these models alone: what was begun with others' weights would be refused, or be in the way."""
+    models = " ".join(f"{model} {model_sha256(model)}" for model in entry.models)
+    return f"{work}/{hashlib.sha256(models.encode()).hexdigest()[:8]}"
+
+
 def is_current(entry: Entry, results: Results) -> bool:
     """Whether a result is there, by the command that stands in the manifest, of the models that are here."""
     found = results.get(entry.name)
@@ -410,14 +417,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = entries()
     if unknown := set(given.names) - known.keys():
         parser.error(f"there is no {', '.join(sorted(unknown))} in {MANIFEST}; there are {', '.join(known)}")
-    folders = {"data": given.data, "work": given.work}
     stale = [known[name] for name in given.names] or [one for one in known.values() if not is_current(one, Results())]
     threads = None if given.jobs == 1 else max(cpu_threads() // given.jobs, 1)
 
     def failed(entry: Entry, threads: int | None) -> bool:
         print(f"{entry.name}: {entry.command}", flush=True)
         try:
-            run(entry, folders, threads=threads)
+            run(entry, {"data": given.data, "work": _kept_in(given.work, entry)}, threads=threads)
         except SamEdgeError as error:
             # the others are none the worse for it
             print(f"sam-edge: {error}", file=sys.stderr)

@@ -20,8 +20,8 @@ MENDED = (
     "Memory that ran out was a traceback.",
     "A kernel's note that does not fit made OpenVINO go on with nothing, and a traceback; answers are counted.",
     "`compress` with negative views, and other numbers that no run can be made of.",
-    "A training state whose history is a word was a traceback at the first step; 10^11 synthetic scenes were named one by "
-    "one before anything else.",
+    "A training state whose history is a word was a traceback at the first step; 10^11 synthetic scenes were named one "
+    "by one before anything else.",
     "A PostScript file named as a photo would have been run by Ghostscript, where that is installed (seen likewise).",
 )
 LEFT = ("OpenVINO reads without end in a graph whose opset is 2^40; ONNX Runtime, which is the default, refuses it.",)

@@ -281,16 +281,18 @@ def test_quantization_pruning_generations_and_turns_are_shown() -> None:
 
 def test_what_takes_times_runs_alone(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two at once each has half of the threads; a third that is timed begins when they have ended, on all."""
-    begun = []
+    begun, kept = [], set()
     both = threading.Barrier(2, timeout=10)
 
     def run(entry: Entry, folders: dict[str, str], threads: int | None) -> None:
         begun.append((entry.name, threads))
+        kept.add(folders["work"])
         if not entry.timed:
             both.wait()
             raise SamEdgeError("no")
 
-    known = {name: Entry(name, "", (), timed=name == "c") for name in "cab"}
+    models = {"a": ("nano",), "b": ("nano-vit",), "c": ("nano",)}
+    known = {name: Entry(name, "", models[name], timed=name == "c") for name in "cab"}
     monkeypatch.setattr(results, "run", run)
     monkeypatch.setattr(results, "entries", lambda: known)
     monkeypatch.setattr(results, "pages", list)
@@ -298,6 +300,8 @@ def test_what_takes_times_runs_alone(checkout: Path, monkeypatch: pytest.MonkeyP
     assert results.main(["--jobs", "2"]) == 2
     assert sorted(begun[:2]) == [("a", 2), ("b", 2)]
     assert begun[2:] == [("c", None)]
+    # what was begun of one model is not gone on with of another
+    assert len(kept) == 2
     with pytest.raises(SystemExit):
         results.main(["--jobs", "0"])
 
