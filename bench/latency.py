@@ -11,8 +11,9 @@ The timing contract:
   pixels and of one prompt's logits, where there is a device to copy to. `post_process` brings one prompt's logits to a
   mask at the picture's size. `end_to_end` starts from a uint8 picture in host memory and ends with that mask.
 - Warm-up: `warmup` calls of every candidate come first and are not counted.
-- Order: candidates take turns, one call each per round, in an order drawn anew for every round: a noisy machine
-  disturbs all of them alike, and neither what ran before nor a regular disturbance favours one.
+- Order: candidates take turns, one call each per round, in an order drawn anew for every other round and turned round
+  in the next: a noisy machine disturbs all of them alike, none comes first more often than another, and no regular
+  disturbance favours one.
 - Length: `runs` rounds, and on until every candidate has been timed for `min_seconds`.
 - Compared: a candidate's time over the first one's in the same round; the median over rounds, and an interval that
   holds 95 % of the medians of rounds drawn anew with replacement (bootstrap).
@@ -167,7 +168,8 @@ def measure_in_turn(
     for turn in itertools.count():
         if turn >= warmup + runs and min(map(sum, samples_ms.values()), default=0) >= 1000 * min_seconds:
             break
-        for name in rng.sample(names, len(names)):
+        names = names[::-1] if turn % 2 else rng.sample(names, len(names))
+        for name in names:
             if before and name in before:
                 before[name]()
             elapsed_ms = 1000 * _seconds(calls[name], waits.get(name))

@@ -127,7 +127,9 @@ def test_candidates_take_turns_round_by_round() -> None:
     found = measure_in_turn(calls, warmup=1, runs=7, on_run=lambda: done.append(None))
     rounds = ["".join(order[start : start + 3]) for start in range(0, 24, 3)]
     assert ["".join(sorted(turn)) for turn in rounds] == ["abc"] * 8
-    assert len(set(rounds)) > 1
+    assert len(set(rounds)) > 2
+    # no place in a round is one candidate's own
+    assert [turn[::-1] for turn in rounds[::2]] == rounds[1::2]
     assert list(found) == ["a", "b", "c"]
     assert len(done) == 24
 
