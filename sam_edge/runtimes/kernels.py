@@ -10,6 +10,8 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sam_edge.errors import ExportError
+
 DOMAIN = "sam_edge"
 POSITIONAL = "PositionalAttention"
 ATTENTIONS = (POSITIONAL, "BiasedAttention")
@@ -30,12 +32,21 @@ def with_kernels(model: bytes, notes: Sequence[Mapping[str, Any]], *, rounded: b
 
     `rounded` lets attention's products be of bfloat16 where the processor multiplies it. Notes that another version
     wrote of an operator that is not here are passed over.
+
+    Raises:
+        ExportError: notes that are none, or of another graph.
     """
-    notes = [_as_operator(note, rounded) for note in notes if note.get("operator") in (*OPERATORS, SAME)]
-    parts = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
-    (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
-    opset = _text(1, DOMAIN) + _number(2, 1)
-    return b"".join([*parts, _message(GRAPH, _graph(_content(graph), notes)), _message(OPSETS, opset)])
+    try:
+        notes = [_as_operator(note, rounded) for note in notes if note.get("operator") in (*OPERATORS, SAME)]
+        parts = [part for number, part in _fields(memoryview(model)) if number != GRAPH]
+        (graph,) = (part for number, part in _fields(memoryview(model)) if number == GRAPH)
+        opset = _text(1, DOMAIN) + _number(2, 1)
+        return b"".join([*parts, _message(GRAPH, _graph(_content(graph), notes)), _message(OPSETS, opset)])
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, struct.error) as error:
+        # what was written by hand, or cut: neither is checked before
+        raise ExportError(
+            f"a graph and what model.json notes of its kernels do not fit ({error}): export it again."
+        ) from error
 
 
 def unrounded(notes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

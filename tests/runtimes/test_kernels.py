@@ -29,6 +29,17 @@ def pixels(exported, batch: int = 2) -> np.ndarray:
 EXPORTS = ["fp32", "int8", "tiny_vit_fp32", "tiny_vit_int8"]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"attributes": {"grid": "eight"}}, {"nodes": 3}, {"inputs": [7]}, {"operator": "Identity", "output": None}],
+)
+def test_a_note_that_no_graph_has_is_told_in_a_line(request, wrong: dict[str, object]) -> None:
+    folder = request.getfixturevalue("fp32").runtime.folder
+    note = {**folder.graphs["encoder"]["kernels"][0], **wrong}
+    with pytest.raises(ExportError, match=r"do not fit .*: export it again"):
+        with_kernels(folder.graph_file("encoder").read_bytes(), [note])
+
+
 @pytest.mark.parametrize("name", EXPORTS)
 def test_noted_nodes_become_operators_and_nothing_else_changes(request, name: str) -> None:
     folder = request.getfixturevalue(name).runtime.folder
