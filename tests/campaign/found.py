@@ -18,8 +18,8 @@ MENDED = (
     "pictures whose ids are names.",
     "Recipes nested without end, or with numbers of thousands of digits; a damaged record of a step of `run`.",
     "Memory that ran out was a traceback.",
-    "A kernel's note that does not fit made OpenVINO go on with nothing, and a traceback; answers are counted. One whose "
-    "values are words was a traceback, too.",
+    "A kernel's note that does not fit made OpenVINO go on with nothing, and a traceback; answers are counted.",
+    "A kernel's note whose values are words was a traceback.",
     "`compress` with negative views, and other numbers that no run can be made of.",
     "A training state whose history is a word was a traceback at the first step; 10^11 synthetic scenes were named one "
     "by one before anything else.",
