@@ -1,6 +1,5 @@
 """What runtimes of exported graphs have in common: a SAM's five graphs, called by name with named arrays."""
 
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,8 +19,6 @@ Values = Mapping[str, Any]
 """Named arrays: NumPy's, or a device's own."""
 CACHED_SETS = 4
 """Prompt sets in one call on a CPU: few enough for its cache."""
-MISTAKES = (AttributeError, NameError, TypeError)
-"""What is wrong with a program, not with a file, where a line of sam-edge raises it."""
 
 
 class GraphRuntime(ABC):
@@ -62,13 +59,12 @@ class GraphRuntime(ABC):
             ExportError: a graph that cannot be opened, or called with this.
         """
         try:
-            return self._run(graph, inputs)
+            return _Answers(self._run(graph, inputs))
         except (SamEdgeError, AssertionError):
             # what sam-edge asserts is about sam-edge
             raise
         except Exception as error:
-            if isinstance(error, MISTAKES) and _raised_here(error):
-                raise
+            # a manifest's mistakes fail in lines of sam-edge, too
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ExportError(
                 f"the {graph} of {self.folder.path} does not run in {self.name} ({reason}): export it again."
@@ -212,7 +208,8 @@ def decoder_inputs(config: ModelConfig, prompts: Prompts) -> dict[str, np.ndarra
     }
 
 
-def _raised_here(error: Exception) -> bool:
-    """Whether a line of sam-edge raised an error, and not one of a library that it called."""
-    (*_, (frame, _)) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("sam_edge.")
+class _Answers(dict[str, Any]):
+    """What a graph has answered, by the names that model.json has for it."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ExportError(f"model.json names no output {name} of a graph: export it again.")
