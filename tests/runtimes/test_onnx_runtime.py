@@ -233,5 +233,5 @@ def test_a_graphs_errors_are_told_in_a_line(fp32, monkeypatch):
         OnnxRuntime(fp32.path, threads=1)._called("encoder", {"something": np.zeros(1, np.float32)})
     # model.json may say that an output is called otherwise
     monkeypatch.setattr(OnnxRuntime, "_run", lambda *_: {"logits": np.zeros(1, np.float32)})
-    with pytest.raises(ExportError, match="model.json names no output iou of a graph: export it again"):
+    with pytest.raises(ExportError, match=r"model\.json names no output iou of a graph: export it again"):
         OnnxRuntime(fp32.path, threads=1)._called("decoder", {})["iou"]
