@@ -41,7 +41,7 @@ def evaluate(
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--everything", help="Instead of --prompt: everything mode, both strategies; mIoU, AR@1000.")
+        bool, typer.Option("--everything", help="Instead of --prompt: everything mode, both strategies; mIoU, recall.")
     ] = False,
     points_per_side: Annotated[int, typer.Option(help="Grid of everything mode.")] = 32,
     ap: Annotated[
@@ -138,8 +138,9 @@ def _in_words(found: dict[str, Any]) -> str:
 
 def _strategy(row: dict[str, Any]) -> str:
     return (
-        f"{row['strategy']}: everything-mode mIoU {row['miou']:.4f} over {row['masks']} masks, AR@1000 "
-        f"{row['ar1000']:.3f}, {row['records']:.0f} masks found, which match labels by {row['found_miou']:.3f}, "
+        f"{row['strategy']}: everything-mode mIoU {row['miou']:.4f} over {row['masks']} masks, recall at IoU 0.5 "
+        f"{row['recall50']:.3f}, AR@100 {row['ar100']:.3f}, AR@1000 {row['ar1000']:.3f}; {row['records']:.0f} masks "
+        f"found, of which {row['matching']:.0%} match a label; {row['only_whole']:.0%} of pictures told apart nothing; "
         f"{row['asked']:.0%} of the points asked, agreement with the grid {row['agreement']:.3f}, "
         f"{row['seconds']:.2f} s"
     )

@@ -1,5 +1,6 @@
 """Everything mode on labelled pictures: mean IoU of the record that matches each labelled mask best (TinySAM, table 2),
-and the average recall of a thousand records (AR@1000; Segment Anything, table 4)."""
+the average recall of a hundred and of a thousand records (AR@1000; Segment Anything, table 4), and, from the other
+side, how many of the records match a label."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,8 @@ from sam_edge.segment.runtime import Runtime
 
 THRESHOLDS = tuple(float(value) for value in np.linspace(0.5, 0.95, 10))
 """IoU from which a mask counts as found: COCO's ten."""
+MOST = (100, 1000)
+"""Records of a picture that recall is of, at most."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,11 @@ class StrategyMiou:
     """Mean over labelled masks."""
     miou_per_image: float
     """Mean over images of the mean over an image's masks."""
-    found_miou: float
-    """The same from the other side: mean over masks found of the IoU with the labelled mask that matches best. A good
-    mask of what has no label counts as none, so that it says something of data sets alone that label everything."""
+    matching: float
+    """Share of the masks found that match a labelled one at an IoU of 0.5. A good mask of what has no label counts as
+    none, so that it says most of data sets that label everything."""
+    only_whole: float
+    """Share of images whose only record is more than half of the picture: nothing was told apart."""
     records: float
     """Masks found, mean over images."""
     asked: float
@@ -44,9 +49,13 @@ class StrategyMiou:
     """IoU of best matches with the grid strategy's records, mean over images; 1 for itself."""
     seconds: float
     """Time of an image, median."""
+    recall50: float
+    """Share of labelled masks that the 100 records of highest predicted IoU find at an IoU of 0.5, each record one of
+    them."""
+    ar100: float
+    """The same as a mean over IoU thresholds 0.50 to 0.95."""
     ar1000: float
-    """Share of labelled masks that the 1000 records of highest predicted IoU find, each record one of them; mean over
-    IoU thresholds 0.50 to 0.95."""
+    """The same of the 1000 records of highest predicted IoU."""
     masks: int
     images: int
     skipped: int
@@ -75,7 +84,7 @@ def found_ious(sample: LabelledImage, records: Sequence[dict[str, Any]]) -> Floa
     return best_ious([as_rle(record) for record in records], labelled)
 
 
-def recalled(sample: LabelledImage, records: Sequence[dict[str, Any]], most: int = 1000) -> list[int]:
+def recalled(sample: LabelledImage, records: Sequence[dict[str, Any]], most: int) -> list[int]:
     """How many labelled masks the `most` records of highest predicted IoU find at each of `THRESHOLDS`.
 
     As COCOeval matches without categories: in the order of their scores, each record takes of the masks that are still
@@ -131,7 +140,8 @@ def evaluate_strategies(
             rows[strategy] = {
                 "ious": record_ious(sample, records).tolist(),
                 "found": found_ious(sample, records).tolist(),
-                "recalled": recalled(sample, records),
+                "recalled": [recalled(sample, records, most) for most in MOST],
+                "only_whole": len(records) == 1 and 2 * records[0]["area"] > sample.image[..., 0].size,
                 "points": observed.points,
                 "agreement": 1.0 if strategy == "grid" else agreement(reference, records),
                 "seconds": seconds,
@@ -149,16 +159,20 @@ def evaluate_strategies(
 
 def _summary(strategy: Strategy, rows: list[dict[str, Any]], points: int, walked: Walked[Any]) -> StrategyMiou:
     ious, found = (np.concatenate([row[side] for row in rows]) for side in ("ious", "found"))
+    best, all_of_them = np.sum([row["recalled"] for row in rows], 0) / len(ious)
     return StrategyMiou(
         strategy=strategy,
         miou=float(ious.mean()),
         miou_per_image=float(np.mean([np.mean(row["ious"]) for row in rows])),
-        found_miou=float(found.mean()) if len(found) else 0.0,
+        matching=float((found >= THRESHOLDS[0]).mean()) if len(found) else 0.0,
+        only_whole=float(np.mean([row["only_whole"] for row in rows])),
         records=len(found) / len(rows),
         asked=float(np.mean([row["points"] for row in rows])) / points,
         agreement=float(np.mean([row["agreement"] for row in rows])),
         seconds=float(np.median([row["seconds"] for row in rows])),
-        ar1000=float(np.sum([row["recalled"] for row in rows])) / len(THRESHOLDS) / len(ious),
+        recall50=float(best[0]),
+        ar100=float(best.mean()),
+        ar1000=float(all_of_them.mean()),
         masks=len(ious),
         images=len(rows),
         skipped=walked.skipped,

@@ -272,6 +272,31 @@ def generations(results: Results) -> str:
     return "\n\n".join([table(head, rows, texts=2), machine(results, "generations")])
 
 
+def everything(results: Results) -> str:
+    """What everything mode finds of the same pictures: nano, and the one before it."""
+    rows = []
+    for name in EVERYTHING:
+        found = results.whole(name) or {"strategies": []}
+        for row in found["strategies"]:
+            scores = (row[key] for key in ("miou", "recall50", "ar100", "ar1000"))
+            shares = (f"{row[key]:.0%}" for key in ("matching", "only_whole"))
+            rows.append(
+                (
+                    f"{found['model']}, {row['strategy']}",
+                    *(f"{s:.3f}" for s in scores),
+                    f"{row['records']:.1f}",
+                    *shares,
+                )
+            )
+    head = ["", "mIoU", "recall at IoU 0.5", "AR@100", "AR@1000", "masks found", "of them match a label"]
+    told = [f"- {name}: {machine(results, name)}" for name in EVERYTHING]
+    return "\n\n".join([table([*head, "pictures told apart nothing"], rows), "\n".join(told)])
+
+
+EVERYTHING = ("everything", "everything-nano-vit")
+"""What everything mode was measured by."""
+
+
 def turn(results: Results) -> str:
     """nano's times in turn with those of the one before it."""
     found = results.whole("turn")
@@ -319,6 +344,7 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "lineage-bars": bars,
     "accuracy": accuracy,
     "generations": generations,
+    "everything": everything,
     "turn": turn,
     "trials": trials,
     "claims": claims,

@@ -50,7 +50,7 @@ def test_strategies_are_compared_on_the_same_pictures(runtime):
     assert grid.miou_per_image == pytest.approx(np.mean([part.mean() for part in ious]))
     records = [EverythingGenerator(runtime, 6, output_mode="coco_rle").generate(s.image) for s in samples]
     found = [found_ious(s, part) for s, part in zip(samples, records, strict=True)]
-    assert grid.found_miou == pytest.approx(np.concatenate(found).mean())
+    assert grid.matching == pytest.approx((np.concatenate(found) >= 0.5).mean())
     assert grid.records == pytest.approx(np.mean([len(part) for part in found]))
     assert (grid.strategy, grid.asked, grid.agreement, grid.images) == ("grid", 1.0, 1.0, 3)
     assert grid.masks == hierarchical.masks == sum(map(len, ious))
@@ -88,7 +88,7 @@ def test_recall_is_cocoevals_without_categories():
             for shift in rng.integers(-4, 5, int(rng.integers(0, 4))):
                 rle = encode_mask(np.roll(annotation.mask(), shift, 1))
                 records.append({"segmentation": rle, "predicted_iou": float(rng.random())})
-        found += recalled(sample, records)
+        found += recalled(sample, records, 1000)
         detections += [
             {"image_id": number, "category_id": 1, "score": one["predicted_iou"], "segmentation": one["segmentation"]}
             for one in records
@@ -110,14 +110,36 @@ def test_average_recall_is_over_all_masks_of_all_pictures(runtime):
     scenes = SyntheticScenes(3, 1)
     (row,) = evaluate_strategies(runtime, scenes, ("grid",), points_per_side=6)
     generator = EverythingGenerator(runtime, 6, output_mode="coco_rle")
-    counts = [recalled(sample, generator.generate(sample.image)) for sample in scenes]
-    assert row.ar1000 == pytest.approx(np.sum(counts) / 10 / row.masks)
+    found = [generator.generate(sample.image) for sample in scenes]
+    for most, recall in ((100, row.ar100), (1000, row.ar1000)):
+        counts = np.sum([recalled(sample, records, most) for sample, records in zip(scenes, found, strict=True)], 0)
+        assert recall == pytest.approx(counts.mean() / row.masks)
+    assert row.recall50 == pytest.approx(
+        sum(recalled(s, f, 100)[0] for s, f in zip(scenes, found, strict=True)) / row.masks
+    )
+
+
+def test_one_mask_over_most_of_a_picture_tells_nothing_apart(runtime, monkeypatch):
+    scenes = SyntheticScenes(4, 1)
+    shares = iter(([0.8], [0.4], [0.8, 0.8], []))
+
+    def generate(self, image):
+        records = []
+        for share in next(shares):
+            mask = np.zeros(image.shape[:2], bool)
+            mask[:, : int(share * mask.shape[1])] = True
+            records.append({"segmentation": encode_mask(mask), "area": int(mask.sum()), "predicted_iou": 0.5})
+        return records
+
+    monkeypatch.setattr(EverythingGenerator, "generate", generate)
+    (row,) = evaluate_strategies(runtime, scenes, ("grid",), points_per_side=2)
+    assert row.only_whole == 0.25
 
 
 def test_exact_records_recall_everything_and_one_record_one_mask():
     sample = SyntheticScenes(1, 5)[0]
     exact = [{"segmentation": annotation.rle, "predicted_iou": 0.5} for annotation in sample.annotations]
-    assert recalled(sample, exact) == [len(exact)] * 10
-    assert recalled(sample, exact[:1] * 3) == [1] * 10
-    assert recalled(sample, exact, most=2) == [2] * 10
-    assert recalled(sample, []) == [0] * 10
+    assert recalled(sample, exact, 1000) == [len(exact)] * 10
+    assert recalled(sample, exact[:1] * 3, 1000) == [1] * 10
+    assert recalled(sample, exact, 2) == [2] * 10
+    assert recalled(sample, [], 1000) == [0] * 10

@@ -18,7 +18,7 @@ from sam_edge.errors import DataError
 from sam_edge.evaluate.agreement import evaluate_agreement
 from sam_edge.evaluate.average_precision import BoxesToSegment, as_instances, evaluate_average_precision
 from sam_edge.evaluate.clicks import evaluate_clicks
-from sam_edge.evaluate.everything import evaluate_strategies
+from sam_edge.evaluate.everything import MOST, evaluate_strategies
 from sam_edge.evaluate.miou import PromptKind, evaluate_miou
 from sam_edge.evaluate.walk import Kept, Share
 from sam_edge.paired import Totals, compared
@@ -151,14 +151,14 @@ def _of_folder(folder: Path, pictures: Pictures) -> BoxesToSegment:
 
 
 def evaluate_everything(spec: str, pictures: Pictures, run: Run, *, points_per_side: int = 32) -> dict[str, Any]:
-    """Everything-mode mIoU and AR@1000 of both strategies, or of the grid alone where the model has no tau.
+    """Everything-mode mIoU and recall of both strategies, or of the grid alone where the model has no tau.
 
     `compared` says how far the hierarchical one is ahead in mIoU, and the grid in seconds, picture by picture.
     """
     opened, dataset, common = _opened(spec, pictures, run)
     strategies: tuple[Strategy, ...] = STRATEGIES if opened.config.thresholds.tau is not None else ("grid",)
     common |= {"points_per_side": points_per_side}
-    kept = run.kept({**common, "strategies": strategies})
+    kept = run.kept({**common, "strategies": strategies, "recalled": MOST})
     on_image = run.counting(kept, dataset.names, "everything-mode mIoU")
     rows = evaluate_strategies(
         opened, dataset, strategies, points_per_side=points_per_side, kept=kept, on_image=on_image
