@@ -27,7 +27,7 @@ class StepReport:
     file_bytes: int | None = None
     """Size on disk."""
     miou_point: float | None = None
-    """Mean IoU by one point, 0 to 1."""
+    """Mean IoU by one point, of the most confident of three masks, 0 to 1."""
     miou_box: float | None = None
     """Mean IoU by a box, 0 to 1."""
     latency_ms: float | None = None

@@ -87,7 +87,8 @@ def _accuracy(accuracy: Accuracy | None) -> str:
         return "Accuracy on labelled pictures was not measured: `sam-edge eval` does."
     return (
         f"On {accuracy.images} pictures of {accuracy.data}'s val split with {accuracy.masks} masks: mIoU "
-        f"{accuracy.point:.3f} by one point, {accuracy.box:.3f} by a box ({accuracy.machine})."
+        f"{accuracy.point:.3f} by one point, by the most confident of three masks, and {accuracy.box:.3f} by a box "
+        f"({accuracy.machine})."
     )
 
 
