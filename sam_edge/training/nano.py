@@ -262,7 +262,7 @@ so small that hundreds of prompts make a step. All of the canvas follows, first 
 whose finer logits small things need. With a tenth of the steps interactive, clicks after the first had hardly helped,
 and on nuclei had hurt: of the stages since, a fifth to a third are. The last two are on windows again, which taught as
 much in a step as whole pictures and cost less, of twice as many pictures, with a learning rate that ends at nothing.
-Things in the last of all are seldom larger than pictures show them, and small ones are drawn more often."""
+Things in the last of all are at most half as large again as pictures show them, and small ones are drawn more often."""
 
 
 def sources(data: Path) -> list[Source]:
