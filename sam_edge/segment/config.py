@@ -138,7 +138,8 @@ class Thresholds:
     coverage: Coverage = "logit"
     """What tau is compared with: a mask's `logit`, or that of a large mask less its surroundings' `contrast`."""
     nested: float = 1.0
-    """Largest share of a mask that may lie in a larger one of no smaller predicted IoU; at 1, any may."""
+    """Largest share of a mask that may lie in a whole of no smaller predicted IoU, which is a mask up to eight times as
+    large; at 1, any may."""
 
 
 @dataclass(frozen=True)

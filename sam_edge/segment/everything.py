@@ -54,8 +54,8 @@ class EverythingGenerator:
         coverage: what tau is compared with: `logit`, as in the paper, or `contrast`, which loses fewer small things
             for as many points skipped (`sam_edge.segment.coverage`). The one that the model's tau was chosen for by
             default.
-        nested_thresh: largest share of a mask that may lie in a larger one of no smaller predicted IoU; 1.0 keeps parts
-            beside wholes, as segment-anything does. The model's own by default.
+        nested_thresh: largest share of a mask that may lie in a whole of no smaller predicted IoU: a mask up to eight
+            times as large; 1.0 keeps parts beside wholes, as segment-anything does. The model's own by default.
         max_memory_bytes: bound on memory beyond the model, what its encoder takes for one picture, and the records. A
             lower one makes for smaller batches, and for more masks that are decoded a second time once duplicates are
             suppressed.

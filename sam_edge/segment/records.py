@@ -11,6 +11,9 @@ from sam_edge.segment.regions import remove_small_regions
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+MOST_OF_WHOLE = 8
+"""A part's whole is at most so many times as large. What is smaller lies on the larger, as a cup on a table; and one
+mask over most of a picture, of which a small model may be sure, would else be all that is found."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def without_small_regions(found: list[Found], min_area: int, threshold: float) -
 
 
 def without_nested(found: list[Found], threshold: float) -> list[Found]:
-    """Leave out masks of which more than the share `threshold` lies in a larger one of no smaller predicted IoU.
+    """Leave out masks of which more than the share `threshold` lies in a larger one of no smaller predicted IoU that is
+    at most `MOST_OF_WHOLE` times as large.
 
     Box non-maximum suppression keeps every part of a thing beside the whole, and a small model finds many of them.
     """
@@ -121,7 +125,8 @@ def without_nested(found: list[Found], threshold: float) -> list[Found]:
     # one by one: pycocotools counts those of a list in a byte
     area = np.array([int(coco_mask.area(rle)) for rle in rles])
     score = np.array([one.predicted_iou for one in found])
-    over = (area[None] > area[:, None]) & (score[None] >= score[:, None])
+    whole = (area[None] > area[:, None]) & (area[None] <= MOST_OF_WHOLE * area[:, None])
+    over = whole & (score[None] >= score[:, None])
     nested = np.asarray((over & (inside > threshold)).any(1)).tolist()
     return [one for one, leave in zip(found, nested, strict=True) if not leave]
 

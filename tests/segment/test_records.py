@@ -156,6 +156,11 @@ def test_parts_of_what_was_found_whole_go():
     assert without_nested([], 0.5) == []
 
 
+def test_what_lies_on_a_much_larger_thing_is_no_part_of_it():
+    table, leaf, cup = rectangle(0, 32, 0.9), rectangle(0, 4, 0.5), rectangle(10, 13, 0.5)
+    assert without_nested([table, leaf, cup], 0.8) == [table, cup]
+
+
 def test_parts_go_among_more_masks_than_a_byte_counts():
     whole, part, apart = rectangle(0, 20, 0.6), rectangle(2, 9, 0.6), rectangle(22, 30, 0.6)
     left = without_nested([whole, *[part] * 299, apart], 0.8)
@@ -169,8 +174,9 @@ def test_nested_masks_are_those_of_a_plain_loop(threshold):
     pixels = [one.mask() for one in masks]
 
     def inside(one: int, other: int) -> bool:
-        larger = pixels[other].sum() > pixels[one].sum() and masks[other].predicted_iou >= masks[one].predicted_iou
-        return larger and (pixels[one] & pixels[other]).sum() > threshold * pixels[one].sum()
+        whole = 1 < pixels[other].sum() / pixels[one].sum() <= 8
+        surer = masks[other].predicted_iou >= masks[one].predicted_iou
+        return whole and surer and (pixels[one] & pixels[other]).sum() > threshold * pixels[one].sum()
 
     wanted = [masks[one] for one in range(30) if not any(inside(one, other) for other in range(30))]
     assert 0 < len(wanted) < 30

@@ -158,7 +158,10 @@ function boxIou(a, b) {
   return Math.fround(shared / (area(a) + area(b) - shared));
 }
 
-/** Leave out masks of which more than the share `threshold` lies in a larger one of no smaller predicted IoU. */
+/** A part's whole is at most so many times as large, as in `records.py`. */
+const MOST_OF_WHOLE = 8;
+
+/** Leave out masks of which more than the share `threshold` lies in a whole of no smaller predicted IoU. */
 export function withoutNested(masks, threshold) {
   if (threshold >= 1) return masks;
   const apart = (a, b) => a[0] > b[2] || b[0] > a[2] || a[1] > b[3] || b[1] > a[3];
@@ -167,6 +170,7 @@ export function withoutNested(masks, threshold) {
       !masks.some(
         (other) =>
           other.area > mask.area &&
+          other.area <= MOST_OF_WHOLE * mask.area &&
           other.iou >= mask.iou &&
           !apart(mask.box, other.box) &&
           common(mask, other) > threshold * mask.area,
