@@ -58,6 +58,20 @@ DEEPER_HALF: dict[str, Any] = {"freeze": EARLY, "rates": ((BACKBONE, 0.2),)}
 WINDOWS: dict[str, Any] = {"window": 256, "whole": 0.3, "max_zoom": 4.0}
 PICTURES: dict[str, Any] = {"batch_size": 3, "schedule": "cosine", "whole": 0.5, "max_zoom": 2.5, **DEEPER_HALF}
 """What stages on windows of the canvas, and on all of it, have in common."""
+LONG_WINDOWS: dict[str, Any] = {
+    **WINDOWS,
+    "batch_size": 12,
+    "prompts": 12,
+    "freeze": EARLY,
+    "rates": ((BACKBONE, 0.3),),
+    "schedule": "cosine",
+    "bf16": True,
+    "ellipses": 0.03,
+    "largest_ellipse": 64.0,
+    "target_scale": 2,
+    "nothing": 0.06,
+}
+"""What the last stages have in common: twice as many pictures a step, and a rate that ends at nothing."""
 
 
 def _stage(seed: int, steps: int, learning_rate: float, **options: Any) -> TrainOptions:
@@ -219,40 +233,18 @@ STAGES = {
         11,
         1350,
         8e-4,
-        **WINDOWS,
-        batch_size=12,
-        prompts=12,
-        freeze=EARLY,
-        rates=((BACKBONE, 0.3),),
-        schedule="cosine",
-        bf16=True,
-        prompting=InteractiveOptions(box_share=0.5, rounds=3, interactive_share=0.2),
-        ellipses=0.03,
-        largest_ellipse=64.0,
-        target_scale=2,
+        **LONG_WINDOWS,
         min_cells=4,
-        nothing=0.06,
+        prompting=InteractiveOptions(box_share=0.5, rounds=3, interactive_share=0.2),
     ),
     "windows-5": _stage(
         12,
         1350,
         8e-4,
-        window=256,
-        whole=0.3,
-        max_zoom=3.0,
-        batch_size=12,
-        prompts=12,
-        freeze=EARLY,
-        rates=((BACKBONE, 0.3),),
-        schedule="cosine",
-        bf16=True,
-        prompting=InteractiveOptions(box_share=0.55, rounds=3, interactive_share=0.2),
-        ellipses=0.03,
-        largest_ellipse=64.0,
-        target_scale=2,
+        **LONG_WINDOWS | {"max_zoom": 3.0},
         min_cells=3,
         small_first=0.15,
-        nothing=0.06,
+        prompting=InteractiveOptions(box_share=0.55, rounds=3, interactive_share=0.2),
     ),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays; then all
