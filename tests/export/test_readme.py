@@ -37,7 +37,10 @@ def test_the_lines_of_python_run(fp32, tmp_path: Path, monkeypatch: pytest.Monke
 def test_accuracy_names_data_and_machine(tiny_config) -> None:
     accuracy = Accuracy("coco128", 26, 176, 0.3941, 0.6213, "a processor, onnxruntime")
     page = folder_readme("m", "nano", "int8", tiny_config, Cost(1, 1, 1, 1, 1), {}, PARITY, accuracy)
-    assert "mIoU 0.394 by one point, by the most confident of three masks, and 0.621 by a box (a proc" in page
+    assert (
+        "mIoU 0.394 by one point, by the most confident of three masks, and 0.621 by a box (a processor, onnxruntime)"
+        in page
+    )
     assert "26 pictures of coco128's val split with 176 masks" in page
 
 

@@ -46,8 +46,12 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def some_ellipse(rng: np.random.Generator) -> np.ndarray:
+    """One of any place and size."""
+    return ellipse_at(*rng.uniform((4, 4, 3, 3), (20, 28, 9, 12)).round().tolist())
+
+
+def ellipse_at(y: float, x: float, height: float, width: float) -> np.ndarray:
     """Logits of 32 x 32 cells, of which an ellipse is positive."""
-    y, x, height, width = rng.uniform((4, 4, 3, 3), (20, 28, 9, 12)).round().tolist()
     rows, columns = np.mgrid[:32, :32]
     return (1 - np.hypot((rows - y) / height, (columns - x) / width)).astype(np.float32)
 
@@ -108,6 +112,9 @@ def test_the_page_computes_what_python_computes(tmp_path: Path) -> None:
     logits = 4 * np.asarray(smooth, np.float32)
     ellipses = [some_ellipse(rng) for _ in range(40)]
     scores = rng.choice(np.linspace(0.3, 0.9, 13), len(ellipses)).tolist()
+    # the first more than eight times as large as the second, which lies on it
+    ellipses += [ellipse_at(11, 16, 10, 15), ellipse_at(11, 16, 3, 4)]
+    scores += [0.99, 0.98]
     with opened(site, tmp_path / "work") as page:
         assert page.driver.execute_script("return crossOriginIsolated")
         found = page.js(
@@ -158,6 +165,7 @@ def test_the_page_computes_what_python_computes(tmp_path: Path) -> None:
     apart = suppress(np.array([one.box for one in masks]), np.array(scores), 0.7).tolist()
     outer = without_nested([masks[index] for index in apart], 0.8)
     assert 2 < len(outer) < len(apart) < len(masks)
+    assert {40, 41} <= set(found["outer"])
     assert found["apart"] == apart
     assert found["outer"] == [index for index in apart if any(masks[index] is one for one in outer)]
     assert found["first"] == [first_pass(regular_grid(side)).tolist() for side in (4, 7, 8, 16, 32)]
