@@ -39,8 +39,8 @@ class CalibrateOptions:
     survivors: float | None = None
     """Choose both thresholds first, at one quantile of their scores, so that this share of prompts keeps a mask."""
     nested: float | None = None
-    """Largest share of a mask that may lie in a larger, no less certain one, instead of the model's own: 0.8 leaves out
-    parts where the whole was found, 1 nothing. Tau's losses are counted before."""
+    """Largest share of a mask that may lie in a no less certain one up to eight times as large, instead of the model's
+    own: 0.8 leaves out parts where the whole was found, 1 nothing. Tau's losses are counted before."""
     coverage: Coverage = "contrast"
     """What tau is compared with: logit, as in TinySAM, or contrast, which spares small things on large ones."""
     steps: int = 64
