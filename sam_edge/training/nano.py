@@ -9,7 +9,7 @@ continues when it is started again.
 What ships, copied to the last stage's folder in `runs/nano`, is gone on from by a stage that is added. In its run
 `pictures` was cut short at 176 of its steps, the first 64 of `pictures-2` had the learning rates of a stage of 260,
 SAM's pixels were taken before `clicks`, not at the start, and until then ccp was drawn by 0.7 and bbbc038 by 0.8;
-`windows-4` and `windows-5` ran as two processes of half a batch each.
+`windows-4` and those after it ran as two processes of half a batch each.
 """
 
 import argparse
@@ -72,6 +72,14 @@ LONG_WINDOWS: dict[str, Any] = {
     "nothing": 0.06,
 }
 """What the last stages have in common: twice as many pictures a step, and a rate that ends at nothing."""
+SMALLER_THINGS: dict[str, Any] = {
+    **LONG_WINDOWS,
+    "max_zoom": 3.0,
+    "min_cells": 3,
+    "small_first": 0.15,
+    "prompting": InteractiveOptions(box_share=0.55, rounds=3, interactive_share=0.2),
+}
+"""And of the last of them: things at most half as large again as pictures show them, and small ones more often."""
 
 
 def _stage(seed: int, steps: int, learning_rate: float, **options: Any) -> TrainOptions:
@@ -237,24 +245,18 @@ STAGES = {
         min_cells=4,
         prompting=InteractiveOptions(box_share=0.5, rounds=3, interactive_share=0.2),
     ),
-    "windows-5": _stage(
-        12,
-        1350,
-        8e-4,
-        **LONG_WINDOWS | {"max_zoom": 3.0},
-        min_cells=3,
-        small_first=0.15,
-        prompting=InteractiveOptions(box_share=0.55, rounds=3, interactive_share=0.2),
-    ),
+    "windows-5": _stage(12, 1350, 8e-4, **SMALLER_THINGS),
+    "windows-6": _stage(13, 1350, 8e-4, **SMALLER_THINGS),
 }
 """What prompts mean is learned on windows of the canvas, where steps are cheap, behind a backbone that stays; then all
 of the canvas, with the deeper half of the backbone; then windows again, with that half, and with targets finer than
 the decoder's cells, of which a small thing has few. What a small box means in them the decoder learns alone, by windows
 so small that hundreds of prompts make a step. All of the canvas follows, first on the coarse grid, then on nano's own,
 whose finer logits small things need. With a tenth of the steps interactive, clicks after the first had hardly helped,
-and on nuclei had hurt: of the stages since, a fifth to a third are. The last two are on windows again, which taught as
-much in a step as whole pictures and cost less, of twice as many pictures, with a learning rate that ends at nothing.
-Things in the last of all are at most half as large again as pictures show them, and small ones are drawn more often."""
+and on nuclei had hurt: of the stages since, a fifth to a third are. The last three are on windows again, which taught
+as much in a step as whole pictures and cost less, of twice as many pictures, with a learning rate that ends at nothing.
+In the last of all, masks of the train splits still got better, and those of boxes on general photos of the val splits
+hardly any: more pictures would help, not more steps."""
 
 
 def sources(data: Path) -> list[Source]:
