@@ -60,10 +60,10 @@ PICTURES: dict[str, Any] = {"batch_size": 3, "schedule": "cosine", "whole": 0.5,
 """What stages on windows of the canvas, and on all of it, have in common."""
 LONG_WINDOWS: dict[str, Any] = {
     **WINDOWS,
+    **DEEPER_HALF,
+    "rates": ((BACKBONE, 0.3),),
     "batch_size": 12,
     "prompts": 12,
-    "freeze": EARLY,
-    "rates": ((BACKBONE, 0.3),),
     "schedule": "cosine",
     "bf16": True,
     "ellipses": 0.03,
@@ -255,8 +255,8 @@ so small that hundreds of prompts make a step. All of the canvas follows, first 
 whose finer logits small things need. With a tenth of the steps interactive, clicks after the first had hardly helped,
 and on nuclei had hurt: of the stages since, a fifth to a third are. The last three are on windows again, which taught
 as much in a step as whole pictures and cost less, of twice as many pictures, with a learning rate that ends at nothing.
-In the last of all, masks of the train splits still got better, and those of boxes on general photos of the val splits
-hardly any: more pictures would help, not more steps."""
+They end where masks of the train splits still get better, and those of boxes on general photos of the val splits
+hardly any."""
 
 
 def sources(data: Path) -> list[Source]:
