@@ -2,7 +2,9 @@
 
 Masks of one picture fail together, and a hard picture is hard for both models. So differences are taken on the same
 masks, and whole pictures are drawn anew (the bootstrap of Efron, 1979): the interval holds what other pictures of the
-same kind would have shown. Where an arm has several runs, by seed, those are drawn anew too.
+same kind would have shown. Where arms have several runs, by seed, seeds are drawn anew too, the same ones of both: runs
+of one seed begin alike and see the same views, or one is made of the other (a model, and that model quantized), so what
+a seed does to both is not what sets them apart.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,11 +49,14 @@ def paired_difference(
     """The difference of the means over masks, averaged over data sets and runs.
 
     Args:
-        mine, other: by run, by data set, the totals of the same pictures.
+        mine, other: by run, by data set, the totals of the same pictures. Runs in one place have one seed; a single run
+            is compared with every run of the other.
 
     Raises:
-        ValueError: other pictures, or other masks of them.
+        ValueError: other pictures, or other masks of them; several runs of both, but more of one.
     """
+    if len(mine) != len(other) and min(len(mine), len(other)) != 1:
+        raise ValueError(f"the two have {len(mine)} and {len(other)} runs, so they cannot be of the same seeds.")
     counts = [np.array([masks for _, masks in totals], float) for totals in mine[0]]
     for run in (*mine, *other):
         if [[masks for _, masks in totals] for totals in run] != [list(map(int, masks)) for masks in counts]:
@@ -59,7 +64,10 @@ def paired_difference(
     rng = np.random.default_rng(seed)
     # how often each picture is drawn; the first row is every picture once, which gives the difference itself
     drawn = [np.vstack([np.ones(len(n)), rng.multinomial(len(n), np.full(len(n), 1 / len(n)), draws)]) for n in counts]
-    ahead = _means(mine, drawn, counts, rng) - _means(other, drawn, counts, rng)
+    by_run = _means(mine, drawn, counts) - _means(other, drawn, counts)
+    chosen = rng.integers(len(by_run), size=by_run.shape)
+    chosen[:, 0] = np.arange(len(by_run))
+    ahead = np.take_along_axis(by_run, chosen, axis=0).mean(0)
     low, high = np.quantile(ahead[1:], [(1 - share) / 2, (1 + share) / 2])
     return Difference(float(ahead[0]), float(low), float(high))
 
@@ -87,16 +95,12 @@ def _means(
     runs: Sequence[Sequence[Totals]],
     drawn: Sequence[Float[np.ndarray, "draws _"]],
     counts: Sequence[Float[np.ndarray, "_"]],
-    rng: np.random.Generator,
-) -> Float[np.ndarray, "draws"]:
-    """An arm's score by each draw of pictures, averaged over a draw of its runs."""
-    by_run = np.mean(
+) -> Float[np.ndarray, "runs draws"]:
+    """An arm's score in each run by each draw of pictures, averaged over data sets."""
+    return np.mean(
         [
             [times @ np.array([total for total, _ in totals]) / (times @ n) for totals in of_set]
             for times, n, of_set in zip(drawn, counts, zip(*runs, strict=True), strict=True)
         ],
         axis=0,
     )
-    chosen = rng.integers(len(runs), size=by_run.T.shape)
-    chosen[0] = np.arange(len(runs))
-    return np.take_along_axis(by_run.T, chosen, axis=1).mean(1)

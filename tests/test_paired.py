@@ -64,6 +64,37 @@ def test_runs_that_differ_widen_the_interval():
     assert wide.mean == pytest.approx(narrow.mean)
 
 
+def test_what_a_seed_does_to_both_arms_does_not_widen_the_interval():
+    """A quantized model is its seed's model: seeds differ far more than the two do."""
+    rng = np.random.default_rng(4)
+    pictured = pictures(rng, 50)
+    models = [[image + shift for image in pictured] for shift in (-0.2, 0.0, 0.2)]
+    lost = (0.001, 0.002, 0.0)
+    quantized = [[image - less for image in model] for model, less in zip(models, lost, strict=True)]
+    found = paired_difference(*([[totals(one)] for one in arm] for arm in (quantized, models)))
+    assert found.mean == pytest.approx(-0.001)
+    assert (found.low, found.high) == (pytest.approx(-0.002, abs=1e-4), pytest.approx(0, abs=1e-4))
+
+
+def test_runs_of_other_seeds_are_refused():
+    run = [[(1.0, 2)]]
+    with pytest.raises(ValueError, match="2 and 3 runs"):
+        paired_difference([run] * 2, [run] * 3)
+
+
+def test_the_interval_covers_the_truth_over_seeds_too():
+    """Ten seeds move both arms, and each arm by itself."""
+    rng = np.random.default_rng(5)
+    other = pictures(rng, 40)
+    held = 0
+    for trial in range(200):
+        both, own = rng.normal(0, 0.1, 10), rng.normal(0, 0.02, (2, 10))
+        mine, theirs = ([[totals([image + s for image in other])] for s in both + each] for each in own)
+        found = paired_difference(mine, theirs, draws=300, seed=trial)
+        held += found.low <= 0 <= found.high
+    assert 0.85 <= held / 200 <= 0.98
+
+
 def test_what_the_interval_says_of_a_claim():
     ahead, level, behind = Difference(0.02, 0.01, 0.03), Difference(0.0, -0.01, 0.01), Difference(-0.02, -0.03, -0.01)
     assert [one.says() for one in (ahead, level, behind)] == ["shown", "not shown", "opposite"]

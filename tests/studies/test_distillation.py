@@ -51,7 +51,7 @@ def test_the_table_gives_mean_and_spread_beside_the_papers_value_and_who_beats_w
     text = table(results, rows, Scores({"box": 0.8}))
     assert "| the teacher | 80.0 | |" in text
     assert "| all three | 60.0 ± 14.1 | tables 3 and 4: 41.9 |" in text
-    assert "- box: all three beats no teacher by +45.0 (+30.0 to +60.0)." in text
+    assert "- box: all three beats no teacher by +45.0 (+40.0 to +50.0)." in text
     assert "no teacher beats" not in text
 
 
