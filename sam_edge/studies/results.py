@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from sam_edge.bench.provenance import RANDOM, made_of, model_sha256
 from sam_edge.errors import DataError, SamEdgeError
 from sam_edge.files import atomic_file
@@ -180,16 +182,32 @@ def bars(results: Results) -> str:
     return table(("", "ratio", "at most", "held"), rows)
 
 
+GENERAL = ("coco", "coco128")
+"""Data sets of photos of anything, whose masks are also counted together."""
+
+
 def accuracy(results: Results) -> str:
-    """nano on each data set, by each protocol of its card."""
-    rows = []
+    """nano on each data set, by each protocol of its card, and on general photos together."""
     found = results.get("accuracy") or {"measured": []}
     now = results.current("accuracy", found.get("model", "nano"))
+    names, counts, scores = [], [], []
     for one in found["measured"]:
-        scores = [one["box"]["miou"], one["box"]["miou_ellipse"], one["point"]["miou"]]
-        scores += [one["point_multimask"]["miou"], one["point_multimask"]["miou_best_of_three"], *one["clicks"][1:]]
-        counts = f"{one['box']['images']} / {one['box']['masks']}"
-        rows.append((Path(one["data"]).name, counts, *(_number(score if now else None, ".3f") for score in scores)))
+        names.append(Path(one["data"]).name)
+        counts.append([one["box"]["images"], one["box"]["masks"]])
+        by_box = [one["box"]["miou"], one["box"]["miou_ellipse"]]
+        by_point = [one["point"]["miou"], *(one["point_multimask"][part] for part in ("miou", "miou_best_of_three"))]
+        scores.append([*by_box, *by_point, *one["clicks"][1:]])
+    if set(GENERAL) <= set(names):
+        general = [names.index(name) for name in GENERAL]
+        of_each = [scores[index] for index in general]
+        masks = [counts[index][1] for index in general]
+        names.append(" and ".join(GENERAL))
+        counts.append(np.sum([counts[index] for index in general], 0).tolist())
+        scores.append(np.average(of_each, 0, weights=masks).tolist())
+    rows = [
+        (name, f"{pictures} / {masks}", *(_number(score if now else None, ".3f") for score in of_one))
+        for name, (pictures, masks), of_one in zip(names, counts, scores, strict=True)
+    ]
     clicks = max((len(one["clicks"]) for one in found["measured"]), default=1)
     head = ["val split of", "pictures / masks", "box", "ellipse in the box", "1 point", "most confident of three"]
     head += ["best of three", *(f"{count} points" for count in range(2, clicks + 1))]

@@ -184,16 +184,21 @@ def test_accuracy_is_shown_by_data_set_of_the_nano_that_is_here() -> None:
 
     one = {"data": "../data/coco128", "box": scores(0.7), "point": scores(0.3), "point_multimask": scores(0.4)}
 
-    def shown(sha256: str | None) -> str:
+    def shown(sha256: str | None, *more: dict[str, object]) -> str:
         class Made(Results):
             def get(self, name):
                 told = {"models": {"nano": sha256}, "hardware": {}, "command": "", "date": "", "commit": None}
-                return {"provenance": told, "model": "nano", "measured": [{**one, "clicks": [0.3, 0.45]}]}
+                return {"provenance": told, "model": "nano", "measured": [{**one, "clicks": [0.3, 0.45]}, *more]}
 
         return results.accuracy(Made())
 
-    assert "| coco128 | 3 / 7 | 0.700 | 0.600 | 0.300 | 0.400 | 0.500 | 0.450 |" in shown(model_sha256("nano"))
+    here = model_sha256("nano")
+    assert "| coco128 | 3 / 7 | 0.700 | 0.600 | 0.300 | 0.400 | 0.500 | 0.450 |" in shown(here)
     assert "| coco128 | 3 / 7 |  |  |  |  |  |  |" in shown("0" * 64)
+    assert "coco and" not in shown(here)
+    # three times as many masks count three times
+    other = {**one, "data": "../data/coco", "box": {**scores(0.5), "images": 5, "masks": 21}, "clicks": [0.3, 0.25]}
+    assert "| coco and coco128 | 8 / 28 | 0.550 | 0.600 | 0.300 | 0.400 | 0.500 | 0.300 |" in shown(here, other)
 
 
 def compared(mine: str, other: str, measure: str, mean: float, low: float, high: float) -> dict[str, object]:
