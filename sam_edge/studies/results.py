@@ -190,23 +190,17 @@ def accuracy(results: Results) -> str:
     """nano on each data set, by each protocol of its card, and on general photos together."""
     found = results.get("accuracy") or {"measured": []}
     now = results.current("accuracy", found.get("model", "nano"))
-    names, counts, scores = [], [], []
+    sets = {}
     for one in found["measured"]:
-        names.append(Path(one["data"]).name)
-        counts.append([one["box"]["images"], one["box"]["masks"]])
-        by_box = [one["box"]["miou"], one["box"]["miou_ellipse"]]
-        by_point = [one["point"]["miou"], *(one["point_multimask"][part] for part in ("miou", "miou_best_of_three"))]
-        scores.append([*by_box, *by_point, *one["clicks"][1:]])
-    if set(GENERAL) <= set(names):
-        general = [names.index(name) for name in GENERAL]
-        of_each = [scores[index] for index in general]
-        masks = [counts[index][1] for index in general]
-        names.append(" and ".join(GENERAL))
-        counts.append(np.sum([counts[index] for index in general], 0).tolist())
-        scores.append(np.average(of_each, 0, weights=masks).tolist())
+        scores = [one["box"]["miou"], one["box"]["miou_ellipse"], one["point"]["miou"]]
+        scores += [one["point_multimask"]["miou"], one["point_multimask"]["miou_best_of_three"], *one["clicks"][1:]]
+        sets[Path(one["data"]).name] = (one["box"]["images"], one["box"]["masks"], scores)
+    if sets.keys() >= set(GENERAL):
+        images, masks, of_each = zip(*(sets[name] for name in GENERAL), strict=True)
+        sets[" and ".join(GENERAL)] = (sum(images), sum(masks), np.average(of_each, 0, weights=masks).tolist())
     rows = [
-        (name, f"{pictures} / {masks}", *(_number(score if now else None, ".3f") for score in of_one))
-        for name, (pictures, masks), of_one in zip(names, counts, scores, strict=True)
+        (name, f"{images} / {masks}", *(_number(score if now else None, ".3f") for score in scores))
+        for name, (images, masks, scores) in sets.items()
     ]
     clicks = max((len(one["clicks"]) for one in found["measured"]), default=1)
     head = ["val split of", "pictures / masks", "box", "ellipse in the box", "1 point", "most confident of three"]
